@@ -1,0 +1,59 @@
+# make demo    sets up and explains a photograph, with Captum beside it
+# make test    sets up and runs the tests
+# make check   format, lint, types
+# make bench   writes benchmarks/results/*.jsonl
+# make setup   .venv with everything the tests need, igfast installed in it in editable form
+#
+# PYTHON names the interpreter to make .venv with, TORCH the torch to install (TORCH="torch==2.12.0"). pip's own
+# environment variables (PIP_INDEX_URL and friends) are honoured, for instance to take torch's CPU wheels.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+
+BIN := .venv/bin
+STAMP := .venv/.stamps
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+SOURCES := $(wildcard csrc/* csrc/*/*)
+FORMATTED := $(filter %.cpp %.h %.cu,$(SOURCES))
+
+.PHONY: setup test demo check format bench clean
+
+setup: $(STAMP)/igfast
+
+$(STAMP)/torch:
+	$(PYTHON) -m venv .venv
+	mkdir -p $(STAMP)
+	$(PIP) "$(TORCH)"
+	touch $@
+
+$(STAMP)/packages: pyproject.toml $(STAMP)/torch
+	$(PIP) "setuptools>=77" ninja pybind11 wheel
+	touch $@
+
+$(STAMP)/igfast: setup.py $(SOURCES) $(STAMP)/packages
+	$(PIP) --no-build-isolation -e ".[demo,dev]"
+	touch $@
+
+test: setup
+	IGFAST_REQUIRE_KERNELS=1 $(BIN)/python -m pytest
+
+demo: setup
+	$(BIN)/python -m igfast demo
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(FORMATTED)
+
+bench: setup
+	IGFAST_REQUIRE_KERNELS=1 $(BIN)/python -m benchmarks.bench_ops
+	IGFAST_REQUIRE_KERNELS=1 $(BIN)/python -m benchmarks.bench_integrated_gradients
+
+clean:
+	rm -rf .venv build dist *.egg-info igfast/_C*.so

@@ -1,0 +1,208 @@
+// Vectors of IGFAST_VECTOR_BYTES in the compiler's own vector extension, so that one source serves every instruction
+// set and nothing is left to the auto-vectoriser (which gave up on the half conversions and halved the speed of the
+// sums). Included once per instruction set by for_each_isa.h, hence no include guard.
+//
+// Arithmetic is done in `Math<T>`: float for half, bfloat16 and float, double for double.
+
+#define IGFAST_INLINE inline __attribute__((always_inline))
+
+namespace igfast::IGFAST_ISA {
+
+struct Half {
+  uint16_t bits;
+};
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+template <typename T>
+struct MathType {
+  using type = float;
+};
+template <>
+struct MathType<double> {
+  using type = double;
+};
+template <typename T>
+using Math = typename MathType<T>::type;
+
+typedef float FloatVector __attribute__((vector_size(IGFAST_VECTOR_BYTES)));
+typedef double DoubleVector __attribute__((vector_size(IGFAST_VECTOR_BYTES)));
+typedef uint32_t UIntVector __attribute__((vector_size(IGFAST_VECTOR_BYTES)));
+typedef uint16_t UShortVector __attribute__((vector_size(IGFAST_VECTOR_BYTES / 2)));
+typedef float HalfFloatVector __attribute__((vector_size(IGFAST_VECTOR_BYTES / 2)));
+
+template <typename M>
+struct VectorType {
+  using type = FloatVector;
+};
+template <>
+struct VectorType<double> {
+  using type = DoubleVector;
+};
+template <typename T>
+using Vector = typename VectorType<Math<T>>::type;
+
+// Elements of T in one vector.
+template <typename T>
+constexpr int64_t kLanes = static_cast<int64_t>(IGFAST_VECTOR_BYTES / sizeof(Math<T>));
+
+template <typename To, typename From>
+IGFAST_INLINE To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast needs equal sizes");
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+// The conversions below are written once for a lane (U = uint32_t, F = float) and a vector of lanes; a vector's `?:`
+// chooses by lane. Integer arithmetic, because _Float16 would need g++ 13 for C++.
+
+// Normal numbers: shift into place and rebase the exponent (float bias 127 less half bias 15). Subnormal ones count
+// units of 2^-24, the last bit of 0.5f, so they are written there and 0.5 is taken off: no subnormal float ever meets
+// the multiplier, which would take a slow path on x86 (half gradients are often subnormal) and is flushed in some
+// modes.
+template <typename U, typename F>
+IGFAST_INLINE F half_to_float(U bits) {
+  const U units = bits & 0x7fffu;
+  const U normal = (units << 13) + 0x38000000u;
+  const U subnormal = bit_cast<U>(bit_cast<F>(units | 0x3f000000u) - 0.5f);
+  const U special = (units << 13) | 0x7f800000u;
+  const U finite = units < 0x0400u ? subnormal : normal;
+  return bit_cast<F>(((bits & 0x8000u) << 16) | (units >= 0x7c00u ? special : finite));
+}
+
+// Round to nearest, ties to even. Normal numbers are rounded by an integer addition at half's last bit; below 2^-14
+// adding 0.5 makes the float adder round at 2^-24, half's subnormal spacing. 65520 and up become infinity.
+template <typename U, typename F>
+IGFAST_INLINE U float_to_half(F value) {
+  const U bits = bit_cast<U>(value);
+  const U magnitude = bits & 0x7fffffffu;
+  const U normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  const U subnormal = bit_cast<U>(bit_cast<F>(magnitude) + 0.5f) - 0x3f000000u;
+  const U finite = magnitude < 0x38800000u ? subnormal : normal;
+  const U special = magnitude > 0x7f800000u ? (magnitude & 0u) + 0x7e00u : (magnitude & 0u) + 0x7c00u;
+  return ((bits >> 16) & 0x8000u) | (magnitude >= 0x477ff000u ? special : finite);
+}
+
+template <typename U, typename F>
+IGFAST_INLINE F bfloat16_to_float(U bits) {
+  return bit_cast<F>(bits << 16);
+}
+
+// Round to nearest, ties to even; every NaN becomes the quiet one.
+template <typename U, typename F>
+IGFAST_INLINE U float_to_bfloat16(F value) {
+  const U bits = bit_cast<U>(value);
+  const U rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return (bits & 0x7fffffffu) > 0x7f800000u ? (bits & 0u) + 0x7fc0u : rounded;
+}
+
+// ---------------------------------------------------------------------------------------------- one lane
+
+IGFAST_INLINE float load(float value) { return value; }
+IGFAST_INLINE double load(double value) { return value; }
+IGFAST_INLINE float load(Half value) { return half_to_float<uint32_t, float>(value.bits); }
+IGFAST_INLINE float load(BFloat16 value) { return bfloat16_to_float<uint32_t, float>(value.bits); }
+
+IGFAST_INLINE void store(float* to, float value) { *to = value; }
+IGFAST_INLINE void store(double* to, double value) { *to = value; }
+IGFAST_INLINE void store(Half* to, float value) {
+  to->bits = static_cast<uint16_t>(float_to_half<uint32_t, float>(value));
+}
+IGFAST_INLINE void store(BFloat16* to, float value) {
+  to->bits = static_cast<uint16_t>(float_to_bfloat16<uint32_t, float>(value));
+}
+
+// ---------------------------------------------------------------------------------------------- a vector of lanes
+
+IGFAST_INLINE FloatVector load_contiguous(const float* from) {
+  FloatVector v;
+  std::memcpy(&v, from, sizeof(v));
+  return v;
+}
+IGFAST_INLINE DoubleVector load_contiguous(const double* from) {
+  DoubleVector v;
+  std::memcpy(&v, from, sizeof(v));
+  return v;
+}
+IGFAST_INLINE UIntVector load_bits(const void* from) {
+  UShortVector v;
+  std::memcpy(&v, from, sizeof(v));
+  return __builtin_convertvector(v, UIntVector);
+}
+IGFAST_INLINE FloatVector load_contiguous(const BFloat16* from) {
+  return bfloat16_to_float<UIntVector, FloatVector>(load_bits(from));
+}
+
+IGFAST_INLINE void store_contiguous(float* to, FloatVector v) { std::memcpy(to, &v, sizeof(v)); }
+IGFAST_INLINE void store_contiguous(double* to, DoubleVector v) { std::memcpy(to, &v, sizeof(v)); }
+IGFAST_INLINE void store_bits(void* to, UIntVector bits) {
+  const auto v = __builtin_convertvector(bits, UShortVector);
+  std::memcpy(to, &v, sizeof(v));
+}
+IGFAST_INLINE void store_contiguous(BFloat16* to, FloatVector v) {
+  store_bits(to, float_to_bfloat16<UIntVector, FloatVector>(v));
+}
+
+// The machine's own half conversions where the instruction set has them (three times faster than the ones above).
+#if IGFAST_VECTOR_BYTES == 64
+IGFAST_INLINE FloatVector load_contiguous(const Half* from) {
+  return bit_cast<FloatVector>(
+      _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+}
+IGFAST_INLINE void store_contiguous(Half* to, FloatVector v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                      _mm512_maskz_cvtps_ph(0xffff, bit_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
+}
+#elif IGFAST_VECTOR_BYTES == 32
+IGFAST_INLINE FloatVector load_contiguous(const Half* from) {
+  return bit_cast<FloatVector>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+}
+IGFAST_INLINE void store_contiguous(Half* to, FloatVector v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(bit_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
+}
+#else
+IGFAST_INLINE FloatVector load_contiguous(const Half* from) {
+  return half_to_float<UIntVector, FloatVector>(load_bits(from));
+}
+IGFAST_INLINE void store_contiguous(Half* to, FloatVector v) {
+  store_bits(to, float_to_half<UIntVector, FloatVector>(v));
+}
+#endif
+
+// Lanes `stride` elements apart. Called with a literal stride wherever speed matters, so the branches fold away.
+template <typename T>
+IGFAST_INLINE Vector<T> load_vector(const T* from, int64_t stride) {
+  if (stride == 1) return load_contiguous(from);
+  if (stride == 0) return Vector<T>{} + load(*from);
+  Math<T> lanes[kLanes<T>];
+  for (int64_t lane = 0; lane < kLanes<T>; ++lane) lanes[lane] = load(from[lane * stride]);
+  return load_contiguous(lanes);
+}
+
+template <typename T>
+IGFAST_INLINE void store_vector(T* to, int64_t stride, Vector<T> v) {
+  if (stride == 1) return store_contiguous(to, v);
+  Math<T> lanes[kLanes<T>];
+  store_contiguous(lanes, v);
+  for (int64_t lane = 0; lane < kLanes<T>; ++lane) store(&to[lane * stride], lanes[lane]);
+}
+
+template <typename M, typename V>
+IGFAST_INLINE M sum_of_lanes(V v) {
+  M sum = 0;
+  for (size_t lane = 0; lane < sizeof(V) / sizeof(v[0]); ++lane) sum += v[lane];
+  return sum;
+}
+
+// The lanes of a vector as float64, added in pairs of halves where they are floats.
+IGFAST_INLINE DoubleVector widen_and_fold(DoubleVector v) { return v; }
+IGFAST_INLINE DoubleVector widen_and_fold(FloatVector v) {
+  HalfFloatVector halves[2];
+  std::memcpy(halves, &v, sizeof(v));
+  return __builtin_convertvector(halves[0], DoubleVector) + __builtin_convertvector(halves[1], DoubleVector);
+}
+
+}  // namespace igfast::IGFAST_ISA

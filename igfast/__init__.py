@@ -1,0 +1,25 @@
+"""igfast: Integrated Gradients with Captum's API in bounded memory, on fused C++ kernels.
+
+    from igfast import IntegratedGradients  # was: from captum.attr import IntegratedGradients
+
+Source: Sundararajan, Taly, Yan 2017, "Axiomatic Attribution for Deep Networks", arXiv:1703.01365.
+"""
+
+from importlib.metadata import version as _version
+
+from igfast.attr import IntegratedGradients as IntegratedGradients
+from igfast.errors import ArgumentError as ArgumentError
+from igfast.errors import ArgumentTypeError as ArgumentTypeError
+from igfast.errors import BaselineError as BaselineError
+from igfast.errors import IgfastError as IgfastError
+from igfast.errors import IgfastWarning as IgfastWarning
+from igfast.errors import InputError as InputError
+from igfast.errors import InputTypeError as InputTypeError
+from igfast.errors import KernelsError as KernelsError
+from igfast.errors import OutputError as OutputError
+from igfast.errors import OutputTypeError as OutputTypeError
+from igfast.errors import TargetError as TargetError
+from igfast.errors import TargetTypeError as TargetTypeError
+from igfast.quadrature import METHODS as METHODS
+
+__version__ = _version("igfast")

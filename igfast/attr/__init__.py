@@ -1,0 +1,3 @@
+"""The Captum-compatible face of igfast."""
+
+from igfast.attr.integrated_gradients import IntegratedGradients as IntegratedGradients

@@ -1,0 +1,181 @@
+"""Calls the user's forward function on a chunk of path points and takes the gradient of the target's value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from igfast.attr._inputs import Inputs, describe
+from igfast.attr._targets import Target
+from igfast.errors import ArgumentTypeError, InputError, InputTypeError, OutputError
+
+_IN_PLACE = "leaf Variable that requires grad"
+"""Part of what autograd says when a forward function works in place on its input, or on a view of it."""
+
+
+def parse_additional_args(additional_forward_args: Any, inputs: Inputs) -> tuple[Any, ...]:
+    """The additional arguments as a tuple.
+
+    Raises:
+        InputError: a tensor's first dimension is neither 1 nor the number of examples.
+    """
+    if additional_forward_args is None:
+        return ()
+    args = additional_forward_args if isinstance(additional_forward_args, tuple) else (additional_forward_args,)
+    for index, arg in enumerate(args):
+        if isinstance(arg, Tensor) and arg.dim() > 0 and not inputs.joint and arg.shape[0] not in (1, inputs.batch):
+            raise InputError(
+                f"additional_forward_args[{index}] is repeated along the path, so its first dimension must be the "
+                f"number of examples, {inputs.batch}, or 1; got {describe(arg)}. Close over a tensor that has no "
+                "examples: forward_func=lambda x: model(x, tensor)"
+            )
+    return args
+
+
+@dataclass(kw_only=True)
+class ForwardFunction:
+    """A forward function with its arguments and target bound: from path points to values and gradients.
+
+    One is made for each call of `attribute`, so what it learns on the way (`_clones`) is not shared between threads.
+
+    Attributes:
+        forward_func: takes the inputs and the additional arguments, returns (rows, ...).
+        inputs: the parsed inputs.
+        args: additional arguments; tensors are repeated per row, the rest is passed as is.
+        target: which number of the output is attributed.
+    """
+
+    forward_func: Callable[..., Any]
+    inputs: Inputs
+    args: tuple[Any, ...]
+    target: Target
+    _clones: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        if not callable(self.forward_func):
+            raise ArgumentTypeError(f"forward_func must be callable; got {describe(self.forward_func)}")
+
+    def gradient(self, points: tuple[Tensor, ...], example: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Gradients of the target with respect to the path points, and the target's values.
+
+        Args:
+            points: (rows, *features) each, detached.
+            example: (rows,) int64.
+
+        Returns:
+            The gradients, shaped as `points`, and the values, (rows,), without graph.
+
+        Raises:
+            OutputError: the output has no graph to the inputs, or is not one number per row.
+            InputError: the output does not depend on one of the inputs.
+        """
+        with torch.enable_grad():
+            leaves = tuple(point.detach().requires_grad_() for point in points)
+            values = self._values(leaves, example)
+            grads = torch.autograd.grad(values, leaves, torch.ones_like(values), allow_unused=True)
+        for index, grad in enumerate(grads):
+            if grad is None:
+                raise InputError(
+                    f"inputs[{index}] is not used by forward_func, so it has no attribution. Pass it in "
+                    "additional_forward_args instead"
+                )
+        return grads, values.detach()
+
+    def value(self, points: tuple[Tensor, ...], example: Tensor) -> Tensor:
+        """The target's values, (rows,), forward only."""
+        with torch.no_grad():
+            return self._select(self._call(points, example), example)
+
+    def _values(self, leaves: tuple[Tensor, ...], example: Tensor) -> Tensor:
+        """The target's values with their graph."""
+        output = self._call_with_graph(leaves, example)
+        values = self._select(output, example)
+        if not values.requires_grad:
+            raise OutputError(
+                f"forward_func returned {describe(output)} without a graph to its inputs, so there is no gradient. "
+                "Look for .detach(), torch.no_grad(), torch.inference_mode() or integer outputs in it"
+            )
+        if values.is_complex():
+            raise OutputError(f"forward_func must return real numbers to have a gradient; got {describe(output)}")
+        return values
+
+    def _call_with_graph(self, leaves: tuple[Tensor, ...], example: Tensor) -> Any:
+        """Calls the forward function, also where it works in place on its input."""
+        if not self._clones:
+            try:
+                return self._call(leaves, example)
+            except RuntimeError as error:
+                if _IN_PLACE not in str(error):
+                    raise
+                self._clones = True
+        # Autograd refuses in-place work on a leaf; a copy of it is no leaf, and this chunk's buffer stays as it is.
+        return self._call(tuple(leaf.clone() for leaf in leaves), example)
+
+    def _call(self, points: tuple[Tensor, ...], example: Tensor) -> Any:
+        args = tuple(self._repeat(arg, example) for arg in self.args)
+        try:
+            return self.forward_func(*self.inputs.join(points), *args)
+        except (RuntimeError, TypeError, IndexError) as error:
+            explained = self._explain(error)
+            if explained is None:
+                raise
+            raise explained from error
+
+    def _select(self, output: Any, example: Tensor) -> Tensor:
+        return self.target.select(output, example, self.inputs.joint)
+
+    def _repeat(self, arg: Any, example: Tensor) -> Any:
+        """A tensor argument with one entry per row (a copy, so a forward function may work in place on it)."""
+        if not isinstance(arg, Tensor) or arg.dim() == 0:
+            return arg
+        if self.inputs.joint:
+            return arg.repeat(example.shape[0], *[1] * (arg.dim() - 1))
+        index = example if arg.shape[0] == self.inputs.batch else torch.zeros_like(example)
+        return arg.index_select(0, index.to(arg.device))
+
+    def _explain(self, error: Exception) -> Exception | None:
+        """An error of ours for two failures of a model that have a known cause; None for its own errors."""
+        text = str(error)
+        if "Inference tensors cannot be saved for backward" in text:
+            return OutputError(
+                "the model's parameters were created under torch.inference_mode(), so no gradient can pass them. "
+                "Load the model outside of it, or clone its parameters outside of it"
+            )
+        if self.inputs.integer and _IN_PLACE not in text:
+            index = self.inputs.integer[0]
+            return InputTypeError(
+                f"forward_func failed on path points of inputs[{index}]: the input holds integers, but points between "
+                f"the baseline and it are {self.inputs.x[index].dtype}. Token ids have no path between them: attribute "
+                "the output of the embedding layer instead (LayerIntegratedGradients(forward_func, "
+                f"model.embedding)). The forward function said: {text.splitlines()[0] if text else type(error)}"
+            )
+        return None
+
+
+@dataclass(kw_only=True)
+class CustomGradient(ForwardFunction):
+    """A forward function whose gradient is taken by a function of Captum's kind.
+
+    Captum's layer and neuron attributions work by replacing `gradient_func` of an IntegratedGradients instance, and so
+    may its users.
+
+    Attributes:
+        gradient_func: called with forward_fn, inputs, target_ind and additional_forward_args; returns the gradients.
+    """
+
+    gradient_func: Callable[..., tuple[Tensor, ...]]
+
+    def gradient(self, points: tuple[Tensor, ...], example: Tensor) -> tuple[tuple[Tensor, ...], None]:  # type: ignore[override]
+        """As `ForwardFunction.gradient`, without values: `gradient_func` does not return them."""
+        leaves = tuple(point.detach().requires_grad_() for point in points)
+        grads = self.gradient_func(
+            forward_fn=self.forward_func,
+            inputs=self.inputs.join(leaves),
+            target_ind=self.target.for_captum(example),
+            additional_forward_args=tuple(self._repeat(arg, example) for arg in self.args) or None,
+        )
+        return tuple(grad.reshape(point.shape) for grad, point in zip(grads, points, strict=True)), None

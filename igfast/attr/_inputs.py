@@ -1,0 +1,172 @@
+"""What the caller passed, checked and brought to one form: floating tensors and baselines that fit them."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from igfast.errors import ArgumentError, ArgumentTypeError, BaselineError, InputError, InputTypeError, warn
+
+
+def describe(value: object) -> str:
+    """A value as errors show it: a tensor's shape, dtype and device (never its numbers), else the type."""
+    if isinstance(value, Tensor):
+        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)} on {value.device}"
+    if isinstance(value, (bool, int, float)):
+        return repr(value)
+    return f"a {type(value).__name__}"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The tensors to attribute, ready for the operators.
+
+    Attributes:
+        x: the inputs, (batch, *features) each, floating or complex, detached from any graph.
+        baselines: one for each input, of its dtype and on its device: 0-d, (1, *features) or (batch, *features).
+        is_tuple: whether the caller passed a tuple, and gets one back.
+        integer: positions of inputs that came as integers; their path points are floating.
+        batch: number of examples. 1 for `joint` inputs.
+        joint: the inputs have different first dimensions, so there is no telling which of their rows belong together.
+            All of them are then one example: `x` has a leading 1 that `join` takes off the path points.
+    """
+
+    x: tuple[Tensor, ...]
+    baselines: tuple[Tensor, ...]
+    is_tuple: bool
+    integer: tuple[int, ...]
+    batch: int
+    joint: bool
+
+    @property
+    def device(self) -> torch.device:
+        """The device of all inputs."""
+        return self.x[0].device
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one path point, all inputs together."""
+        return sum(x.element_size() * (x.numel() // max(x.shape[0], 1)) for x in self.x)
+
+    def join(self, points: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Path points in the shape that the forward function takes."""
+        return tuple(point.flatten(0, 1) for point in points) if self.joint else points
+
+    def format(self, tensors: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+        """Per-input results in the shape of the inputs as the caller passed them."""
+        if self.joint:
+            tensors = tuple(tensor.squeeze(0) for tensor in tensors)
+        return tensors if self.is_tuple else tensors[0]
+
+
+def _check_input(index: int, x: object, device: torch.device | None) -> None:
+    name = f"inputs[{index}]"
+    if not isinstance(x, Tensor):
+        raise InputTypeError(f"inputs must be a tensor or a tuple of tensors; {name} is {describe(x)}")
+    if x.layout is not torch.strided or x.is_nested:
+        raise InputError(f"{name} must be a dense tensor; got layout {x.layout}. Use {name}.to_dense()")
+    if x.dim() == 0:
+        raise InputError(f"{name} must have the examples as its first dimension; got {describe(x)}. Use .unsqueeze(0)")
+    if x.dtype is torch.bool:
+        raise InputTypeError(f"{name} is {describe(x)}: there is no path between truth values. Use {name}.float()")
+    if device is not None and x.device != device:
+        raise InputError(f"inputs must be on one device; inputs[0] is on {device}, {name} is on {x.device}")
+
+
+def _floating(x: Tensor) -> Tensor:
+    """The tensor as its path points are: integers become the default dtype, as they do in Captum's arithmetic."""
+    x = x.detach()
+    return x if x.is_floating_point() or x.is_complex() else x.to(torch.get_default_dtype())
+
+
+def _baseline_for(index: int, baseline: object, x: Tensor) -> Tensor:
+    name = f"baselines[{index}]"
+    if isinstance(baseline, (int, float)):
+        return torch.full((), baseline, dtype=x.dtype, device=x.device)
+    if not isinstance(baseline, Tensor):
+        raise ArgumentTypeError(f"{name} must be a tensor or a number; got {describe(baseline)}")
+    allowed = f"{tuple(x.shape)} or {(1, *x.shape[1:])}, or a number"
+    if baseline.dim() != x.dim() or baseline.shape[1:] != x.shape[1:] or baseline.shape[0] not in (1, x.shape[0]):
+        raise BaselineError(f"{name} must have the shape of inputs[{index}], {allowed}; got {describe(baseline)}")
+    if baseline.is_complex() and not x.is_complex():
+        raise BaselineError(f"{name} is complex, but inputs[{index}] is {describe(x)}")
+    if baseline.device != x.device:
+        raise BaselineError(f"{name} is on {baseline.device}, but inputs[{index}] is on {x.device}")
+    return baseline.detach().to(x.dtype)
+
+
+def parse_inputs(inputs: Any, baselines: Any) -> Inputs:
+    """Checks `inputs` and `baselines` and brings them to the form of `Inputs`; nothing of the caller's is changed.
+
+    Raises:
+        InputTypeError: not tensors, or bool.
+        InputError: 0-d, sparse or nested, on several devices, or an empty tuple.
+        BaselineError: a shape, a device or the number of baselines does not fit.
+        ArgumentTypeError: a baseline that is neither a tensor nor a number.
+    """
+    is_tuple = isinstance(inputs, tuple)
+    given = inputs if is_tuple else (inputs,)
+    if not given:
+        raise InputTypeError("inputs must be a tensor or a tuple of at least one tensor; got an empty tuple")
+    for index, x in enumerate(given):
+        _check_input(index, x, given[0].device if index else None)
+    if baselines is None:
+        baselines = (0,) * len(given)
+    elif not isinstance(baselines, tuple):
+        baselines = (baselines,)
+    if len(baselines) != len(given):
+        raise BaselineError(
+            f"baselines must be one for each input, in a tuple of length {len(given)}; got {len(baselines)}"
+        )
+    xs = tuple(_floating(x) for x in given)
+    parsed = tuple(_baseline_for(index, b, x) for index, (b, x) in enumerate(zip(baselines, xs, strict=True)))
+    joint = len({x.shape[0] for x in xs}) > 1
+    if joint:
+        parsed = tuple(b if b.dim() == 0 else b.expand_as(x).unsqueeze(0) for b, x in zip(parsed, xs, strict=True))
+        xs = tuple(x.unsqueeze(0) for x in xs)
+    integer = tuple(i for i, x in enumerate(given) if not (x.is_floating_point() or x.is_complex()))
+    return Inputs(xs, parsed, is_tuple, integer, xs[0].shape[0], joint)
+
+
+def parse_internal_batch_size(internal_batch_size: object) -> int | None:
+    """The number of rows that the caller allows in one chunk, or None.
+
+    Raises:
+        ArgumentTypeError: not a whole number.
+        ArgumentError: below 1.
+    """
+    if internal_batch_size is None:
+        return None
+    if isinstance(internal_batch_size, float) and internal_batch_size >= 1:
+        return int(internal_batch_size)  # Captum takes 2.5 and uses 2
+    try:
+        size = operator.index(internal_batch_size)  # type: ignore[arg-type]
+    except TypeError:
+        got = describe(internal_batch_size)
+        raise ArgumentTypeError(f"internal_batch_size must be a positive integer or None; got {got}") from None
+    if size < 1:
+        raise ArgumentError(f"internal_batch_size must be at least 1; got {size}")
+    return size
+
+
+def warn_if_not_finite(inputs: Inputs) -> bool:
+    """Warns once, by name, if an input or a baseline holds a NaN or an infinity; returns whether one does."""
+    for name, tensors in (("inputs", inputs.x), ("baselines", inputs.baselines)):
+        for index, tensor in enumerate(tensors):
+            if tensor.is_meta or tensor.numel() == 0 or _all_finite(tensor):
+                continue
+            warn(f"{name}[{index}] holds NaN or infinite values; attributions that depend on them will be too")
+            return True
+    return False
+
+
+def _all_finite(tensor: Tensor) -> bool:
+    if tensor.is_complex():
+        return bool(torch.isfinite(tensor).all())
+    # One pass and no temporary the size of the tensor; a NaN anywhere makes both of them NaN.
+    lowest, highest = torch.aminmax(tensor)
+    return bool(torch.isfinite(lowest) & torch.isfinite(highest))

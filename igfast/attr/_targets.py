@@ -1,0 +1,165 @@
+"""Which number of the output is attributed: `target`, checked once and then selected chunk by chunk.
+
+The rules are Captum's: an int or a tuple picks the same place for every example, a one-dimensional tensor or a list
+of ints picks a column for each, a list of tuples a place for each.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from igfast.attr._inputs import describe
+from igfast.errors import OutputError, OutputTypeError, TargetError, TargetTypeError
+
+Place = tuple[int | slice, ...]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A parsed target.
+
+    Attributes:
+        place: index behind the batch dimension that every row shares; () where the output is one number already.
+        places: instead, one for each example, (batch, indices) int64 on the CPU; None where `place` holds.
+    """
+
+    place: Place = ()
+    places: Tensor | None = None
+
+    def select(self, output: Any, example: Tensor, joint: bool = False) -> Tensor:
+        """The target's number of each row.
+
+        Args:
+            output: what the forward function returned for a chunk; must be a tensor, (rows, ...).
+            example: (rows,) int64, the example that each row belongs to.
+            joint: the inputs have different numbers of examples, so the number of rows cannot be checked.
+
+        Returns:
+            (rows,) of the output's dtype, with its graph.
+
+        Raises:
+            OutputTypeError: the output is not a tensor.
+            OutputError: it has not one entry per row.
+            TargetError: the target does not exist in it, or does not come down to one number.
+        """
+        _check_output(output, None if joint else example.shape[0])
+        if self.places is not None:
+            _check_places(self.places, output)
+            index = self.places.to(output.device)[example.to(output.device)]
+            rows = torch.arange(output.shape[0], device=output.device)
+            selected: Tensor = output[(rows, *index.unbind(dim=1))]
+        else:
+            _check_place("target", self.place, output)
+            selected = output[(slice(None), *self.place)] if self.place else output
+        if selected.numel() != selected.shape[0]:
+            raise TargetError(_not_one_number(self, output, selected))
+        return selected.reshape(-1)
+
+    def for_captum(self, example: Tensor) -> Place | list[Place] | None:
+        """The target of some rows as Captum's own functions take it."""
+        if self.places is None:
+            return self.place or None
+        return [tuple(place) for place in self.places[example.cpu()].tolist()]
+
+
+def _check_output(output: Any, n_rows: int | None) -> None:
+    if not isinstance(output, Tensor):
+        raise OutputTypeError(
+            f"forward_func must return a tensor; got {describe(output)}. Wrap it so that it picks one, for instance "
+            "forward_func=lambda *args: model(*args)[0] for a tuple, model(*args).logits for an output object"
+        )
+    if output.dim() == 0 or (n_rows is not None and output.shape[0] != n_rows):
+        rows = "" if n_rows is None else f" for {n_rows}"
+        raise OutputError(
+            f"forward_func must return one entry per example;{rows} it returned {describe(output)}. "
+            "Outputs summed or averaged over the batch cannot be attributed example by example"
+        )
+
+
+def _check_place(name: str, place: Place, output: Tensor) -> None:
+    if len(place) > output.dim() - 1:
+        raise TargetError(
+            f"{name} has {len(place)} indices, but forward_func returned {describe(output)}, which has "
+            f"{output.dim() - 1} dimensions after the examples"
+        )
+    for position, (index, size) in enumerate(zip(place, output.shape[1:], strict=False)):
+        if isinstance(index, int) and not -size <= index < size:
+            raise TargetError(
+                f"{name} is {index if len(place) == 1 else place}, out of range for dimension {position + 1} of the "
+                f"output, which has size {size}: {describe(output)}"
+            )
+
+
+def _check_places(places: Tensor, output: Tensor) -> None:
+    """Raises for the first example whose place is not in the output."""
+    sizes = torch.tensor(output.shape[1 : 1 + places.shape[1]])
+    outside = places.shape[1] > output.dim() - 1 or bool(((places < -sizes) | (places >= sizes)).any())
+    for e, place in enumerate(places.tolist() if outside else []):
+        _check_place(f"target[{e}]", tuple(place), output)
+
+
+def _not_one_number(target: Target, output: Tensor, selected: Tensor) -> str:
+    per_example = selected.numel() // max(selected.shape[0], 1)
+    missing = not target.place and target.places is None
+    what = "target is None" if missing else f"target leaves {per_example} numbers per example"
+    return (
+        f"{what}, but forward_func returned {describe(output)}: exactly one number per example can be attributed. "
+        f"Pass target=, an int or a tuple of {output.dim() - 1}"
+    )
+
+
+def _as_int(value: object, name: str) -> int:
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except (TypeError, RuntimeError):
+        raise TargetTypeError(f"{name} must be an integer; got {describe(value)}") from None
+
+
+def _as_place(value: Any, name: str) -> tuple[int, ...]:
+    if isinstance(value, tuple):
+        return tuple(_as_int(index, name) for index in value)
+    return (_as_int(value, name),)
+
+
+def _per_example(places: list[tuple[int, ...]], batch: int) -> Target:
+    if len(places) != batch:
+        raise TargetError(f"target must have one entry per example, {batch}; got {len(places)}")
+    if len({len(place) for place in places}) > 1:
+        raise TargetTypeError("target must be a list of ints or of tuples of one length; got several lengths")
+    return Target(places=torch.tensor(places, dtype=torch.int64).reshape(batch, -1))
+
+
+def parse_target(target: Any, batch: int | None) -> Target:
+    """Brings `target` to one form.
+
+    Args:
+        target: None, an int, a tuple of ints and slices, an integer tensor of one element or of one per example, or a
+            list of ints or tuples, one per example.
+        batch: number of examples; None where that is not known (joint inputs), which leaves only shared targets.
+
+    Raises:
+        TargetTypeError: another type.
+        TargetError: not one entry per example.
+    """
+    if target is None:
+        return Target()
+    if isinstance(target, tuple):
+        return Target(tuple(t if isinstance(t, slice) else _as_int(t, "target") for t in target))
+    if isinstance(target, Tensor):
+        if target.is_floating_point() or target.is_complex() or target.dtype is torch.bool:
+            raise TargetTypeError(f"target must be an integer tensor; got {describe(target)}")
+        if target.numel() == 1:
+            return Target((int(target.item()),))
+        if target.dim() != 1:
+            raise TargetError(f"target must have shape (batch,) or one element; got {describe(target)}")
+        target = target.tolist()
+    if not isinstance(target, list):
+        return Target((_as_int(target, "target"),))
+    if batch is None:
+        raise TargetError("target must be an int or a tuple where inputs have different numbers of examples")
+    return _per_example([_as_place(t, f"target[{e}]") for e, t in enumerate(target)], batch)

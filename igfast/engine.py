@@ -1,0 +1,204 @@
+"""The only loop: rows of the path through the model, chunk by chunk, their weighted gradients into one accumulator."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from igfast import ops
+from igfast.planner import ChunkPlan
+from igfast.quadrature import Rule
+
+
+class Evaluator(Protocol):
+    """What the engine asks of a model: gradients and values at path points."""
+
+    def gradient(self, points: tuple[Tensor, ...], example: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """Gradients, shaped as `points`, and values, (rows,), or None where they are not known."""
+
+    def value(self, points: tuple[Tensor, ...], example: Tensor) -> Tensor:
+        """Values, (rows,), forward only."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """A straight line from a baseline to an input, and the buffer that its points are written to.
+
+    Attributes:
+        x: (batch, *features), floating or complex.
+        baseline: of x's dtype: 0-d, (1, *features) or (batch, *features).
+    """
+
+    x: Tensor
+    baseline: Tensor
+    _buffer: list[Tensor] = field(default_factory=list, init=False)
+
+    def points(self, example: Tensor, alpha: Tensor) -> Tensor:
+        """The path points of some rows, (rows, *features), in a buffer that the next call overwrites."""
+        n_rows = example.shape[0]
+        if not self._buffer or self._buffer[0].shape[0] < n_rows:
+            self._buffer[:] = []  # free the smaller one first
+            self._buffer.append(
+                torch.empty(
+                    (n_rows, *self.x.shape[1:]),
+                    dtype=self.x.dtype,
+                    device=self.x.device,
+                    memory_format=self.memory_format,
+                )
+            )
+        return ops.interpolate(self.x, self.baseline, example, alpha, out=self._buffer[0][:n_rows])
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """The layout of x: a model that was given channels-last images gets channels-last path points."""
+        for dim, memory_format in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+            if self.x.dim() == dim and not self.x.is_contiguous() and self.x.is_contiguous(memory_format=memory_format):
+                return memory_format
+        return torch.contiguous_format
+
+    def zeros(self) -> Tensor:
+        """A new accumulator, (batch, *features), laid out as the path points are."""
+        acc = torch.empty_like(
+            self.x, dtype=ops.accumulator_dtype(self.x.dtype), memory_format=self.memory_format, requires_grad=False
+        )
+        return acc.zero_()
+
+
+@dataclass(frozen=True)
+class NotFinite:
+    """The first row whose gradient holds a NaN or an infinity, and how many there are."""
+
+    example: int
+    step: int
+    n_rows: int
+
+
+@dataclass(frozen=True)
+class Integral:
+    """What `integrate` returns.
+
+    Attributes:
+        sums: for each path, `sum_k w_k dF/dx` of each example, (batch, *features), at least float32.
+        at_input: F(x), (batch,), or None if it was not asked for.
+        at_baseline: F(baseline), (batch,), or None if it was not asked for.
+        not_finite: where gradients were not finite, or None.
+    """
+
+    sums: tuple[Tensor, ...]
+    at_input: Tensor | None
+    at_baseline: Tensor | None
+    not_finite: NotFinite | None
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """All rows of a rule, steps outermost: row r is example `r % batch` at step `r // batch`."""
+
+    nodes: list[float]
+    batch: int
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.nodes) * self.batch
+
+    def chunks(self, plan: ChunkPlan) -> Iterator[slice]:
+        start = 0
+        while start < len(self):
+            stop = start + plan.next_rows(len(self) - start)
+            yield slice(start, stop)
+            start = stop
+
+    def example(self) -> Tensor:
+        return torch.arange(self.batch, device=self.device).repeat(len(self.nodes))
+
+    def per_row(self, per_step: Sequence[float]) -> Tensor:
+        values = torch.tensor(per_step, dtype=torch.float64, device=self.device)
+        return values.repeat_interleave(self.batch)
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """F(baseline) and F(x) of each example, filled in from whatever rows have alpha 0 or 1."""
+
+    batch: int
+    values: dict[float, Tensor] = field(default_factory=dict)
+
+    def record(self, rows: _Rows, chunk: slice, values: Tensor) -> None:
+        for step in range(chunk.start // self.batch, -(-chunk.stop // self.batch)):
+            end = rows.nodes[step]
+            if end not in (0.0, 1.0):
+                continue
+            first = step * self.batch
+            here = slice(max(chunk.start, first), min(chunk.stop, first + self.batch))
+            stored = self.values.setdefault(end, values.new_zeros(self.batch))
+            stored[here.start - first : here.stop - first] = values[here.start - chunk.start : here.stop - chunk.start]
+
+
+def integrate(
+    paths: Sequence[Path],
+    rule: Rule,
+    evaluator: Evaluator,
+    plan: ChunkPlan,
+    *,
+    with_ends: bool,
+    on_rows: Callable[[float], object],
+) -> Integral:
+    """Integrates the gradient along straight lines.
+
+    Rows run through the steps, and through the examples within a step. Nothing the size of all rows is ever held but
+    three numbers for each.
+
+    Args:
+        paths: one for each input, all of one batch size and device.
+        rule: nodes and weights.
+        evaluator: the model.
+        plan: how many rows a chunk has.
+        with_ends: also find F at both ends; forward-only, and reused where the rule has those points.
+        on_rows: called after each chunk with the number of its rows.
+
+    Returns:
+        The weighted sums of gradients, not yet multiplied by x - baseline.
+
+    Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, eq. 3.
+    """
+    rows = _Rows(rule.nodes.tolist(), plan.batch, paths[0].x.device)
+    example, alpha, weight = rows.example(), rows.per_row(rows.nodes), rows.per_row(rule.weights.tolist())
+    finite = torch.ones(len(rows), dtype=torch.uint8, device=rows.device)
+    sums = tuple(path.zeros() for path in paths)
+    ends = _Ends(plan.batch)
+    for chunk in rows.chunks(plan):
+        began = time.perf_counter()
+        points = tuple(path.points(example[chunk], alpha[chunk]) for path in paths)
+        grads, values = evaluator.gradient(points, example[chunk])
+        for acc, grad in zip(sums, grads, strict=True):
+            ops.accumulate_(acc, grad, example[chunk], weight[chunk], finite[chunk])
+        if with_ends and values is not None:
+            ends.record(rows, chunk, values)
+        del grads, values
+        plan.record(chunk.stop - chunk.start, time.perf_counter() - began)
+        on_rows(chunk.stop - chunk.start)
+    if with_ends:
+        _evaluate_ends(paths, evaluator, plan, ends)
+    return Integral(sums, ends.values.get(1.0), ends.values.get(0.0), _first_not_finite(finite, plan.batch))
+
+
+def _evaluate_ends(paths: Sequence[Path], evaluator: Evaluator, plan: ChunkPlan, ends: _Ends) -> None:
+    """Forward passes for the ends that the rule did not visit."""
+    rows = _Rows([end for end in (1.0, 0.0) if end not in ends.values], plan.batch, paths[0].x.device)
+    example, alpha = rows.example(), rows.per_row(rows.nodes)
+    for chunk in rows.chunks(plan):
+        points = tuple(path.points(example[chunk], alpha[chunk]) for path in paths)
+        ends.record(rows, chunk, evaluator.value(points, example[chunk]))
+
+
+def _first_not_finite(finite: Tensor, batch: int) -> NotFinite | None:
+    if finite.is_meta or bool(finite.all()):
+        return None
+    bad = torch.nonzero(finite == 0).flatten()
+    step, example = divmod(int(bad[0]), batch)
+    return NotFinite(example, step, bad.numel())

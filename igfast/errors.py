@@ -1,0 +1,70 @@
+"""Every error and warning that igfast raises itself.
+
+Each error is an `IgfastError`, an ordinary Python error of its kind, and what Captum 0.9 raises in the same place, so
+that handlers written for Captum keep working. That is why several also derive from `AssertionError`.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+
+class IgfastError(Exception):
+    """Base of all errors that igfast raises on its own account; a model's own errors pass through unchanged."""
+
+    def __str__(self) -> str:
+        # KeyError, a base of OutputTypeError, would print the message in quotes.
+        return Exception.__str__(self)
+
+
+class ArgumentError(IgfastError, ValueError, AssertionError):
+    """An argument has a value that is not allowed."""
+
+
+class ArgumentTypeError(IgfastError, TypeError, AssertionError):
+    """An argument has a type that is not allowed."""
+
+
+class InputError(ArgumentError, RuntimeError):
+    """A tensor in `inputs` or `additional_forward_args` cannot be attributed or does not fit the others."""
+
+
+class InputTypeError(ArgumentTypeError, RuntimeError):
+    """`inputs` is not a tensor or a tuple of tensors of a type that has path points."""
+
+
+class BaselineError(ArgumentError, IndexError):
+    """A baseline has the wrong shape or the tuple of baselines the wrong length."""
+
+
+class TargetError(ArgumentError, IndexError, RuntimeError):
+    """`target` does not select one number per example from the output."""
+
+
+class TargetTypeError(ArgumentTypeError, RuntimeError):
+    """`target` is not an int, a tuple of ints, a tensor of ints or a list of either."""
+
+
+class OutputError(IgfastError, RuntimeError, AssertionError, IndexError):
+    """The output of `forward_func` has no gradient with respect to the inputs, or is not one number per example."""
+
+
+class OutputTypeError(OutputError, TypeError, AttributeError, KeyError):
+    """`forward_func` returned something other than a tensor."""
+
+
+class KernelsError(IgfastError, ImportError):
+    """The compiled operators are missing or were built for another version of torch."""
+
+
+class IgfastWarning(UserWarning):
+    """Something that changes the result or its cost and that the caller may not expect."""
+
+
+def warn(message: str) -> None:
+    """Issues one `IgfastWarning` that points at the first line outside igfast and Captum."""
+    depth, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in {"igfast", "captum"}:
+        depth, frame = depth + 1, frame.f_back
+    warnings.warn(message, IgfastWarning, stacklevel=depth)

@@ -1,0 +1,32 @@
+"""Shapes and dtypes of the compiled operators for torch.compile and fake tensors (no data is touched)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+@torch.library.register_fake("igfast::interpolate")
+def _interpolate(
+    x: Tensor,
+    baseline: Tensor,  # noqa: ARG001
+    example: Tensor,
+    alpha: Tensor,  # noqa: ARG001
+    memory_format: torch.memory_format,
+) -> Tensor:
+    return torch.empty((example.shape[0], *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=memory_format)
+
+
+@torch.library.register_fake("igfast::interpolate.out")
+def _interpolate_out(x: Tensor, baseline: Tensor, example: Tensor, alpha: Tensor, *, out: Tensor) -> None:
+    """Writes `out`; nothing to say about its shape."""
+
+
+@torch.library.register_fake("igfast::accumulate_")
+def _accumulate_(acc: Tensor, grads: Tensor, example: Tensor, weight: Tensor, finite: Tensor | None = None) -> None:
+    """Writes `acc` and `finite`; nothing to say about their shapes."""
+
+
+@torch.library.register_fake("igfast::scale_")
+def _scale_(acc: Tensor, x: Tensor, baseline: Tensor) -> Tensor:  # noqa: ARG001
+    return torch.empty(x.shape[:1], dtype=torch.float64, device=x.device)

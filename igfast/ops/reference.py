@@ -1,0 +1,58 @@
+"""Plain PyTorch of every operator: what the kernels are tested against, and what runs where there is no kernel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def _rows_of(tensor: Tensor, example: Tensor) -> Tensor:
+    """The rows of a 0-d, (1, *features) or (batch, *features) tensor, broadcastable to (rows, *features)."""
+    if tensor.dim() == 0 or tensor.shape[0] == 1:
+        return tensor
+    return tensor.index_select(0, example)
+
+
+def _per_row(values: Tensor, like: Tensor) -> Tensor:
+    """(rows,) float64 as (rows, 1, ..., 1), to multiply with (rows, *features)."""
+    return values.reshape(-1, *[1] * (like.dim() - 1))
+
+
+def interpolate(
+    x: Tensor,
+    baseline: Tensor,
+    example: Tensor,
+    alpha: Tensor,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    out: Tensor | None = None,
+) -> Tensor:
+    """As `igfast.ops.interpolate`."""
+    ends = _rows_of(x, example), _rows_of(baseline, example)
+    a = _per_row(alpha, x)
+    # Written from the nearer end, so that both ends are met exactly; where() keeps a NaN of one end out of the other.
+    math = torch.promote_types(x.dtype, torch.float32)
+    difference = ends[0].to(math) - ends[1].to(math)
+    rows = torch.where(
+        a < 0.5,
+        ends[1].to(math) + a.to(math) * difference,
+        ends[0].to(math) + (a - 1).to(math) * difference,
+    ).to(x.dtype)
+    rows = torch.where(a == 0, ends[1], torch.where(a == 1, ends[0], rows))
+    if out is None:
+        return rows.contiguous(memory_format=memory_format)
+    return out.copy_(rows)
+
+
+def accumulate_(acc: Tensor, grads: Tensor, example: Tensor, weight: Tensor, finite: Tensor | None = None) -> None:
+    """As `igfast.ops.accumulate_`."""
+    grads = grads.to(acc.dtype)
+    acc.index_add_(0, example, grads * _per_row(weight, grads).to(acc.dtype))
+    if finite is not None:
+        finite.logical_and_(torch.isfinite(grads).flatten(1).all(dim=1) if grads.dim() > 1 else torch.isfinite(grads))
+
+
+def scale_(acc: Tensor, x: Tensor, baseline: Tensor) -> Tensor:
+    """As `igfast.ops.scale_`."""
+    acc.mul_(x.to(acc.dtype) - baseline.to(acc.dtype))
+    wide = torch.complex128 if acc.is_complex() else torch.float64
+    return acc.reshape(acc.shape[0], -1).sum(dim=1, dtype=wide)

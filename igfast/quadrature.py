@@ -1,0 +1,109 @@
+"""Quadrature rules on [0, 1]: where along the path gradients are taken and how much each counts.
+
+Pure functions of numbers, in float64 throughout. Captum 0.9 casts its weights, and its Riemann nodes, to float32; the
+rules here are the same ones without that rounding.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from igfast.errors import ArgumentError, ArgumentTypeError
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A quadrature rule: the integral of f over [0, 1] is about `sum(weights * f(nodes))`.
+
+    Attributes:
+        nodes: (n_steps,) float64 in [0, 1], ascending: the alphas.
+        weights: (n_steps,) float64.
+    """
+
+    nodes: Array
+    weights: Array
+
+
+def _equal_weights(n: int) -> Array:
+    return np.full(n, 1.0 / n)
+
+
+def _halved_ends(weights: Array) -> Array:
+    weights[[0, -1]] /= 2
+    return weights
+
+
+def _gausslegendre(n: int) -> Rule:
+    nodes, weights = np.polynomial.legendre.leggauss(n)
+    return Rule(0.5 * (1.0 + nodes), 0.5 * weights)
+
+
+def _riemann_left(n: int) -> Rule:
+    return Rule(np.arange(n) / n, _equal_weights(n))
+
+
+def _riemann_right(n: int) -> Rule:
+    return Rule(np.arange(1, n + 1) / n, _equal_weights(n))
+
+
+def _riemann_middle(n: int) -> Rule:
+    return Rule((np.arange(n) + 0.5) / n, _equal_weights(n))
+
+
+def _riemann_trapezoid(n: int) -> Rule:
+    return Rule(np.linspace(0.0, 1.0, n), _halved_ends(_equal_weights(n)))
+
+
+def _trapezoid(n: int) -> Rule:
+    return Rule(np.linspace(0.0, 1.0, n), _halved_ends(np.full(n, 1.0 / (n - 1))))
+
+
+_RULES: dict[str, tuple[Callable[[int], Rule], int]] = {  # the rule and the fewest steps it has
+    "riemann_left": (_riemann_left, 1),
+    "riemann_right": (_riemann_right, 1),
+    "riemann_middle": (_riemann_middle, 1),
+    "riemann_trapezoid": (_riemann_trapezoid, 2),
+    "gausslegendre": (_gausslegendre, 1),
+    "trapezoid": (_trapezoid, 2),
+}
+
+METHODS = tuple(_RULES)
+
+
+def quadrature_rule(method: str, n_steps: int) -> Rule:
+    """The rule that `method` names, with `n_steps` nodes.
+
+    Args:
+        method: one of `METHODS`. `gausslegendre` is exact for polynomials of degree 2 n_steps - 1. The four Riemann
+            rules are Captum's. Captum's `riemann_trapezoid` places n_steps nodes from 0 to 1 but spaces its weights by
+            1 / n_steps, so they sum to (n_steps - 1) / n_steps and attributions come out that much too small (2 % at 50
+            steps); it is kept for those whose numbers depend on it. `trapezoid` is the correct rule, weights summing
+            to 1.
+        n_steps: number of nodes, at least 1, at least 2 for the two trapezoid rules.
+
+    Returns:
+        The rule, nodes ascending.
+
+    Raises:
+        ArgumentError: unknown method, or n_steps too small.
+        ArgumentTypeError: n_steps is not an integer.
+
+    Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, eq. 3 for the Riemann sum.
+    """
+    if not isinstance(method, str) or method not in _RULES:
+        raise ArgumentError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
+    try:
+        n = operator.index(n_steps)
+    except TypeError:
+        raise ArgumentTypeError(f"n_steps must be an integer; got {n_steps!r} ({type(n_steps).__name__})") from None
+    make, fewest = _RULES[method]
+    if n < fewest:
+        raise ArgumentError(f"n_steps must be at least {fewest} for method {method!r}; got {n}")
+    return make(n)
