@@ -25,6 +25,9 @@ class Evaluator(Protocol):
         """Values, (rows,), forward only."""
 
 
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by number of dimensions
+
+
 @dataclass(frozen=True)
 class Path:
     """A straight line from a baseline to an input, and the buffer that its points are written to.
@@ -38,26 +41,34 @@ class Path:
     baseline: Tensor
     _buffer: list[Tensor] = field(default_factory=list, init=False)
 
-    def points(self, example: Tensor, alpha: Tensor) -> Tensor:
-        """The path points of some rows, (rows, *features), in a buffer that the next call overwrites."""
+    def points(self, example: Tensor, alpha: Tensor, channels_last: bool) -> Tensor:
+        """The path points of some rows, (rows, *features), in a buffer that the next call overwrites.
+
+        They have the layout of x, so that a model that was given channels-last images gets channels-last points, or
+        are channels-last if so asked and that exists for x.
+        """
         n_rows = example.shape[0]
-        if not self._buffer or self._buffer[0].shape[0] < n_rows:
-            self._buffer[:] = []  # free the smaller one first
+        memory_format = _CHANNELS_LAST[self.x.dim()] if channels_last and self.has_channels else self.memory_format
+        fits = self._buffer and self._buffer[0].shape[0] >= n_rows
+        if not fits or not self._buffer[0].is_contiguous(memory_format=memory_format):
+            self._buffer.clear()  # freed before the next one is made
+            shape = (n_rows, *self.x.shape[1:])
             self._buffer.append(
-                torch.empty(
-                    (n_rows, *self.x.shape[1:]),
-                    dtype=self.x.dtype,
-                    device=self.x.device,
-                    memory_format=self.memory_format,
-                )
+                torch.empty(shape, dtype=self.x.dtype, device=self.x.device, memory_format=memory_format)
             )
         return ops.interpolate(self.x, self.baseline, example, alpha, out=self._buffer[0][:n_rows])
 
     @property
+    def has_channels(self) -> bool:
+        """Whether channels-last is a layout of x: an image or a volume."""
+        return self.x.dim() in _CHANNELS_LAST
+
+    @property
     def memory_format(self) -> torch.memory_format:
-        """The layout of x: a model that was given channels-last images gets channels-last path points."""
-        for dim, memory_format in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-            if self.x.dim() == dim and not self.x.is_contiguous() and self.x.is_contiguous(memory_format=memory_format):
+        """The layout of x."""
+        if self.has_channels and not self.x.is_contiguous():
+            memory_format = _CHANNELS_LAST[self.x.dim()]
+            if self.x.is_contiguous(memory_format=memory_format):
                 return memory_format
         return torch.contiguous_format
 
@@ -173,8 +184,7 @@ def integrate(
     ends = _Ends(plan.batch)
     for chunk in rows.chunks(plan):
         began = time.perf_counter()
-        points = tuple(path.points(example[chunk], alpha[chunk]) for path in paths)
-        grads, values = evaluator.gradient(points, example[chunk])
+        grads, values = _gradient(paths, evaluator, plan, example[chunk], alpha[chunk])
         for acc, grad in zip(sums, grads, strict=True):
             ops.accumulate_(acc, grad, example[chunk], weight[chunk], finite[chunk])
         if with_ends and values is not None:
@@ -187,12 +197,24 @@ def integrate(
     return Integral(sums, ends.values.get(1.0), ends.values.get(0.0), _first_not_finite(finite, plan.batch))
 
 
+def _gradient(
+    paths: Sequence[Path], evaluator: Evaluator, plan: ChunkPlan, example: Tensor, alpha: Tensor
+) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """Gradients and values of one chunk, in the caller's layout if the model does not take the plan's."""
+    try:
+        return evaluator.gradient(tuple(path.points(example, alpha, plan.channels_last) for path in paths), example)
+    except RuntimeError:
+        if not plan.reject_layout():
+            raise
+    return evaluator.gradient(tuple(path.points(example, alpha, False) for path in paths), example)
+
+
 def _evaluate_ends(paths: Sequence[Path], evaluator: Evaluator, plan: ChunkPlan, ends: _Ends) -> None:
     """Forward passes for the ends that the rule did not visit."""
     rows = _Rows([end for end in (1.0, 0.0) if end not in ends.values], plan.batch, paths[0].x.device)
     example, alpha = rows.example(), rows.per_row(rows.nodes)
     for chunk in rows.chunks(plan):
-        points = tuple(path.points(example[chunk], alpha[chunk]) for path in paths)
+        points = tuple(path.points(example[chunk], alpha[chunk], plan.channels_last) for path in paths)
         ends.record(rows, chunk, evaluator.value(points, example[chunk]))
 
 

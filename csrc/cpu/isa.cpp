@@ -1,3 +1,6 @@
+#include <cstdlib>
+#include <string_view>
+
 #include "../kernels.h"
 
 namespace igfast {
@@ -9,6 +12,11 @@ Isa cpu_isa() {
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("avx512cd");
+    // For tests and bug reports: a narrower instruction set than the machine has.
+    const char* wanted = std::getenv("IGFAST_CPU_ISA");
+    const std::string_view limit = wanted == nullptr ? "" : wanted;
+    if (limit == "baseline" || (limit == "avx2" && !avx2)) return Isa::kBaseline;
+    if (limit == "avx2") return Isa::kAvx2;
     return avx512 ? Isa::kAvx512 : avx2 ? Isa::kAvx2 : Isa::kBaseline;
   }();
   return isa;

@@ -169,10 +169,11 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
             nothing = parsed.x[0].new_zeros(0, dtype=torch.float64)
             return Integral(tuple(path.zeros() for path in paths), nothing, nothing, None)
         n_rows = parsed.batch * len(rule.nodes)
+        may_change_layout = any(path.has_channels and path.memory_format is torch.contiguous_format for path in paths)
         if rows_allowed is None:
-            plan = ChunkPlan.growing(parsed.batch, n_rows, parsed.row_bytes)
+            plan = ChunkPlan.growing(parsed.batch, n_rows, parsed.row_bytes, may_change_layout)
         else:
-            plan = ChunkPlan.fixed(parsed.batch, rows_allowed)
+            plan = ChunkPlan.fixed(parsed.batch, rows_allowed, may_change_layout)
         with tqdm(total=n_rows, desc="igfast", unit="row", disable=not self._show_progress) as bar:
             return integrate(paths, rule, evaluator, plan, with_ends=with_ends, on_rows=bar.update)
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from igfast.ops import reference
-from igfast.ops._load import kernels_loaded
+from igfast.ops._load import build_info as build_info
+from igfast.ops._load import kernels_loaded as kernels_loaded
 
 _KERNEL_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 _KERNEL_DIMS = 17  # kMaxDims in csrc/kernels.h feature dimensions and the batch

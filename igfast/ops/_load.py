@@ -62,3 +62,13 @@ def kernels_loaded() -> bool:
     importlib.import_module("igfast._C")
     importlib.import_module("igfast.ops._fake")
     return True
+
+
+def build_info() -> dict[str, object]:
+    """What the compiled operators were built with and run on; empty where there are none.
+
+    Keys: version, torch, compiler, isa (as chosen on this machine), cuda, cuda_architectures.
+    """
+    if not kernels_loaded():
+        return {}
+    return dict(importlib.import_module("igfast._C").build_info())

@@ -29,14 +29,10 @@ def interpolate(
     """As `igfast.ops.interpolate`."""
     ends = _rows_of(x, example), _rows_of(baseline, example)
     a = _per_row(alpha, x)
-    # Written from the nearer end, so that both ends are met exactly; where() keeps a NaN of one end out of the other.
-    math = torch.promote_types(x.dtype, torch.float32)
-    difference = ends[0].to(math) - ends[1].to(math)
-    rows = torch.where(
-        a < 0.5,
-        ends[1].to(math) + a.to(math) * difference,
-        ends[0].to(math) + (a - 1).to(math) * difference,
-    ).to(x.dtype)
+    # In float64 for float32, so that a point is the correctly rounded one.
+    math = torch.float64 if x.dtype is torch.float32 else torch.promote_types(x.dtype, torch.float32)
+    rows = (ends[1].to(math) + a.to(math) * (ends[0].to(math) - ends[1].to(math))).to(x.dtype)
+    # The ends themselves, without rounding, and without the other end's NaN.
     rows = torch.where(a == 0, ends[1], torch.where(a == 1, ends[0], rows))
     if out is None:
         return rows.contiguous(memory_format=memory_format)

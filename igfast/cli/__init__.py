@@ -1,0 +1,44 @@
+"""The command line: `python -m igfast demo`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import igfast
+from igfast.errors import KernelsError
+from igfast.ops import build_info
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m igfast", description="Integrated Gradients in bounded memory.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo = commands.add_parser("demo", help="explain a photograph with igfast and with Captum, side by side")
+    demo.add_argument("--out", type=Path, default=Path("igfast-demo"), help="folder for the picture and the record")
+    demo.add_argument("--n-steps", type=int, default=50, help="points along the path (default: 50)")
+    demo.add_argument(
+        "--large-side", type=int, help="side of the large image (default: where Captum's default no longer fits)"
+    )
+    commands.add_parser("info", help="print versions and how the kernels were built, for bug reports")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the process's exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        if options.command == "info":
+            versions = {"igfast": igfast.__version__, "torch": torch.__version__}
+            print(json.dumps({**versions, "kernels": build_info()}, indent=2))
+            return 0
+        from igfast.cli.demo import run_demo
+
+        run_demo(options.out, options.n_steps, options.large_side)
+    except (KernelsError, ModuleNotFoundError) as error:
+        print(f"igfast: {error}")
+        return 1
+    return 0
