@@ -1,0 +1,195 @@
+"""A call leaves everything as it found it."""
+
+import functools
+import threading
+import warnings
+from typing import Optional
+
+import pytest
+import torch
+from torch import nn
+
+import igfast
+from tests import models
+from tests.oracle import relative_difference
+
+
+def batch_norm_network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2)).double()
+
+
+def snapshot(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: m.forward, lambda m: functools.partial(m.forward)])
+def test_running_statistics_are_put_back(wrap):
+    network, x = batch_norm_network().train(), torch.randn(8, 3, dtype=torch.float64)
+    before = snapshot(network)
+    igfast.IntegratedGradients(wrap(network)).attribute(x, target=0)
+    assert network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_running_statistics_are_put_back_after_an_exception():
+    network = batch_norm_network().train()
+    before = snapshot(network)
+    with pytest.raises(igfast.TargetError):
+        igfast.IntegratedGradients(network).attribute(torch.randn(8, 3, dtype=torch.float64), target=7)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_training_mode_sees_whole_steps():
+    """Batch statistics are those of the caller's batch when a chunk is one step: Captum's numbers at that size."""
+    import captum.attr
+
+    network, x = batch_norm_network().train(), torch.randn(8, 3, dtype=torch.float64)
+    got = igfast.IntegratedGradients(network).attribute(x, target=0, internal_batch_size=8)
+    wanted = captum.attr.IntegratedGradients(network).attribute(x, target=0, internal_batch_size=8)
+    assert relative_difference(got, wanted) <= 1e-7
+
+
+def test_dropout_draws_anew_in_each_call():
+    network = nn.Sequential(nn.Linear(3, 64), nn.Dropout(0.5), nn.Linear(64, 2)).double().train()
+    x, explainer = torch.randn(2, 3, dtype=torch.float64), igfast.IntegratedGradients(network)
+    assert not torch.equal(explainer.attribute(x, target=0), explainer.attribute(x, target=0))
+
+
+def test_random_generator_is_not_touched_by_igfast():
+    network = models.mlp()
+    before = torch.get_rng_state()
+    igfast.IntegratedGradients(network).attribute(torch.ones(2, 3, dtype=torch.float64), target=0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_gradients_and_flags_of_tensors_are_not_touched():
+    network = models.mlp()
+    first = next(network.parameters())
+    first.grad = torch.full_like(first, 7.0)
+    list(network.parameters())[1].requires_grad_(False)
+    x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    baseline = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    result = igfast.IntegratedGradients(network).attribute(x, baseline, 0)
+    assert not result.requires_grad
+    assert result.grad_fn is None
+    assert x.grad is None
+    assert baseline.grad is None
+    assert x.requires_grad
+    assert torch.equal(first.grad, torch.full_like(first, 7.0))
+    assert [p.requires_grad for p in network.parameters()] == [True, False, True, True]
+    assert all(p.grad is None for p in list(network.parameters())[1:])
+
+
+class InPlace(nn.Module):
+    """Works in place on everything it is given."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.relu, self.linear = nn.ReLU(inplace=True), nn.Linear(3, 2).double()
+
+    def forward(self, x, scale: Optional[torch.Tensor] = None):  # noqa: UP045 (torch.jit reads it)
+        x[:, 0] *= 2
+        x = self.relu(x)
+        if scale is not None:
+            x = x * scale.mul_(3)
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("internal_batch_size", [None, 1, 3])
+@pytest.mark.parametrize("scripted", [False, True])
+def test_forward_that_works_in_place(internal_batch_size, scripted):
+    network = InPlace()
+    if scripted:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit is on its way out, but in use
+            forward = torch.jit.script(network)
+    else:
+        forward = network
+    x, baseline = torch.randn(2, 3, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
+    scale = torch.rand(2, 3, dtype=torch.float64)
+    kept = x.clone(), baseline.clone(), scale.clone()
+    got, delta = igfast.IntegratedGradients(forward).attribute(
+        x,
+        baseline,
+        1,
+        scale,
+        n_steps=9,
+        internal_batch_size=internal_batch_size,
+        return_convergence_delta=True,
+    )
+    wanted, wanted_delta = igfast.IntegratedGradients(lambda x, s: network(x.clone(), s.clone())).attribute(
+        x, baseline, 1, scale, n_steps=9, return_convergence_delta=True
+    )
+    assert relative_difference(got, wanted) <= 1e-12
+    torch.testing.assert_close(delta, wanted_delta)
+    assert torch.equal(x, kept[0])
+    assert torch.equal(baseline, kept[1])
+    assert torch.equal(scale, kept[2])
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_grad_modes_of_the_caller(mode):
+    network, x = models.mlp(), torch.randn(2, 3, dtype=torch.float64)
+    wanted = igfast.IntegratedGradients(network).attribute(x, target=0)
+    with mode():
+        state = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        got = igfast.IntegratedGradients(network).attribute(x, target=0)
+        assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == state
+    assert torch.equal(got, wanted)
+    assert not got.is_inference()
+
+
+def test_tensors_of_inference_mode():
+    network = models.TwoInputs()
+    with torch.inference_mode():
+        a, b = torch.randn(2, 3, dtype=torch.float64), torch.randn(2, 2, 4, dtype=torch.float64)
+        baseline, scale = torch.randn(2, 3, dtype=torch.float64), torch.rand(2, 1, dtype=torch.float64)
+    explainer = igfast.IntegratedGradients(network)
+    got = explainer.attribute((a, b), (baseline, 0), 0, scale)
+    wanted = explainer.attribute((a.clone(), b.clone()), (baseline.clone(), 0), 0, scale.clone())
+    assert relative_difference(got, wanted) == 0
+
+
+def test_forward_func_is_read_at_call_time():
+    explainer = igfast.IntegratedGradients(lambda x: x * 0)
+    network, x = models.mlp(), torch.randn(2, 3, dtype=torch.float64)
+    explainer.forward_func = network
+    assert torch.equal(explainer.attribute(x, target=0), igfast.IntegratedGradients(network).attribute(x, target=0))
+
+
+def test_threads_share_an_instance():
+    explainer = igfast.IntegratedGradients(models.convnet())
+    inputs = [torch.randn(2, 3, 8, 8, dtype=torch.float64) for _ in range(6)]
+    wanted = [explainer.attribute(x, target=i % 5, n_steps=9 + i) for i, x in enumerate(inputs)]
+    got = [None] * len(inputs)
+
+    def work(i):
+        got[i] = explainer.attribute(inputs[i], target=i % 5, n_steps=9 + i, internal_batch_size=1 + i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(inputs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(relative_difference(g, w) <= 1e-12 for g, w in zip(got, wanted, strict=True))
+
+
+def test_a_call_that_is_interrupted_leaves_the_model_alone():
+    network, calls = batch_norm_network().train(), []
+    before = snapshot(network)
+
+    def interrupt(module, args, output):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    hook = network.register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        igfast.IntegratedGradients(network).attribute(
+            torch.randn(2, 3, dtype=torch.float64), target=0, internal_batch_size=2
+        )
+    hook.remove()
+    assert torch.is_grad_enabled()
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

@@ -1,0 +1,85 @@
+"""Loading the compiled operators: the wrong build, no build, and every instruction set."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import igfast
+from igfast.ops import _load, build_info
+
+
+def test_build_info_says_what_was_built():
+    info = build_info()
+    assert info["version"] == igfast.__version__
+    assert info["torch"] == torch.__version__.split("+")[0]
+    assert set(info) == {"version", "torch", "compiler", "isa", "cuda", "cuda_architectures"}
+
+
+def test_build_for_another_torch_is_refused(tmp_path):
+    extension = tmp_path / "_C.so"
+    extension.write_bytes(b"\x7fELF...igfast-built-for-torch=1.2.3;...")
+    with pytest.raises(
+        igfast.KernelsError,
+        match=r"built for torch 1\.2\.3, but torch 2\.0\.0\+cpu is running. Rebuild them: pip install",
+    ):
+        _load.check_built_for(extension, "2.0.0+cpu")
+    _load.check_built_for(extension, "1.2.3+cu130")
+
+
+def test_the_mark_is_in_the_real_extension():
+    origin = importlib.util.find_spec("igfast._C").origin
+    assert _load.built_for_torch(Path(origin)) == torch.__version__.split("+")[0]
+
+
+def test_a_file_without_the_mark_is_refused(tmp_path):
+    extension = tmp_path / "_C.so"
+    extension.write_bytes(b"something else")
+    with pytest.raises(igfast.KernelsError, match="is not an igfast extension"):
+        _load.built_for_torch(extension)
+
+
+def run_without_kernels(**environment):
+    code = """
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name == "igfast._C" else find(name, *a)
+import torch, igfast
+net = torch.nn.Linear(3, 2)
+x = torch.randn(2, 3)
+print(igfast.IntegratedGradients(net).attribute(x, target=0).allclose(x * net.weight[0], atol=1e-6))
+"""
+    inherited = {k: v for k, v in os.environ.items() if k != "IGFAST_REQUIRE_KERNELS"}
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**inherited, **environment}, capture_output=True, text=True, check=False
+    )
+
+
+def test_without_kernels_plain_pytorch_is_used_and_said_once():
+    finished = run_without_kernels()
+    assert finished.stdout.strip() == "True"
+    assert finished.stderr.count("IgfastWarning: igfast's compiled operators are not built") == 1
+
+
+def test_without_kernels_but_required_is_an_error():
+    finished = run_without_kernels(IGFAST_REQUIRE_KERNELS="1")
+    assert finished.returncode != 0
+    assert "KernelsError: igfast's compiled operators are not built; rebuild" in finished.stderr
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_operators_on_narrower_instruction_sets(isa):
+    """The operator tests again, in a process that is held to fewer instructions than this machine has."""
+    files = [str(Path(__file__).with_name(f"test_{op}.py")) for op in ("interpolate", "accumulate", "scale")]
+    finished = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files, "-k", "not opcheck"],
+        env={**os.environ, "IGFAST_CPU_ISA": isa},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout[-3000:]

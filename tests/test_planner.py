@@ -1,0 +1,79 @@
+import pytest
+
+from igfast.planner import FIRST_CHUNK_BYTES, ChunkPlan
+
+MIB = 2**20
+
+
+def run(plan, n_rows, seconds_per_row, limit=1000):
+    """The chunks of a whole call on a machine where each row of a chunk costs `seconds_per_row(n, channels_last)`."""
+    chunks, left = [], n_rows
+    while left and len(chunks) < limit:
+        size = plan.next_rows(left)
+        chunks.append((size, plan.channels_last))
+        plan.record(size, size * seconds_per_row(size, plan.channels_last))
+        left -= size
+    assert left == 0
+    return chunks
+
+
+def test_small_inputs_go_in_one_chunk():
+    assert run(ChunkPlan.growing(1, 50, row_bytes=400), 50, lambda n, cl: 1.0) == [(50, False)]
+
+
+def test_first_chunk_is_about_a_mebibyte():
+    assert ChunkPlan.growing(1, 10**6, row_bytes=1000).next_rows(10**6) == FIRST_CHUNK_BYTES // 1000
+
+
+def test_grows_while_the_time_per_row_improves():
+    sizes = [n for n, _ in run(ChunkPlan.growing(1, 1200, MIB // 2), 1200, lambda n, cl: 1 / n)]
+    assert sizes[:6] == [2, 2, 2, 4, 4, 8]
+    assert max(sizes) == 8  # 4 MiB of input
+
+
+def test_stays_where_growing_does_not_pay():
+    sizes = [n for n, _ in run(ChunkPlan.growing(1, 1200, MIB // 2), 1200, lambda n, cl: 1.0 if n < 4 else 0.99)]
+    assert sizes[:6] == [2, 2, 2, 4, 4, 2]
+    assert set(sizes[6:-1]) == {2}
+
+
+def test_never_takes_a_tenth_of_all_rows_unless_they_are_small():
+    sizes = [n for n, _ in run(ChunkPlan.growing(1, 50, MIB // 2), 50, lambda n, cl: 1 / n)]
+    assert max(sizes) <= 50 / 10
+
+
+def test_one_large_row_at_a_time():
+    assert {n for n, _ in run(ChunkPlan.growing(1, 50, 8 * MIB), 50, lambda n, cl: 1 / n)} == {1}
+
+
+@pytest.mark.parametrize(("faster", "kept"), [(True, True), (False, False)])
+def test_tries_channels_last_once_and_keeps_it_if_faster(faster, kept):
+    chunks = run(ChunkPlan.fixed(1, 2, may_change_layout=True), 40, lambda n, cl: 0.8 if cl == faster else 1.0)
+    assert [cl for _, cl in chunks[:5]] == [False, False, False, True, True]
+    assert {cl for _, cl in chunks[5:]} == {kept}
+
+
+def test_layout_is_not_touched_where_it_is_no_choice():
+    assert {cl for _, cl in run(ChunkPlan.fixed(1, 2), 40, lambda n, cl: 1.0)} == {False}
+
+
+def test_a_refused_layout_is_not_tried_again():
+    plan = ChunkPlan.fixed(1, 2, may_change_layout=True)
+    assert not plan.reject_layout()  # nothing to reject yet: the failure is the model's own
+    for _ in range(3):
+        plan.record(2, 1.0)
+    assert plan.channels_last
+    assert plan.reject_layout()
+    assert {cl for _, cl in run(plan, 40, lambda n, cl: 1.0)} == {False}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 7, 11, 12, 100])
+@pytest.mark.parametrize("batch", [1, 3, 5])
+def test_chunks_hold_whole_steps_where_one_fits(batch, size):
+    sizes = [n for n, _ in run(ChunkPlan.fixed(batch, size), batch * 7, lambda n, cl: 1.0)]
+    assert sum(sizes) == batch * 7
+    assert max(sizes) <= size
+    if size >= batch:
+        assert all(n % batch == 0 for n in sizes)
+    else:
+        assert all(n == size for n in sizes[:-1])
