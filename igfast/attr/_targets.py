@@ -131,7 +131,7 @@ def _per_example(places: list[tuple[int, ...]], batch: int) -> Target:
         raise TargetError(f"target must have one entry per example, {batch}; got {len(places)}")
     if len({len(place) for place in places}) > 1:
         raise TargetTypeError("target must be a list of ints or of tuples of one length; got several lengths")
-    return Target(places=torch.tensor(places, dtype=torch.int64).reshape(batch, -1))
+    return Target(places=torch.tensor(places, dtype=torch.int64))
 
 
 def parse_target(target: Any, batch: int | None) -> Target:

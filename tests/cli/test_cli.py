@@ -1,0 +1,36 @@
+import json
+
+import pytest
+
+import igfast
+from igfast.cli import main
+
+
+def test_info(capsys):
+    assert main(["info"]) == 0
+    assert json.loads(capsys.readouterr().out)["igfast"] == igfast.__version__
+
+
+def test_no_command_is_explained(capsys):
+    with pytest.raises(SystemExit):
+        main([])
+    assert "demo" in capsys.readouterr().err
+
+
+def test_demo_writes_picture_and_record(tmp_path, capfd):
+    assert main(["demo", "--out", str(tmp_path / "new"), "--n-steps", "2", "--large-side", "256"]) == 0
+    out, err = capfd.readouterr()
+    record = json.loads((tmp_path / "new" / "record.json").read_text())
+    assert [(m["library"], m["side"]) for m in record["measurements"]] == [
+        ("igfast", 224),
+        ("captum", 224),
+        ("igfast", 256),
+        ("captum", 256),
+    ]
+    assert all(m["seconds"] > 0 and m["peak_bytes"] > 0 for m in record["measurements"])
+    assert (tmp_path / "new" / "attribution.png").read_bytes().startswith(b"\x89PNG")
+    assert "Egyptian cat" in out
+    assert "224x224" in out
+    assert "256x256" in out
+    assert out.strip().endswith("record.json.")
+    assert "row/s" in err
