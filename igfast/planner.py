@@ -12,23 +12,31 @@ _LARGEST_CHUNK_BYTES = 2**22
 """Input bytes that a growing chunk stays within: where one row is larger than that, a second would double the peak
 memory and save no time (one large image keeps all cores busy)."""
 
-_LARGEST_SHARE = 12
+_LARGEST_SHARE = 16
 """A chunk that grows stays below this fraction of all rows, so that the peak stays below a tenth of the peak of a call
-that takes all rows at once, model and caller's tensors included."""
+that takes all rows at once, with room for what the C library's allocator loses to fragmentation."""
 
-_WORTHWHILE = 0.97
-"""A change is kept if it takes at least 3 % off the time per row; less is within the noise of a busy machine."""
+_WORTHWHILE_LAYOUT = 0.97
+"""The caller's layout is left only for 3 % less time per row; a larger size, within its bounds, is kept for any gain."""
 
 _CHUNKS_PER_TRIAL = 2
 """Chunks that each candidate is timed over, the faster one counting: the first of a new shape also pays for the
 libraries' set-up, and single chunks of a busy machine are off by 10 % and more."""
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A size and a layout of chunks, as they are remembered from one call to the next."""
+
+    size: int
+    channels_last: bool
+
+
 @dataclass
 class ChunkPlan:
     """Chooses the size and the layout of chunks by timing the chunks that are computed anyway.
 
-    The size doubles while that improves the time per row; then, where channels-last is a choice, that is tried once.
+    Where channels-last is a choice, that is tried first; then the size grows while that improves the time per row.
 
     Attributes:
         batch: number of examples; a chunk of at least that many rows holds whole steps, so that models whose output
@@ -56,14 +64,26 @@ class ChunkPlan:
     @staticmethod
     def growing(batch: int, n_rows: int, row_bytes: int, may_change_layout: bool = False) -> ChunkPlan:
         """Chunks that start at about `FIRST_CHUNK_BYTES` of input and grow while that pays."""
-        first = max(1, min(n_rows, FIRST_CHUNK_BYTES // max(row_bytes, 1)))
+        first = min(n_rows, -(-FIRST_CHUNK_BYTES // max(row_bytes, 1)))
         largest = min(n_rows // _LARGEST_SHARE, _LARGEST_CHUNK_BYTES // max(row_bytes, 1))
         return ChunkPlan(batch, first, max(first, largest), may_change_layout)
 
+    @staticmethod
+    def settled(batch: int, choice: Choice) -> ChunkPlan:
+        """Chunks as an earlier call chose them."""
+        return ChunkPlan(batch, choice.size, choice.size, choice.channels_last, choice.channels_last, _settled=True)
+
+    @property
+    def choice(self) -> Choice | None:
+        """What was chosen in the end; None while that is open."""
+        return Choice(self.size, self.channels_last) if self._settled else None
+
     def next_rows(self, rows_left: int) -> int:
-        """Rows of the next chunk: whole steps where at least one fits."""
-        size = self.size - self.size % self.batch if self.size >= self.batch else self.size
-        return min(size, rows_left)
+        """Rows of the next chunk: whole steps where at least one fits, and no chunk much smaller than the others."""
+        unit = self.batch if self.size >= self.batch else 1
+        units_left, units = -(-rows_left // unit), self.size // unit
+        n_chunks = -(-units_left // units)
+        return min(unit * -(-units_left // n_chunks), rows_left) if self._settled else min(unit * units, rows_left)
 
     def record(self, n_rows: int, seconds: float) -> None:
         """Takes in how long a chunk of `n_rows` took and chooses the next size and layout."""
@@ -82,19 +102,26 @@ class ChunkPlan:
         """
         if not self.may_change_layout or not self.channels_last:
             return False
-        self.channels_last, self._settled = False, True
+        self.channels_last, self.may_change_layout, self._times = False, False, []
+        self._grow_or_settle(worthwhile=True)
         return True
 
     def _judge(self, tried: _Candidate) -> None:
-        better = self._best is None or tried.seconds_per_row < _WORTHWHILE * self._best.seconds_per_row
-        if self._best is None or better:
-            self._best = tried
-        if better and not tried.channels_last and self.size * 2 <= self.largest:
-            self.size *= 2
-            return
-        self.size = self._best.size
-        self.channels_last = self.may_change_layout and (self._best.channels_last or not tried.channels_last)
-        self._settled = tried.channels_last or not self.may_change_layout
+        is_first, previous = self._best is None, self._best or tried
+        needed = 1.0 if tried.channels_last == previous.channels_last else _WORTHWHILE_LAYOUT
+        better = is_first or tried.seconds_per_row < needed * previous.seconds_per_row
+        best = self._best = tried if better else previous
+        self.size, self.channels_last = best.size, best.channels_last
+        if is_first and self.may_change_layout:
+            self.channels_last = True
+        else:
+            self._grow_or_settle(worthwhile=better or tried.size == previous.size)
+
+    def _grow_or_settle(self, worthwhile: bool) -> None:
+        if worthwhile and self.size < self.largest:
+            self.size = min(2 * self.size, self.largest)
+        else:
+            self._settled = True
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def test_small_inputs_go_in_one_chunk():
 
 
 def test_first_chunk_is_about_a_mebibyte():
-    assert ChunkPlan.growing(1, 10**6, row_bytes=1000).next_rows(10**6) == FIRST_CHUNK_BYTES // 1000
+    assert ChunkPlan.growing(1, 10**6, row_bytes=1000).next_rows(10**6) == -(-FIRST_CHUNK_BYTES // 1000)
 
 
 def test_grows_while_the_time_per_row_improves():
@@ -32,14 +32,25 @@ def test_grows_while_the_time_per_row_improves():
 
 
 def test_stays_where_growing_does_not_pay():
-    sizes = [n for n, _ in run(ChunkPlan.growing(1, 1200, MIB // 2), 1200, lambda n, cl: 1.0 if n < 4 else 0.99)]
+    sizes = [n for n, _ in run(ChunkPlan.growing(1, 1200, MIB // 2), 1200, lambda n, cl: 1.0 if n < 4 else 1.01)]
     assert sizes[:6] == [2, 2, 2, 4, 4, 2]
     assert set(sizes[6:-1]) == {2}
 
 
-def test_never_takes_a_tenth_of_all_rows_unless_they_are_small():
+def test_grows_by_less_than_double_to_reach_the_largest():
     sizes = [n for n, _ in run(ChunkPlan.growing(1, 50, MIB // 2), 50, lambda n, cl: 1 / n)]
-    assert max(sizes) <= 50 / 10
+    assert sizes[:6] == [2, 2, 2, 3, 3, 3]
+    assert max(sizes) <= 50 / 16
+
+
+def test_tries_the_layout_before_the_size():
+    chunks = run(ChunkPlan.growing(1, 120, MIB // 2, True), 120, lambda n, cl: (0.9 if cl else 1.0) / n)
+    assert chunks[:8] == [(2, False)] * 3 + [(2, True)] * 2 + [(4, True)] * 2 + [(7, True)]
+
+
+def test_grows_in_the_callers_layout_if_the_other_is_slower():
+    chunks = run(ChunkPlan.growing(1, 120, MIB // 2, True), 120, lambda n, cl: (1.1 if cl else 1.0) / n)
+    assert chunks[:8] == [(2, False)] * 3 + [(2, True)] * 2 + [(4, False)] * 2 + [(7, False)]
 
 
 def test_one_large_row_at_a_time():

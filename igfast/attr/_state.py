@@ -1,14 +1,19 @@
-"""Leaves the user's model as it was found."""
+"""The user's model: left as it was found, and what is remembered of it."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterator
+import threading
+import weakref
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+
+from igfast.planner import Choice
 
 
 def module_of(forward_func: Callable[..., Any]) -> nn.Module | None:
@@ -17,6 +22,28 @@ def module_of(forward_func: Callable[..., Any]) -> nn.Module | None:
         forward_func = forward_func.func
     owner = forward_func if isinstance(forward_func, nn.Module) else getattr(forward_func, "__self__", None)
     return owner if isinstance(owner, nn.Module) else None
+
+
+class Remembered:
+    """What calls chose for a model, for later calls with inputs of the same kind; forgotten with the model.
+
+    Safe to share between threads.
+    """
+
+    def __init__(self) -> None:
+        self._choices: weakref.WeakKeyDictionary[object, dict[Hashable, Choice]] = weakref.WeakKeyDictionary()
+        self._lock = threading.Lock()
+
+    def get(self, forward_func: Callable[..., Any], kind: Hashable) -> Choice | None:
+        """The choice for inputs of this kind, if there is one."""
+        with self._lock, contextlib.suppress(TypeError):
+            return self._choices.get(module_of(forward_func) or forward_func, {}).get(kind)
+        return None
+
+    def put(self, forward_func: Callable[..., Any], kind: Hashable, choice: Choice) -> None:
+        """Remembers a choice, unless the function is one that cannot be hashed or weakly referred to."""
+        with self._lock, contextlib.suppress(TypeError):
+            self._choices.setdefault(module_of(forward_func) or forward_func, {})[kind] = choice
 
 
 @contextmanager

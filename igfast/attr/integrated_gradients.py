@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Literal, TypeVar, overload
 
 import captum.attr
@@ -15,12 +16,15 @@ from tqdm.auto import tqdm
 from igfast import ops
 from igfast.attr._forward import CustomGradient, ForwardFunction, parse_additional_args
 from igfast.attr._inputs import Inputs, parse_inputs, parse_internal_batch_size, warn_if_not_finite
-from igfast.attr._state import buffers_restored
+from igfast.attr._state import Remembered, buffers_restored
 from igfast.attr._targets import parse_target
 from igfast.engine import Integral, Path, integrate
 from igfast.errors import InputError, warn
+from igfast.memory import freed_blocks_kept
 from igfast.planner import ChunkPlan
 from igfast.quadrature import Rule, quadrature_rule
+
+_remembered = Remembered()
 
 TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
 Baselines = Tensor | int | float | tuple[Tensor | int | float, ...] | None
@@ -34,7 +38,8 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
     differs in what it costs. The path runs through the model in chunks that fit, whatever `n_steps` and the batch are,
     and nothing the size of all path points is held.
 
-    Instances hold no state, so threads may share one. `forward_func` is read at each call.
+    Instances hold no state, so threads may share one. `forward_func` is read at each call. The chunk size and layout
+    that turned out fastest are remembered for later calls on the same model with inputs of the same shapes.
 
     A call leaves the model as it was: modes, gradients, hooks and the caller's tensors are not touched, and buffers
     that a forward pass in training mode updates (running statistics) are put back, where `forward_func` is a module, a
@@ -169,13 +174,22 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
             nothing = parsed.x[0].new_zeros(0, dtype=torch.float64)
             return Integral(tuple(path.zeros() for path in paths), nothing, nothing, None)
         n_rows = parsed.batch * len(rule.nodes)
+        layouts = tuple(path.memory_format for path in paths)
+        kind = (tuple((x.shape, x.dtype, x.device) for x in parsed.x), layouts, n_rows, rows_allowed)
+        known = _remembered.get(self.forward_func, kind)
         may_change_layout = any(path.has_channels and path.memory_format is torch.contiguous_format for path in paths)
-        if rows_allowed is None:
+        if known is not None:
+            plan = ChunkPlan.settled(parsed.batch, known)
+        elif rows_allowed is None:
             plan = ChunkPlan.growing(parsed.batch, n_rows, parsed.row_bytes, may_change_layout)
         else:
             plan = ChunkPlan.fixed(parsed.batch, rows_allowed, may_change_layout)
-        with tqdm(total=n_rows, desc="igfast", unit="row", disable=not self._show_progress) as bar:
-            return integrate(paths, rule, evaluator, plan, with_ends=with_ends, on_rows=bar.update)
+        keep = freed_blocks_kept() if paths[0].x.is_cpu else nullcontext()
+        with keep, tqdm(total=n_rows, desc="igfast", unit="row", disable=not self._show_progress) as bar:
+            integral = integrate(paths, rule, evaluator, plan, with_ends=with_ends, on_rows=bar.update)
+        if plan.choice is not None:
+            _remembered.put(self.forward_func, kind, plan.choice)
+        return integral
 
     def _scale(self, parsed: Inputs, integral: Integral) -> tuple[tuple[Tensor, ...], Tensor]:
         """The attributions, contiguous, and their sum over all features, (batch,), in double precision."""

@@ -1,6 +1,7 @@
 """A call leaves everything as it found it."""
 
 import functools
+import gc
 import threading
 import warnings
 from typing import Optional
@@ -193,3 +194,37 @@ def test_a_call_that_is_interrupted_leaves_the_model_alone():
     hook.remove()
     assert torch.is_grad_enabled()
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_the_choice_of_chunks_is_remembered_for_the_model_and_forgotten_with_it():
+    from igfast.attr.integrated_gradients import _remembered
+
+    network, x = models.convnet(), torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    layouts = []
+    network.register_forward_pre_hook(lambda module, args: layouts.append(args[0].is_contiguous()))
+    explainer = igfast.IntegratedGradients(network)
+    first = explainer.attribute(x, target=0, n_steps=20, internal_batch_size=2)
+    tried = len(set(layouts))
+    layouts.clear()
+    second = igfast.IntegratedGradients(network).attribute(x, target=0, n_steps=20, internal_batch_size=2)
+    assert tried == 2
+    assert len(set(layouts)) == 1
+    assert relative_difference(second, first) <= 1e-12
+    assert network in _remembered._choices
+    before = len(_remembered._choices)
+    del network, explainer
+    gc.collect()
+    assert len(_remembered._choices) < before
+
+
+class Unhashable:
+    __hash__ = None
+
+    def __call__(self, x):
+        return x.sin()
+
+
+def test_a_function_that_cannot_be_remembered_works():
+    x = torch.randn(2, 3, dtype=torch.float64)
+    got = igfast.IntegratedGradients(Unhashable()).attribute(x, target=0, internal_batch_size=1)
+    assert relative_difference(got[:, 0], x[:, 0].sin()) <= 1e-12

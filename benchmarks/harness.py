@@ -1,0 +1,99 @@
+"""What the benchmarks share: alternating timings, peak memory in a process of its own, records with their origin."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import captum
+import numpy as np
+import psutil
+import torch
+
+import igfast
+from igfast.ops import build_info
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=RESULTS.parent).stdout.strip()
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+def origin() -> dict[str, Any]:
+    """Where a record comes from: machine, versions and commit."""
+    changed = _run(
+        "git", "status", "--porcelain", "--untracked-files=no", "--", "../igfast", "../csrc", "../benchmarks/*.py"
+    )
+    return {
+        "machine": {
+            "processor": _processor(),
+            "cores": psutil.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        },
+        "versions": {
+            "igfast": igfast.__version__,
+            "torch": torch.__version__,
+            "captum": captum.__version__,
+            "python": platform.python_version(),
+        },
+        "kernels": build_info(),
+        "commit": _run("git", "rev-parse", "--short", "HEAD") + ("+changes" if changed else ""),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def alternate(cases: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every case in every round, after one round that only warms up.
+
+    The cases take turns, so that a machine that slows down for a while slows all of them.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for round_number in range(rounds + 1):
+        for name, case in cases.items():
+            began = time.perf_counter()
+            case()
+            if round_number > 0:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """The 20th, 50th and 80th percentile."""
+    return {f"p{p}": float(np.percentile(seconds, p)) for p in (20, 50, 80)}
+
+
+def in_own_process(module: str, *arguments: str) -> dict[str, Any]:
+    """Runs `python -m module arguments`, whose last line of output is JSON, and returns that."""
+    output: dict[str, Any] = json.loads(_run_here(sys.executable, "-m", module, *arguments).splitlines()[-1])
+    return output
+
+
+def _run_here(*command: str) -> str:
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=RESULTS.parent.parent).stdout
+
+
+def write(name: str, records: Sequence[Mapping[str, Any]]) -> Path:
+    """Replaces results/<name>.jsonl; every record carries its origin."""
+    path, where = RESULTS / f"{name}.jsonl", origin()
+    path.write_text("".join(json.dumps({**record, **where}) + "\n" for record in records))
+    return path
+
+
+def read(name: str) -> list[dict[str, Any]]:
+    """The records of results/<name>.jsonl."""
+    return [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text().splitlines()]
