@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from igfast import ops
+from igfast.memory import give_back_freed_blocks
 from igfast.planner import ChunkPlan
 from igfast.quadrature import Rule
 
@@ -190,7 +191,8 @@ def integrate(
         if with_ends and values is not None:
             ends.record(rows, chunk, values)
         del grads, values
-        plan.record(chunk.stop - chunk.start, time.perf_counter() - began)
+        if plan.record(chunk.stop - chunk.start, time.perf_counter() - began):
+            give_back_freed_blocks()
         on_rows(chunk.stop - chunk.start)
     if with_ends:
         _evaluate_ends(paths, evaluator, plan, ends)

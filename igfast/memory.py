@@ -67,7 +67,13 @@ def freed_blocks_kept() -> Iterator[None]:
             if not _keepers:
                 _set_thresholds(mmap_bytes=32 * _MIB, trim_bytes=64 * _MIB, pad_bytes=_MIB // 8)
         if time.monotonic() - began > _TRIM_AFTER_SECONDS:
-            _C_LIBRARY.malloc_trim(0)
+            give_back_freed_blocks()
+
+
+def give_back_freed_blocks() -> None:
+    """Returns what the C library (glibc) kept to the system: blocks of one chunk size do not fit the next."""
+    if _mallopt is not None:
+        _C_LIBRARY.malloc_trim(0)
 
 
 def _set_thresholds(mmap_bytes: int, trim_bytes: int, pad_bytes: int) -> None:

@@ -17,7 +17,7 @@ _LARGEST_SHARE = 16
 that takes all rows at once, with room for what the C library's allocator loses to fragmentation."""
 
 _WORTHWHILE_LAYOUT = 0.97
-"""The caller's layout is left only for 3 % less time per row; a larger size, within its bounds, is kept for any gain."""
+"""The caller's layout is left only for 3 % less time per row; a larger size, within its bounds, for any gain."""
 
 _CHUNKS_PER_TRIAL = 2
 """Chunks that each candidate is timed over, the faster one counting: the first of a new shape also pays for the
@@ -85,15 +85,17 @@ class ChunkPlan:
         n_chunks = -(-units_left // units)
         return min(unit * -(-units_left // n_chunks), rows_left) if self._settled else min(unit * units, rows_left)
 
-    def record(self, n_rows: int, seconds: float) -> None:
-        """Takes in how long a chunk of `n_rows` took and chooses the next size and layout."""
+    def record(self, n_rows: int, seconds: float) -> bool:
+        """Takes in how long a chunk of `n_rows` took; returns whether the next chunk has another size or layout."""
         if self._settled:
-            return
+            return False
+        before = self.size, self.channels_last
         self._times.append(seconds / n_rows)
         warm_up = 1 if self._best is None else 0  # the first chunk of all fills caches
         if len(self._times) == warm_up + _CHUNKS_PER_TRIAL:
             self._judge(_Candidate(min(self._times[warm_up:]), self.size, self.channels_last))
             self._times = []
+        return (self.size, self.channels_last) != before
 
     def reject_layout(self) -> bool:
         """Goes back to the caller's layout for good after a chunk of another one failed; False if it was not another.
