@@ -1,0 +1,48 @@
+"""Prints the README's tables from the committed records: `python -m benchmarks.tables`."""
+
+from __future__ import annotations
+
+from benchmarks import harness
+
+
+def integrated_gradients() -> list[str]:
+    """ResNet-50: time and memory of each provider, and both as ratios to a call of igfast without options."""
+    records = harness.read("integrated_gradients")
+    ours = records[0]
+    lines = [
+        "| call | median seconds | peak memory | time, of igfast's | memory, of igfast's |",
+        "|---|---|---|---|---|",
+    ]
+    for r in records:
+        seconds, peak = r["seconds"]["p50"], r["peak_bytes"]
+        ratios = f"{seconds / ours['seconds']['p50']:.2f} x | {peak / ours['peak_bytes']:.1f} x"
+        lines.append(f"| {r['provider']} | {seconds:.2f} | {peak / 2**20:.0f} MiB | {ratios} |")
+    return lines
+
+
+def demo() -> list[str]:
+    """The demo's four measurements."""
+    lines = ["| image | call | seconds | peak memory | convergence delta |", "|---|---|---|---|---|"]
+    for r in harness.read("demo"):
+        size = r["internal_batch_size"]
+        call = r["library"] + ("" if size is None else f", internal_batch_size={size}")
+        peak = f"{r['peak_bytes'] / 2**20:.0f} MiB"
+        lines.append(f"| {r['side']}x{r['side']} | {call} | {r['seconds']:.1f} | {peak} | {r['delta']:.1e} |")
+    return lines
+
+
+def operators() -> list[str]:
+    """Each operator's time over that of a copy of the same bytes."""
+    records = harness.read("ops")
+    dtypes = list(dict.fromkeys(r["dtype"] for r in records))
+    lines = [f"| operator | rows | {' | '.join(dtypes)} |", f"|---|---|{'---|' * len(dtypes)}"]
+    for name, megabytes in dict.fromkeys((r["operator"], r["megabytes"]) for r in records):
+        ratios = [r["ratio"] for r in records if (r["operator"], r["megabytes"]) == (name, megabytes)]
+        lines.append(f"| `{name}` | {megabytes} MB | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |")
+    return lines
+
+
+TABLES = (demo, integrated_gradients, operators)
+
+if __name__ == "__main__":
+    print("\n\n".join("\n".join(table()) for table in TABLES))
