@@ -94,8 +94,9 @@ struct Layout {
   std::vector<int64_t> strides;
 };
 
-Layout layout_of(const Tensor& tensor, int64_t batch, size_t n_features) {
-  Layout layout{const_cast<void*>(tensor.const_data_ptr()), 0, std::vector<int64_t>(n_features, 0)};
+Layout layout_of(const Tensor& tensor, int64_t batch, size_t n_features, bool written = false) {
+  void* data = written ? tensor.mutable_data_ptr() : const_cast<void*>(tensor.const_data_ptr());
+  Layout layout{data, 0, std::vector<int64_t>(n_features, 0)};
   if (tensor.dim() == 0) return layout;  // one number: every stride is 0
   layout.batch_stride = tensor.size(0) == 1 && batch != 1 ? 0 : tensor.stride(0);
   std::copy(tensor.strides().begin() + 1, tensor.strides().end(), layout.strides.begin());
@@ -210,7 +211,7 @@ void interpolate_out(const Tensor& x, const Tensor& baseline, const Tensor& exam
                     "igfast::interpolate: out must not overlap itself and must be dense, got strides ", out.strides());
   if (out.numel() == 0) return;
   const size_t n_features = x.dim() - 1;
-  std::vector<Layout> layouts{layout_of(out, out.size(0), n_features), layout_of(x, x.size(0), n_features),
+  std::vector<Layout> layouts{layout_of(out, out.size(0), n_features, true), layout_of(x, x.size(0), n_features),
                               layout_of(baseline, x.size(0), n_features)};
   const auto features = merge_dimensions(op, x.sizes().slice(1), layouts);
   const GroupedRows rows(example);
@@ -252,7 +253,8 @@ void accumulate_(const Tensor& acc, const Tensor& grads, const Tensor& example, 
   }
   if (grads.numel() == 0) return;
   const size_t n_features = acc.dim() - 1;
-  std::vector<Layout> layouts{layout_of(grads, grads.size(0), n_features), layout_of(acc, acc.size(0), n_features)};
+  std::vector<Layout> layouts{layout_of(grads, grads.size(0), n_features),
+                              layout_of(acc, acc.size(0), n_features, true)};
   const auto features = merge_dimensions(op, acc.sizes().slice(1), layouts);
   const GroupedRows rows(example);
   const igfast::AccumulateArgs args{dtype,
@@ -278,7 +280,7 @@ Tensor scale_(const Tensor& acc, const Tensor& x, const Tensor& baseline) {
   auto sums = at::zeros({batch}, x.options().dtype(at::kDouble));
   if (acc.numel() == 0) return sums;
   const size_t n_features = x.dim() - 1;
-  std::vector<Layout> layouts{layout_of(acc, batch, n_features), layout_of(x, batch, n_features),
+  std::vector<Layout> layouts{layout_of(acc, batch, n_features, true), layout_of(x, batch, n_features),
                               layout_of(baseline, batch, n_features)};
   const auto features = merge_dimensions(op, x.sizes().slice(1), layouts);
   const int64_t per_example = igfast::items_per_group(features);

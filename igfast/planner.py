@@ -45,6 +45,7 @@ class ChunkPlan:
         largest: rows that `size` never exceeds.
         may_change_layout: whether channels-last path points are a choice (4-d and 5-d inputs that are not already).
         channels_last: whether the next chunk's path points are to be channels-last.
+        layout_verified: whether the model was seen to give the same values for channels-last points.
     """
 
     batch: int
@@ -52,6 +53,7 @@ class ChunkPlan:
     largest: int
     may_change_layout: bool = False
     channels_last: bool = False
+    layout_verified: bool = False
     _settled: bool = False
     _times: list[float] = field(default_factory=list)
     _best: _Candidate | None = None
@@ -71,7 +73,8 @@ class ChunkPlan:
     @staticmethod
     def settled(batch: int, choice: Choice) -> ChunkPlan:
         """Chunks as an earlier call chose them."""
-        return ChunkPlan(batch, choice.size, choice.size, choice.channels_last, choice.channels_last, _settled=True)
+        layout = choice.channels_last
+        return ChunkPlan(batch, choice.size, choice.size, layout, layout, layout_verified=layout, _settled=True)
 
     @property
     def choice(self) -> Choice | None:
@@ -81,6 +84,8 @@ class ChunkPlan:
     def next_rows(self, rows_left: int) -> int:
         """Rows of the next chunk: whole steps where at least one fits, and no chunk much smaller than the others."""
         unit = self.batch if self.size >= self.batch else 1
+        if rows_left % unit:  # chunks were smaller than a step so far: finish the one that was begun
+            return rows_left % unit
         units_left, units = -(-rows_left // unit), self.size // unit
         n_chunks = -(-units_left // units)
         return min(unit * -(-units_left // n_chunks), rows_left) if self._settled else min(unit * units, rows_left)
@@ -107,6 +112,11 @@ class ChunkPlan:
         self.channels_last, self.may_change_layout, self._times = False, False, []
         self._grow_or_settle(worthwhile=True)
         return True
+
+    def keep_verified_layout(self) -> None:
+        """Drops a layout that was about to be tried."""
+        if not self.layout_verified:
+            self.reject_layout()
 
     def _judge(self, tried: _Candidate) -> None:
         is_first, previous = self._best is None, self._best or tried

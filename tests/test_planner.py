@@ -88,3 +88,12 @@ def test_chunks_hold_whole_steps_where_one_fits(batch, size):
         assert all(n % batch == 0 for n in sizes)
     else:
         assert all(n == size for n in sizes[:-1])
+
+
+def test_finishes_a_step_before_chunks_hold_whole_ones():
+    plan = ChunkPlan.growing(5, 500, MIB // 2)
+    assert plan.size == 2
+    sizes = [n for n, _ in run(plan, 500, lambda n, cl: 1 / n)]
+    first_large = next(i for i, n in enumerate(sizes) if n >= 5)
+    assert sum(sizes[:first_large]) % 5 == 0
+    assert all(n % 5 == 0 for n in sizes[first_large:])

@@ -172,11 +172,12 @@ class CustomGradient(ForwardFunction):
 
     def gradient(self, points: tuple[Tensor, ...], example: Tensor) -> tuple[tuple[Tensor, ...], None]:  # type: ignore[override]
         """As `ForwardFunction.gradient`, without values: `gradient_func` does not return them."""
-        leaves = tuple(point.detach().requires_grad_() for point in points)
-        grads = self.gradient_func(
-            forward_fn=self.forward_func,
-            inputs=self.inputs.join(leaves),
-            target_ind=self.target.for_captum(example),
-            additional_forward_args=tuple(self._repeat(arg, example) for arg in self.args) or None,
-        )
-        return tuple(grad.reshape(point.shape) for grad, point in zip(grads, points, strict=True)), None
+        with torch.enable_grad():
+            leaves = tuple(point.detach().requires_grad_() for point in self.inputs.join(points))
+            grads = self.gradient_func(
+                forward_fn=self.forward_func,
+                inputs=leaves,
+                target_ind=self.target.for_captum(example),
+                additional_forward_args=tuple(self._repeat(arg, example) for arg in self.args) or None,
+            )
+        return tuple(grad.detach().reshape(point.shape) for grad, point in zip(grads, points, strict=True)), None

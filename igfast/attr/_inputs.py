@@ -56,6 +56,12 @@ class Inputs:
         """Path points in the shape that the forward function takes."""
         return tuple(point.flatten(0, 1) for point in points) if self.joint else points
 
+    def rows_allowed(self, internal_batch_size: int | None) -> int | None:
+        """The rows of one chunk that an internal batch size allows: a joint row holds several of each input's."""
+        if internal_batch_size is None or not self.joint:
+            return internal_batch_size
+        return max(1, internal_batch_size // max(1, self.x[0].shape[1]))
+
     def format(self, tensors: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
         """Per-input results in the shape of the inputs as the caller passed them."""
         if self.joint:

@@ -60,11 +60,15 @@ def buffers_restored(forward_func: Callable[..., Any]) -> Iterator[None]:
         for owner in (module.modules() if module is not None else ())
         if owner.training
         for name, buffer in owner._buffers.items()
-        if buffer is not None
+        if buffer is not None and not buffer.is_inference() and not buffer.is_meta
     ]
     try:
         yield
     finally:
         with torch.no_grad():
             for owner, name, buffer, value in saved:
-                owner._buffers[name] = buffer.copy_(value)
+                owner._buffers[name] = buffer
+                # One that was not written may be part of a graph of the user's, and is left alone. (Its version counter
+                # does not tell: batch norm writes its statistics without counting.)
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)

@@ -138,7 +138,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
         with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
             parsed = parse_inputs(inputs, baselines)
             rule = quadrature_rule(method, n_steps)
-            rows_allowed = parse_internal_batch_size(internal_batch_size)
+            rows_allowed = parsed.rows_allowed(parse_internal_batch_size(internal_batch_size))
             evaluator = self._evaluator(parsed, target, additional_forward_args)
             if return_convergence_delta and parsed.joint:
                 raise InputError(
@@ -177,7 +177,9 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
         layouts = tuple(path.memory_format for path in paths)
         kind = (tuple((x.shape, x.dtype, x.device) for x in parsed.x), layouts, n_rows, rows_allowed)
         known = _remembered.get(self.forward_func, kind)
-        may_change_layout = any(path.has_channels and path.memory_format is torch.contiguous_format for path in paths)
+        may_change_layout = not isinstance(evaluator, CustomGradient) and any(
+            path.has_channels and path.memory_format is torch.contiguous_format for path in paths
+        )
         if known is not None:
             plan = ChunkPlan.settled(parsed.batch, known)
         elif rows_allowed is None:
@@ -199,7 +201,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
                 totals.append(ops.scale_(acc, x, baseline))
             else:
                 wide = torch.complex128 if acc.is_complex() else torch.float64
-                totals.append(acc.reshape(acc.shape[0], -1).sum(dim=1, dtype=wide))
+                totals.append(acc.unsqueeze(-1).flatten(1).sum(dim=1, dtype=wide))
         return tuple(acc.contiguous() for acc in integral.sums), torch.stack(totals).sum(dim=0)
 
 

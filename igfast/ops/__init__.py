@@ -17,7 +17,7 @@ from igfast.ops._load import build_info as build_info
 from igfast.ops._load import kernels_loaded as kernels_loaded
 
 _KERNEL_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
-_KERNEL_DIMS = 17  # kMaxDims in csrc/kernels.h feature dimensions and the batch
+_KERNEL_DIMS = 16  # the batch and 15 feature dimensions; one more (csrc/kernels.h, kMaxDims) may be inserted
 
 
 def has_kernels(tensor: Tensor) -> bool:

@@ -51,4 +51,4 @@ def scale_(acc: Tensor, x: Tensor, baseline: Tensor) -> Tensor:
     """As `igfast.ops.scale_`."""
     acc.mul_(x.to(acc.dtype) - baseline.to(acc.dtype))
     wide = torch.complex128 if acc.is_complex() else torch.float64
-    return acc.reshape(acc.shape[0], -1).sum(dim=1, dtype=wide)
+    return acc.unsqueeze(-1).flatten(1).sum(dim=1, dtype=wide)

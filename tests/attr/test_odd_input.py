@@ -131,6 +131,35 @@ def test_model_that_views_its_input_keeps_its_layout():
     assert network.layouts.count(False) == 1  # tried once
 
 
+def test_model_that_views_its_input_when_only_the_ends_are_left():
+    network, x = Views(), torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    explainer = igfast.IntegratedGradients(network)
+    got, delta = explainer.attribute(x, target=0, n_steps=3, internal_batch_size=4, return_convergence_delta=True)
+    wanted = naive_integrated_gradients(lambda x: network(x)[:, 0], (x,), (x * 0,), 3)
+    assert relative_difference(got, wanted[0]) <= 1e-12
+    assert delta.shape == (4,)
+
+
+def checks_layout(x):
+    assert x.is_contiguous()
+    return x.flatten(1).sin().sum(1)
+
+
+def reads_by_strides(x):
+    """Reads memory as if it were contiguous: other numbers, and no error, for channels-last points."""
+    rows = x.as_strided((x.shape[0], 3 * 64), (3 * 64, 1))
+    return (rows.sin() * torch.arange(3 * 64, dtype=x.dtype)).sum(1)
+
+
+@pytest.mark.parametrize("forward", [checks_layout, reads_by_strides])
+def test_models_that_rely_on_the_callers_layout(forward):
+    x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    for _ in range(2):  # the second call uses what the first one remembered
+        got = igfast.IntegratedGradients(forward).attribute(x, n_steps=12, internal_batch_size=1)
+        wanted = naive_integrated_gradients(forward, (x,), (x * 0,), 12)
+        assert relative_difference(got, wanted[0]) <= 1e-12
+
+
 def test_one_dimensional_input():
     x = torch.randn(3, dtype=torch.float64)
     got, wanted = both(lambda x: x.sin() * 3, x, baselines=0.1)
@@ -150,6 +179,13 @@ def test_no_examples(internal_batch_size):
     assert delta.shape == (0,)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+@pytest.mark.parametrize("multiply_by_inputs", [True, False])
+def test_no_examples_of_other_kinds(dtype, multiply_by_inputs):
+    x = torch.zeros(0, 3, dtype=dtype)
+    assert igfast.IntegratedGradients(magnitude, multiply_by_inputs).attribute(x).shape == (0, 3)
+
+
 def pairs(a, b):
     """Every row of `a` has two rows of `b`."""
     return (a.unsqueeze(1) * b.reshape(a.shape[0], 2, 3)).pow(3).flatten(1)
@@ -163,6 +199,18 @@ def test_inputs_with_different_numbers_of_rows(internal_batch_size):
     wanted = captum.attr.IntegratedGradients(pairs).attribute(inputs, baselines, 1)
     assert [g.shape for g in got] == [(2, 3), (4, 3)]
     assert relative_difference(got, wanted) <= 1e-7
+
+
+def test_internal_batch_size_counts_rows_of_joint_inputs():
+    rows = []
+
+    def forward(a, b):
+        rows.append(a.shape[0])
+        return pairs(a, b)
+
+    inputs = torch.randn(2, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    igfast.IntegratedGradients(forward).attribute(inputs, target=1, n_steps=6, internal_batch_size=4)
+    assert rows == [4, 4, 4]
 
 
 def test_meta_tensors():
@@ -194,6 +242,20 @@ def test_custom_gradient_func_as_captums_own_classes_use_it():
         explainer.gradient_func = construct_neuron_grad_fn(network[0], (1, 2, 3))
     got, wanted = (explainer.attribute(x, n_steps=5) for explainer in explainers)
     assert relative_difference(got, wanted) <= 1e-7
+
+
+def test_plain_custom_gradient_func():
+    """One that does not turn gradients on by itself, on joint inputs too."""
+
+    def gradient_func(forward_fn, inputs, target_ind, additional_forward_args):
+        return torch.autograd.grad(forward_fn(*inputs)[:, 1].sum(), inputs)
+
+    inputs = torch.randn(2, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    explainer = igfast.IntegratedGradients(pairs)
+    wanted = explainer.attribute(inputs, target=1, n_steps=6)
+    explainer.gradient_func = gradient_func
+    got = explainer.attribute(inputs, n_steps=6)
+    assert relative_difference(got, wanted) <= 1e-12
 
 
 def test_model_that_differentiates_inside_its_forward():

@@ -41,6 +41,28 @@ def test_running_statistics_are_put_back_after_an_exception():
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+class Buffers(nn.Module):
+    """A buffer that is expanded, one that takes part in graphs, and one that each call replaces."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("expanded", torch.ones(1, 3, dtype=torch.float64).expand(2, 3))
+        self.register_buffer("scale", torch.full((3,), 2.0, dtype=torch.float64))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls = self.calls + 1
+        return x.pow(2) * self.scale * self.expanded[:1]
+
+
+def test_buffers_that_a_call_does_not_write_are_not_written():
+    network, x = Buffers().train(), torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    loss = network(x).sum()
+    igfast.IntegratedGradients(network).attribute(x, target=0)
+    loss.backward()
+    assert network.calls == 1
+
+
 def test_training_mode_sees_whole_steps():
     """Batch statistics are those of the caller's batch when a chunk is one step: Captum's numbers at that size."""
     import captum.attr
