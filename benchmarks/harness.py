@@ -23,7 +23,9 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def _run(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=RESULTS.parent).stdout.strip()
+    """What a command prints, run in the project's folder; its errors and progress show through."""
+    root = RESULTS.parent.parent
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=root).stdout.strip()
 
 
 def _processor() -> str:
@@ -35,9 +37,7 @@ def _processor() -> str:
 
 def origin() -> dict[str, Any]:
     """Where a record comes from: machine, versions and commit."""
-    changed = _run(
-        "git", "status", "--porcelain", "--untracked-files=no", "--", "../igfast", "../csrc", "../benchmarks/*.py"
-    )
+    changed = _run("git", "status", "--porcelain", "--untracked-files=no", "--", "igfast", "csrc", "benchmarks/*.py")
     return {
         "machine": {
             "processor": _processor(),
@@ -79,12 +79,8 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
 
 def in_own_process(module: str, *arguments: str) -> dict[str, Any]:
     """Runs `python -m module arguments`, whose last line of output is JSON, and returns that."""
-    output: dict[str, Any] = json.loads(_run_here(sys.executable, "-m", module, *arguments).splitlines()[-1])
+    output: dict[str, Any] = json.loads(_run(sys.executable, "-m", module, *arguments).splitlines()[-1])
     return output
-
-
-def _run_here(*command: str) -> str:
-    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=RESULTS.parent.parent).stdout
 
 
 def write(name: str, records: Sequence[Mapping[str, Any]]) -> Path:

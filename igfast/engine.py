@@ -76,10 +76,8 @@ class Path:
 
     def zeros(self) -> Tensor:
         """A new accumulator, (batch, *features), laid out as the path points are."""
-        acc = torch.empty_like(
-            self.x, dtype=ops.accumulator_dtype(self.x.dtype), memory_format=self.memory_format, requires_grad=False
-        )
-        return acc.zero_()
+        dtype = ops.accumulator_dtype(self.x.dtype)
+        return torch.zeros_like(self.x, dtype=dtype, memory_format=self.memory_format)
 
 
 @dataclass(frozen=True)
@@ -120,6 +118,7 @@ class _Rows:
         return len(self.nodes) * self.batch
 
     def chunks(self, plan: ChunkPlan) -> Iterator[slice]:
+        """All rows in chunks, each as large as the plan says when it is asked for."""
         start = 0
         while start < len(self):
             stop = start + plan.next_rows(len(self) - start)
@@ -127,9 +126,11 @@ class _Rows:
             start = stop
 
     def example(self) -> Tensor:
+        """The example of each row, (rows,) int64."""
         return torch.arange(self.batch, device=self.device).repeat(len(self.nodes))
 
     def per_row(self, per_step: Sequence[float]) -> Tensor:
+        """A number of each step as one of each row, (rows,) float64."""
         values = torch.tensor(per_step, dtype=torch.float64, device=self.device)
         return values.repeat_interleave(self.batch)
 
@@ -142,6 +143,7 @@ class _Ends:
     values: dict[float, Tensor] = field(default_factory=dict)
 
     def record(self, rows: _Rows, chunk: slice, values: Tensor) -> None:
+        """Takes the values of a chunk's rows that lie at an end."""
         for step in range(chunk.start // self.batch, -(-chunk.stop // self.batch)):
             end = rows.nodes[step]
             if end not in (0.0, 1.0):
@@ -206,6 +208,7 @@ def _gradient(
     """Gradients and values of one chunk, in the caller's layout if the model does not take the plan's."""
 
     def gradient(points: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """Of this chunk's rows."""
         return evaluator.gradient(points, example)
 
     grads, values = _in_planned_layout(paths, plan, example, alpha, gradient)

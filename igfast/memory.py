@@ -137,6 +137,7 @@ def _polling(measured: PeakMemory) -> Iterator[None]:
     stop = threading.Event()
 
     def poll() -> None:
+        """Until told to stop."""
         while not stop.wait(_POLL_SECONDS):
             measured.peak = max(measured.peak, resident_bytes())
 

@@ -200,8 +200,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
             if self.multiplies_by_inputs:
                 totals.append(ops.scale_(acc, x, baseline))
             else:
-                wide = torch.complex128 if acc.is_complex() else torch.float64
-                totals.append(acc.unsqueeze(-1).flatten(1).sum(dim=1, dtype=wide))
+                totals.append(ops.reference.sum_examples(acc))
         return tuple(acc.contiguous() for acc in integral.sums), torch.stack(totals).sum(dim=0)
 
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from igfast.ops import reference
+from igfast.ops import reference as reference
 from igfast.ops._load import build_info as build_info
-from igfast.ops._load import kernels_loaded as kernels_loaded
+from igfast.ops._load import kernels_loaded
 
 _KERNEL_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 _KERNEL_DIMS = 16  # the batch and 15 feature dimensions; one more (csrc/kernels.h, kMaxDims) may be inserted

@@ -50,5 +50,10 @@ def accumulate_(acc: Tensor, grads: Tensor, example: Tensor, weight: Tensor, fin
 def scale_(acc: Tensor, x: Tensor, baseline: Tensor) -> Tensor:
     """As `igfast.ops.scale_`."""
     acc.mul_(x.to(acc.dtype) - baseline.to(acc.dtype))
+    return sum_examples(acc)
+
+
+def sum_examples(acc: Tensor) -> Tensor:
+    """Each example's sum over all features, (batch,), in double precision: what `scale_` returns, without scaling."""
     wide = torch.complex128 if acc.is_complex() else torch.float64
     return acc.unsqueeze(-1).flatten(1).sum(dim=1, dtype=wide)
