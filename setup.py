@@ -14,7 +14,7 @@ from setuptools import setup
 from torch.utils import cpp_extension
 
 CUDA_SOURCES = sorted(str(path) for path in Path("csrc/cuda").glob("*.cu"))
-CPU_SOURCES = ["csrc/library.cpp", *sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp"))]
+CPU_SOURCES = sorted(str(path) for folder in ("csrc", "csrc/cpu") for path in Path(folder).glob("*.cpp"))
 HEADERS = sorted(str(path) for path in Path("csrc").rglob("*.h"))
 
 

@@ -70,6 +70,40 @@ struct ScaleArgs {
   double* partial_sums;  // [batch * n_outer * n_tiles]
 };
 
+// Activations whose gradient is 1 where a gate is open and `slope` elsewhere (0 but for leaky_relu).
+enum class Activation : int32_t {
+  kRelu,       // open where not x <= 0, so that a NaN passes, as in PyTorch; elsewhere 0
+  kHardtanh,   // open where low < x < high; elsewhere the nearer bound
+  kLeakyRelu,  // open where x > 0; elsewhere x * slope
+  kThreshold,  // open where not x <= low; elsewhere high
+};
+
+constexpr int64_t kGateBlock = 512;  // elements that share kGateBytes bytes of bits
+constexpr int64_t kGateBytes = kGateBlock / 8;
+
+// Forward: to = activation(from), bits = gates. Backward: to = from where a gate is open, from * slope elsewhere.
+// Elements are numbered in memory order; `to` may be `from`.
+struct GateArgs {
+  DType dtype;  // of from and to
+  int64_t n_elements;
+  const void* from;
+  void* to;
+  uint8_t* bits;  // [ceil(n_elements / kGateBlock) * kGateBytes]
+  Activation activation;
+  double low, high, slope;
+};
+
+// Where the largest cell of each pooling window lies: as a flat position in the input's (depth, height, width), as
+// PyTorch has it, and as a number within the window, in one byte. A window never exceeds the input's sizes.
+struct PoolArgs {
+  int64_t n_batch, n_channels;
+  int64_t input[3], output[3];  // depth, height, width
+  int64_t kernel[3], stride[3], padding[3], dilation[3];
+  int64_t strides[5];  // elements, of both arrays: batch, channels, depth, height, width
+  int64_t* position;
+  uint8_t* cell;
+};
+
 // Work items are numbered (group or example, outer index, tile), the tile fastest; a launcher does [begin, end) of
 // them.
 inline int64_t items_per_group(const Features& features) { return features.n_outer * features.n_tiles; }
@@ -77,6 +111,14 @@ inline int64_t items_per_group(const Features& features) { return features.n_out
 void interpolate_cpu(const InterpolateArgs& args, int64_t begin, int64_t end);
 void accumulate_cpu(const AccumulateArgs& args, int64_t begin, int64_t end);
 void scale_cpu(const ScaleArgs& args, int64_t begin, int64_t end);
+
+// Work items are blocks of kGateBlock elements.
+void gate_cpu(const GateArgs& args, int64_t begin, int64_t end);
+void gate_grad_cpu(const GateArgs& args, int64_t begin, int64_t end);
+
+// Work items are (batch, output depth, output height), the height fastest.
+void pool_cells_from_positions_cpu(const PoolArgs& args, int64_t begin, int64_t end);
+void pool_positions_from_cells_cpu(const PoolArgs& args, int64_t begin, int64_t end);
 
 // The instruction sets that the CPU kernels are compiled for; cpu_isa() is the one that this machine runs.
 enum class Isa : int32_t { kBaseline, kAvx2, kAvx512 };

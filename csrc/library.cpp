@@ -1,5 +1,6 @@
 // The operators of igfast: schemas, argument checks and the CPU launchers, and the pybind11 module igfast._C.
-// The only source that includes torch headers (they take half a minute to compile); the kernels see kernels.h alone.
+// The sources that include torch headers, which take half a minute each to compile, are this one and lean*.cpp; the
+// kernels see kernels.h alone.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -13,29 +14,17 @@
 #include <vector>
 
 #include "kernels.h"
+#include "tensors.h"
 
 namespace {
 
 using at::Tensor;
+using igfast::dtype_of;
 using igfast::Features;
+using igfast::kGrainElements;
 using igfast::Operand;
 
-// Below about this many element updates a second thread costs more than it saves (2 cores, 2.1 GHz: 10 us to wake one).
-constexpr int64_t kGrainElements = 32768;
-
 // ---------------------------------------------------------------------------------------------- argument checks
-
-igfast::DType dtype_of(const char* op, const char* name, const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case at::kHalf: return igfast::DType::kHalf;
-    case at::kBFloat16: return igfast::DType::kBFloat16;
-    case at::kFloat: return igfast::DType::kFloat;
-    case at::kDouble: return igfast::DType::kDouble;
-    default:
-      TORCH_CHECK_TYPE(false, "igfast::", op, ": ", name, " must be float16, bfloat16, float32 or float64, got ",
-                       tensor.scalar_type());
-  }
-}
 
 void check_features(const char* op, const char* name, const Tensor& tensor, const Tensor& like) {
   TORCH_CHECK_VALUE(tensor.dim() == like.dim() && tensor.dim() >= 1 && tensor.sizes().slice(1) == like.sizes().slice(1),

@@ -16,6 +16,7 @@ from igfast.errors import IgfastWarning as IgfastWarning
 from igfast.errors import InputError as InputError
 from igfast.errors import InputTypeError as InputTypeError
 from igfast.errors import KernelsError as KernelsError
+from igfast.errors import LeanError as LeanError
 from igfast.errors import OutputError as OutputError
 from igfast.errors import OutputTypeError as OutputTypeError
 from igfast.errors import TargetError as TargetError

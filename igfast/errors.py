@@ -58,6 +58,10 @@ class KernelsError(IgfastError, ImportError):
     """The compiled operators are missing or were built for another version of torch."""
 
 
+class LeanError(IgfastError, RuntimeError):
+    """`lean=True` was asked for, and the model does not take lean execution."""
+
+
 class IgfastWarning(UserWarning):
     """Something that changes the result or its cost and that the caller may not expect."""
 

@@ -8,20 +8,23 @@ FIRST_CHUNK_BYTES = 2**20
 """Input bytes of the first chunk. Small enough that one chunk's activations stay far below those of `n_steps` inputs,
 large enough that a small model sees all its steps at once."""
 
-_LARGEST_CHUNK_BYTES = 2**22
-"""Input bytes that a growing chunk stays within: where one row is larger than that, a second would double the peak
-memory and save no time (one large image keeps all cores busy)."""
+_LARGEST_CHUNK_BYTES = 9 * 2**19
+"""Input bytes that a growing chunk stays within (7 images of 224x224): where one row is larger than that, a second
+would double the peak memory and save no time (one large image keeps all cores busy)."""
 
-_LARGEST_SHARE = 16
+_LARGEST_SHARE = 7
 """A chunk that grows stays below this fraction of all rows, so that the peak stays below a tenth of the peak of a call
-that takes all rows at once, with room for what the C library's allocator loses to fragmentation."""
+that takes all rows at once: lean execution keeps less for each row, too."""
 
 _WORTHWHILE_LAYOUT = 0.97
 """The caller's layout is left only for 3 % less time per row; a larger size, within its bounds, for any gain."""
 
+_CLEAR = 0.85
+"""A candidate that takes less of the time per row than this at its first chunk, which also pays for the libraries'
+set-up, is taken at once. Otherwise both sides of a trial have a second chunk, in turns: single chunks of a busy machine
+are off by 10 % and more, and it slows down and speeds up within seconds."""
+
 _CHUNKS_PER_TRIAL = 2
-"""Chunks that each candidate is timed over, the faster one counting: the first of a new shape also pays for the
-libraries' set-up, and single chunks of a busy machine are off by 10 % and more."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,9 @@ class ChunkPlan:
     channels_last: bool = False
     layout_verified: bool = False
     _settled: bool = False
-    _times: list[float] = field(default_factory=list)
-    _best: _Candidate | None = None
+    _layout_tried: bool = False
+    _incumbent: _Candidate | None = None
+    _challenger: _Candidate | None = None
 
     @staticmethod
     def fixed(batch: int, size: int, may_change_layout: bool = False) -> ChunkPlan:
@@ -91,16 +95,20 @@ class ChunkPlan:
         return min(unit * -(-units_left // n_chunks), rows_left) if self._settled else min(unit * units, rows_left)
 
     def record(self, n_rows: int, seconds: float) -> bool:
-        """Takes in how long a chunk of `n_rows` took; returns whether the next chunk has another size or layout."""
-        if self._settled:
+        """Takes in how long a chunk of `n_rows` took; returns whether that ended a trial."""
+        unit = self.batch if self.size >= self.batch else 1
+        if self._settled or n_rows < self.size // unit * unit:  # one that finishes a step says nothing about its size
             return False
-        before = self.size, self.channels_last
-        self._times.append(seconds / n_rows)
-        warm_up = 1 if self._best is None else 0  # the first chunk of all fills caches
-        if len(self._times) == warm_up + _CHUNKS_PER_TRIAL:
-            self._judge(_Candidate(min(self._times[warm_up:]), self.size, self.channels_last))
-            self._times = []
-        return (self.size, self.channels_last) != before
+        if self._incumbent is None:  # the first chunk of all fills caches and is not counted
+            self._incumbent = _Candidate(self.size, self.channels_last)
+            return False
+        running = self._incumbent if self._is_next(self._incumbent) else self._challenger
+        if running is not None:
+            running.seconds_per_row.append(seconds / n_rows)
+        if self._challenger is None:
+            self._challenge()
+            return False
+        return self._judge(self._incumbent, self._challenger)
 
     def reject_layout(self) -> bool:
         """Goes back to the caller's layout for good after a chunk of another one failed; False if it was not another.
@@ -109,8 +117,8 @@ class ChunkPlan:
         """
         if not self.may_change_layout or not self.channels_last:
             return False
-        self.channels_last, self.may_change_layout, self._times = False, False, []
-        self._grow_or_settle(worthwhile=True)
+        self.channels_last, self.may_change_layout = False, False
+        self._incumbent, self._challenger = _Candidate(self.size, False), None
         return True
 
     def keep_verified_layout(self) -> None:
@@ -118,28 +126,48 @@ class ChunkPlan:
         if not self.layout_verified:
             self.reject_layout()
 
-    def _judge(self, tried: _Candidate) -> None:
-        is_first, previous = self._best is None, self._best or tried
-        needed = 1.0 if tried.channels_last == previous.channels_last else _WORTHWHILE_LAYOUT
-        better = is_first or tried.seconds_per_row < needed * previous.seconds_per_row
-        best = self._best = tried if better else previous
-        self.size, self.channels_last = best.size, best.channels_last
-        if is_first and self.may_change_layout:
-            self.channels_last = True
-        else:
-            self._grow_or_settle(worthwhile=better or tried.size == previous.size)
+    def _is_next(self, candidate: _Candidate) -> bool:
+        return (self.size, self.channels_last) == (candidate.size, candidate.channels_last)
 
-    def _grow_or_settle(self, worthwhile: bool) -> None:
-        if worthwhile and self.size < self.largest:
-            self.size = min(2 * self.size, self.largest)
+    def _use(self, candidate: _Candidate) -> None:
+        self.size, self.channels_last = candidate.size, candidate.channels_last
+
+    def _challenge(self) -> None:
+        """Puts the next candidate beside the incumbent: the other layout first, then larger sizes."""
+        if self.may_change_layout and not self._layout_tried:
+            self._layout_tried = True
+            self._challenger = _Candidate(self.size, True)
+            self.channels_last = True
+        elif self.size < self.largest:
+            self._challenger = _Candidate(min(2 * self.size, self.largest), self.channels_last)
+            self.size = self._challenger.size
         else:
             self._settled = True
 
+    def _judge(self, incumbent: _Candidate, challenger: _Candidate) -> bool:
+        """After a chunk of either: whose turn it is, or who has won and what comes next."""
+        changes_layout = challenger.channels_last != incumbent.channels_last
+        in_turns = zip(challenger.seconds_per_row, incumbent.seconds_per_row, strict=False)
+        ratio = min(theirs / ours for theirs, ours in in_turns)
+        wins = ratio < (_WORTHWHILE_LAYOUT if changes_layout else 1.0)
+        if ratio >= _CLEAR and len(challenger.seconds_per_row) < _CHUNKS_PER_TRIAL:
+            self._use(incumbent if self._is_next(challenger) else challenger)
+            return False
+        winner = challenger if wins else incumbent
+        self._use(winner)
+        self._incumbent, self._challenger = _Candidate(winner.size, winner.channels_last), None
+        self._incumbent.seconds_per_row.append(winner.seconds_per_row[-1])
+        if wins or changes_layout:
+            self._challenge()
+        else:
+            self._settled = True
+        return True
 
-@dataclass(frozen=True)
+
+@dataclass
 class _Candidate:
-    """A size and a layout that were tried, and what they cost."""
+    """A size and a layout that are tried, and what they cost in each chunk so far."""
 
-    seconds_per_row: float
     size: int
     channels_last: bool
+    seconds_per_row: list[float] = field(default_factory=list)

@@ -225,4 +225,13 @@ IGFAST_INLINE DoubleVector widen_and_fold(FloatVector v) {
   return widen(halves[0]) + widen(halves[1]);
 }
 
+// Calls KERNEL<T>(args, begin, end) for the T that args.dtype names.
+#define IGFAST_FOR_DTYPE(KERNEL, args, begin, end)                    \
+  switch (args.dtype) {                                               \
+    case DType::kHalf: return KERNEL<Half>(args, begin, end);         \
+    case DType::kBFloat16: return KERNEL<BFloat16>(args, begin, end); \
+    case DType::kFloat: return KERNEL<float>(args, begin, end);       \
+    case DType::kDouble: return KERNEL<double>(args, begin, end);     \
+  }
+
 }  // namespace igfast::IGFAST_ISA

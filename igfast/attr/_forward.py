@@ -12,6 +12,7 @@ from torch import Tensor
 from igfast.attr._inputs import Inputs, describe
 from igfast.attr._targets import Target
 from igfast.errors import ArgumentTypeError, InputError, InputTypeError, OutputError
+from igfast.lean import LeanExecution
 
 _IN_PLACE = "leaf Variable that requires grad"
 """Part of what autograd says when a forward function works in place on its input, or on a view of it."""
@@ -47,12 +48,14 @@ class ForwardFunction:
         inputs: the parsed inputs.
         args: additional arguments; tensors are repeated per row, the rest is passed as is.
         target: which number of the output is attributed.
+        lean: whether the forward pass keeps only what these gradients need.
     """
 
     forward_func: Callable[..., Any]
     inputs: Inputs
     args: tuple[Any, ...]
     target: Target
+    lean: LeanExecution
     _clones: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -72,10 +75,15 @@ class ForwardFunction:
         Raises:
             OutputError: the output has no graph to the inputs, or is not one number per row.
             InputError: the output does not depend on one of the inputs.
+            LeanError: lean execution is required, and the model does not take it.
         """
+        return self.lean.attempt(lambda: self._gradient(points, example))
+
+    def _gradient(self, points: tuple[Tensor, ...], example: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         with torch.enable_grad():
             leaves = tuple(point.detach().requires_grad_() for point in points)
-            values = self._values(leaves, example)
+            with self.lean.active():
+                values = self._values(leaves, example)
             # Of the sum: one for each row is what grad_outputs= would say, but that imports 45 MB of symbolic shapes.
             grads = torch.autograd.grad(values.sum(), leaves, allow_unused=True)
         for index, grad in enumerate(grads):

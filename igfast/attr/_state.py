@@ -8,12 +8,12 @@ import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 
-from igfast.planner import Choice
+_Value = TypeVar("_Value")
 
 
 def module_of(forward_func: Callable[..., Any]) -> nn.Module | None:
@@ -24,26 +24,26 @@ def module_of(forward_func: Callable[..., Any]) -> nn.Module | None:
     return owner if isinstance(owner, nn.Module) else None
 
 
-class Remembered:
-    """What calls chose for a model, for later calls with inputs of the same kind; forgotten with the model.
+class Remembered(Generic[_Value]):
+    """What calls found out about a model, for later calls with inputs of the same kind; forgotten with the model.
 
     Safe to share between threads.
     """
 
     def __init__(self) -> None:
-        self._choices: weakref.WeakKeyDictionary[object, dict[Hashable, Choice]] = weakref.WeakKeyDictionary()
+        self._values: weakref.WeakKeyDictionary[object, dict[Hashable, _Value]] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
 
-    def get(self, forward_func: Callable[..., Any], kind: Hashable) -> Choice | None:
-        """The choice for inputs of this kind, if there is one."""
+    def get(self, forward_func: Callable[..., Any], kind: Hashable) -> _Value | None:
+        """The value for inputs of this kind, if there is one."""
         with self._lock, contextlib.suppress(TypeError):
-            return self._choices.get(module_of(forward_func) or forward_func, {}).get(kind)
+            return self._values.get(module_of(forward_func) or forward_func, {}).get(kind)
         return None
 
-    def put(self, forward_func: Callable[..., Any], kind: Hashable, choice: Choice) -> None:
-        """Remembers a choice, unless the function is one that cannot be hashed or weakly referred to."""
+    def put(self, forward_func: Callable[..., Any], kind: Hashable, value: _Value) -> None:
+        """Remembers a value, unless the function is one that cannot be hashed or weakly referred to."""
         with self._lock, contextlib.suppress(TypeError):
-            self._choices.setdefault(module_of(forward_func) or forward_func, {})[kind] = choice
+            self._values.setdefault(module_of(forward_func) or forward_func, {})[kind] = value
 
 
 @contextmanager

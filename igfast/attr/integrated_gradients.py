@@ -16,15 +16,17 @@ from tqdm.auto import tqdm
 from igfast import ops
 from igfast.attr._forward import CustomGradient, ForwardFunction, parse_additional_args
 from igfast.attr._inputs import Inputs, parse_inputs, parse_internal_batch_size, warn_if_not_finite
-from igfast.attr._state import Remembered, buffers_restored
+from igfast.attr._state import Remembered, buffers_restored, module_of
 from igfast.attr._targets import parse_target
 from igfast.engine import Integral, Path, integrate
-from igfast.errors import InputError, warn
+from igfast.errors import ArgumentError, InputError, warn
+from igfast.lean import LeanExecution, why_not
 from igfast.memory import freed_blocks_kept
-from igfast.planner import ChunkPlan
+from igfast.planner import Choice, ChunkPlan
 from igfast.quadrature import Rule, quadrature_rule
 
-_remembered = Remembered()
+_remembered: Remembered[Choice] = Remembered()
+_not_lean: Remembered[str] = Remembered()  # why lean execution does not fit a model
 
 TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
 Baselines = Tensor | int | float | tuple[Tensor | int | float, ...] | None
@@ -50,15 +52,29 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
         forward_func: the model or any function of the inputs; returns a tensor, (batch, ...), one entry per example.
         multiply_by_inputs: whether to multiply the integrated gradients by `inputs - baselines`. If False, the result
             is the average gradient along the path, and no completeness holds.
+        lean: "auto" keeps in the forward pass only what the gradient of the input needs, and runs plainly, with a
+            warning, what does not take that; True raises a LeanError then; False runs plainly always. The attributions
+            are the same up to rounding.
         show_progress: show a progress bar over path points.
+
+    Raises:
+        ArgumentError: `lean` is none of these.
 
     Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, section 3.
     """
 
     def __init__(
-        self, forward_func: Callable[..., Any], multiply_by_inputs: bool = True, *, show_progress: bool = False
+        self,
+        forward_func: Callable[..., Any],
+        multiply_by_inputs: bool = True,
+        *,
+        lean: Literal["auto", True, False] = "auto",
+        show_progress: bool = False,
     ) -> None:
         super().__init__(forward_func, multiply_by_inputs)
+        if lean not in ("auto", True, False):
+            raise ArgumentError(f'lean must be "auto", True or False; got {lean!r}')
+        self._lean = lean
         self._show_progress = show_progress
 
     @overload
@@ -147,6 +163,8 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
                 )
             input_not_finite = warn_if_not_finite(parsed)
             integral = self._integrate(parsed, rule, rows_allowed, evaluator, return_convergence_delta)
+            if evaluator.lean.failed_because:
+                _not_lean.put(self.forward_func, None, evaluator.lean.failed_because)
             if integral.not_finite is not None and not input_not_finite:
                 _warn_gradient(integral, rule)
             attributions, totals = self._scale(parsed, integral)
@@ -163,8 +181,15 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
             "target": parse_target(target, None if parsed.joint else parsed.batch),
         }
         if self.gradient_func is compute_gradients:
-            return ForwardFunction(**bound)
-        return CustomGradient(**bound, gradient_func=self.gradient_func)
+            return ForwardFunction(**bound, lean=self._lean_execution())
+        lean = LeanExecution("gradient_func was replaced", required=self._lean is True)
+        return CustomGradient(**bound, lean=lean, gradient_func=self.gradient_func)
+
+    def _lean_execution(self) -> LeanExecution:
+        if self._lean is False:
+            return LeanExecution("lean=False")
+        known = _not_lean.get(self.forward_func, None) if self._lean == "auto" else None
+        return LeanExecution(known or why_not(self.forward_func, module_of(self.forward_func)), self._lean is True)
 
     def _integrate(
         self, parsed: Inputs, rule: Rule, rows_allowed: int | None, evaluator: ForwardFunction, with_ends: bool

@@ -30,3 +30,21 @@ def _accumulate_(acc: Tensor, grads: Tensor, example: Tensor, weight: Tensor, fi
 @torch.library.register_fake("igfast::scale_")
 def _scale_(acc: Tensor, x: Tensor, baseline: Tensor) -> Tensor:  # noqa: ARG001
     return torch.empty(x.shape[:1], dtype=torch.float64, device=x.device)
+
+
+@torch.library.register_fake("igfast::lean_gate")
+def _lean_gate(x: Tensor, activation: str, low: float, high: float, slope: float) -> Tensor:  # noqa: ARG001
+    return torch.empty_like(x)
+
+
+@torch.library.register_fake("igfast::lean_gate_")
+def _lean_gate_(x: Tensor, activation: str, low: float, high: float, slope: float) -> Tensor:  # noqa: ARG001
+    return x
+
+
+@torch.library.register_fake("igfast::lean_max_pool")
+def _lean_max_pool(
+    input: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int], ceil_mode: bool
+) -> Tensor:
+    pool = torch.nn.functional.max_pool2d if len(kernel) == 2 else torch.nn.functional.max_pool3d
+    return pool(input, kernel, stride, padding, dilation, ceil_mode)

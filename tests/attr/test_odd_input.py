@@ -128,7 +128,7 @@ def test_model_that_views_its_input_keeps_its_layout():
     got = igfast.IntegratedGradients(network).attribute(x, target=0, n_steps=12, internal_batch_size=1)
     wanted = naive_integrated_gradients(lambda x: network(x)[:, 0], (x,), (x * 0,), 12)
     assert relative_difference(got, wanted[0]) <= 1e-12
-    assert network.layouts.count(False) == 1  # tried once
+    assert network.layouts.count(False) == 2  # tried once, in lean execution and, as that failed, plainly
 
 
 def test_model_that_views_its_input_when_only_the_ends_are_left():
@@ -267,7 +267,7 @@ def test_model_that_differentiates_inside_its_forward():
         return x.grad.clone()
 
     x = torch.randn(2, 3, dtype=torch.float64)
-    with pytest.warns(UserWarning, match="create_graph"):
+    with pytest.warns(UserWarning, match="create_graph"), pytest.warns(igfast.IgfastWarning, match="differentiates"):
         got = igfast.IntegratedGradients(forces).attribute(x, target=0)
     wanted = torch.zeros_like(x)
     wanted[:, 0] = 4 * x[:, 0] ** 3

@@ -232,11 +232,11 @@ def test_the_choice_of_chunks_is_remembered_for_the_model_and_forgotten_with_it(
     assert tried == 2
     assert len(set(layouts)) == 1
     assert relative_difference(second, first) <= 1e-12
-    assert network in _remembered._choices
-    before = len(_remembered._choices)
+    assert network in _remembered._values
+    before = len(_remembered._values)
     del network, explainer
     gc.collect()
-    assert len(_remembered._choices) < before
+    assert len(_remembered._values) < before
 
 
 class Unhashable:

@@ -1,0 +1,280 @@
+// Lean execution: operators with the values of PyTorch's own, whose autograd nodes keep only what the gradient with
+// respect to the *input* needs. Weights are constants to them. What they cannot do, the gradient of a weight or a
+// second derivative, they refuse with an error; igfast/lean then runs the model plainly.
+//
+// Here: affine maps and gates (piecewise linear activations); pooling is in lean_pool.cpp. The nodes are written out
+// rather than derived from torch::autograd::Function, which keeps its state in a dictionary.
+#include "lean.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include "kernels.h"
+#include "tensors.h"
+
+namespace igfast::lean {
+namespace {
+
+using std::optional;
+
+// ---------------------------------------------------------------------------------------------- affine maps
+
+struct ConvolutionBackward final : Node {
+  Shape input;
+  at::DimVector stride, padding, dilation, output_padding;
+  bool transposed;
+  int64_t groups;
+
+  ConvolutionBackward(const Tensor& x, const Tensor& weight, IntArrayRef stride, IntArrayRef padding,
+                      IntArrayRef dilation, bool transposed, IntArrayRef output_padding, int64_t groups)
+      : input(x),
+        stride(at::DimVector(stride)),
+        padding(at::DimVector(padding)),
+        dilation(at::DimVector(dilation)),
+        output_padding(at::DimVector(output_padding)),
+        transposed(transposed),
+        groups(groups) {
+    save(weight);
+  }
+
+  Tensor input_gradient(Tensor grad) override {
+    return std::get<0>(at::convolution_backward(grad, input.placeholder(), unpack(0), at::OptionalIntArrayRef{}, stride,
+                                                padding, dilation, transposed, output_padding, groups,
+                                                {true, false, false}));
+  }
+};
+
+Tensor convolution(const Tensor& input, const Tensor& weight, const optional<Tensor>& bias, IntArrayRef stride,
+                   IntArrayRef padding, IntArrayRef dilation, bool transposed, IntArrayRef output_padding,
+                   int64_t groups) {
+  return run(
+      input,
+      [&] {
+        return at::convolution(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups);
+      },
+      [&] {
+        return make_node<ConvolutionBackward>(input, weight, stride, padding, dilation, transposed, output_padding,
+                                              groups);
+      },
+      weight, bias);
+}
+
+// grad @ weight, for y = x @ weight^T
+struct MatmulBackward final : Node {
+  bool transposed_weight;
+
+  MatmulBackward(const Tensor& weight, bool transposed_weight) : transposed_weight(transposed_weight) { save(weight); }
+
+  Tensor input_gradient(Tensor grad) override {
+    const Tensor weight = unpack(0);
+    return at::matmul(grad, transposed_weight ? weight : weight.t());
+  }
+};
+
+// at::linear, by the route that it takes when the weight needs a gradient: at::matmul asks the transposed weight for
+// that before it chooses between one matrix product and one for each entry of the batch, which round differently.
+Tensor linear_forward(const Tensor& input, const Tensor& weight, const optional<Tensor>& bias) {
+  if (input.dim() < 3 || input.is_contiguous()) return at::linear(input, weight, bias);
+  Tensor transposed = weight.t();
+  transposed.set_requires_grad(weight.requires_grad());
+  Tensor output = at::matmul(input, transposed);
+  return bias.has_value() ? output.add_(*bias) : output;
+}
+
+Tensor linear(const Tensor& input, const Tensor& weight, const optional<Tensor>& bias) {
+  return run(
+      input, [&] { return linear_forward(input, weight, bias); },
+      [&] { return make_node<MatmulBackward>(weight, true); }, weight, bias);
+}
+
+Tensor matmul(const Tensor& input, const Tensor& weight) {
+  return run(
+      input, [&] { return at::matmul(input, weight); }, [&] { return make_node<MatmulBackward>(weight, false); },
+      weight);
+}
+
+Tensor addmm(const Tensor& bias, const Tensor& input, const Tensor& weight) {
+  return run(
+      input, [&] { return at::addmm(bias, input, weight); }, [&] { return make_node<MatmulBackward>(weight, false); },
+      weight, bias);
+}
+
+struct MulBackward final : Node {
+  at::DimVector sizes;
+
+  MulBackward(const Tensor& input, const Tensor& weight) : sizes(at::DimVector(input.sizes())) { save(weight); }
+
+  Tensor input_gradient(Tensor grad) override {
+    const Tensor weight = unpack(0);
+    if (is_ours(grad) && grad.sizes() == IntArrayRef(sizes)) return grad.mul_(weight);
+    return at::sum_to(grad.mul(weight), sizes);
+  }
+};
+
+Tensor mul(const Tensor& input, const Tensor& weight) {
+  return run(
+      input, [&] { return at::mul(input, weight); }, [&] { return make_node<MulBackward>(input, weight); }, weight);
+}
+
+struct BatchNormBackward final : Node {
+  double eps;
+
+  BatchNormBackward(const Tensor& variance, const optional<Tensor>& weight, double eps) : eps(eps) {
+    save(variance);
+    if (weight.has_value()) save(*weight);
+  }
+
+  Tensor input_gradient(Tensor grad) override {
+    Tensor scale = at::rsqrt(unpack(0) + eps);
+    if (saved.size() > 1) scale.mul_(unpack(1));
+    at::DimVector shape(grad.dim(), 1);
+    shape[1] = -1;
+    scale = scale.view(shape);
+    return is_ours(grad) ? grad.mul_(scale) : grad.mul(scale);
+  }
+};
+
+Tensor batch_norm(const Tensor& input, const optional<Tensor>& weight, const optional<Tensor>& bias, const Tensor& mean,
+                  const Tensor& variance, double eps) {
+  return run(
+      input,
+      [&] {
+        return at::batch_norm(input, weight, bias, mean, variance, /*training=*/false, /*momentum=*/0.0, eps,
+                              at::globalContext().userEnabledCuDNN());
+      },
+      [&] { return make_node<BatchNormBackward>(variance, weight, eps); }, weight, bias);
+}
+
+// ---------------------------------------------------------------------------------------------- gates
+
+constexpr int64_t kGrainBlocks = kGrainElements / kGateBlock;
+
+int64_t n_blocks(const Tensor& tensor) { return (tensor.numel() + kGateBlock - 1) / kGateBlock; }
+
+Activation activation_of(std::string_view name) {
+  if (name == "relu") return Activation::kRelu;
+  if (name == "hardtanh") return Activation::kHardtanh;
+  if (name == "leaky_relu") return Activation::kLeakyRelu;
+  TORCH_CHECK_VALUE(name == "threshold",
+                    "igfast::lean_gate: activation must be relu, hardtanh, leaky_relu or threshold, got ", name);
+  return Activation::kThreshold;
+}
+
+struct GateBackward final : Node {
+  GateArgs args;
+  Shape shape;
+
+  GateBackward(const GateArgs& args, const Tensor& input, const Tensor& bits) : args(args), shape(input) { save(bits); }
+
+  Tensor input_gradient(Tensor grad) override {
+    Tensor bits = unpack(0);
+    Tensor to;
+    // Bits are in the memory order of the input; a gradient in another (one that was expanded, say) is copied into it.
+    if (grad.strides() != IntArrayRef(shape.strides) || !grad.is_non_overlapping_and_dense()) {
+      to = at::empty_strided(shape.sizes, shape.strides, shape.options);
+      to.copy_(grad);
+      grad = to;
+    } else {
+      to = is_ours(grad) ? grad : at::empty_strided(shape.sizes, shape.strides, shape.options);
+    }
+    args.from = grad.const_data_ptr();
+    args.to = to.mutable_data_ptr();
+    args.bits = bits.mutable_data_ptr<uint8_t>();
+    at::parallel_for(0, n_blocks(grad), kGrainBlocks,
+                     [&](int64_t begin, int64_t end) { gate_grad_cpu(args, begin, end); });
+    return to;
+  }
+};
+
+// Writes the activation of `x` to `y`, both dense and of the same strides, and returns the bits.
+Tensor gate_forward(GateArgs& args, const Tensor& x, const Tensor& y) {
+  args.n_elements = x.numel();
+  Tensor bits = at::empty({n_blocks(x) * kGateBytes}, x.options().dtype(at::kByte));
+  args.from = x.const_data_ptr();
+  args.to = y.mutable_data_ptr();
+  args.bits = bits.mutable_data_ptr<uint8_t>();
+  at::parallel_for(0, n_blocks(x), kGrainBlocks, [&](int64_t begin, int64_t end) { gate_cpu(args, begin, end); });
+  return bits;
+}
+
+GateArgs gate_args(const Tensor& x, std::string_view activation, double low, double high, double slope) {
+  const auto dtype = dtype_of("lean_gate", "x", x);
+  TORCH_CHECK_VALUE(x.device().is_cpu(), "igfast::lean_gate: x must be on the CPU, got ", x.device());
+  return {dtype, 0, nullptr, nullptr, nullptr, activation_of(activation), low, high, slope};
+}
+
+Tensor gate(const Tensor& x, std::string_view activation, double low, double high, double slope) {
+  GateArgs args = gate_args(x, activation, low, high, slope);
+  Tensor y, bits;
+  return run(
+      x,
+      [&] {
+        const bool dense = x.is_non_overlapping_and_dense();
+        y = dense ? at::empty_strided(x.sizes(), x.strides(), x.options()) : x.clone();
+        bits = gate_forward(args, dense ? x : y, y);
+        return y;
+      },
+      [&] { return make_node<GateBackward>(args, y, bits); });
+}
+
+Tensor& gate_(Tensor& x, std::string_view activation, double low, double high, double slope) {
+  GateArgs args = gate_args(x, activation, low, high, slope);
+  const bool records = torch::autograd::compute_requires_grad(x);
+  torch::autograd::check_inplace(x, records);
+  TORCH_CHECK_NOT_IMPLEMENTED(!torch::autograd::isFwGradDefined(x),
+                              "igfast: lean execution has no forward-mode derivative");
+  auto edges = records ? torch::autograd::collect_next_edges(x) : torch::autograd::edge_list{};
+  Tensor y = x, bits;
+  {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    const bool dense = x.is_non_overlapping_and_dense();
+    if (!dense) y = x.clone();
+    bits = gate_forward(args, y, y);
+    if (!dense) x.copy_(y);
+  }
+  torch::autograd::increment_version(x);
+  if (records) {
+    auto node = make_node<GateBackward>(args, y, bits);
+    node->set_next_edges(std::move(edges));
+    torch::autograd::rebase_history(x, node);
+  }
+  return x;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(igfast, m) {
+  m.def(
+      "lean_convolution(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, "
+      "bool transposed, int[] output_padding, int groups) -> Tensor");
+  m.def("lean_linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor");
+  m.def("lean_matmul(Tensor input, Tensor weight) -> Tensor");
+  m.def("lean_addmm(Tensor bias, Tensor input, Tensor weight) -> Tensor");
+  m.def("lean_mul(Tensor input, Tensor weight) -> Tensor");
+  m.def(
+      "lean_batch_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, float eps) -> Tensor");
+  m.def("lean_gate(Tensor x, str activation, float low, float high, float slope) -> Tensor");
+  m.def("lean_gate_(Tensor(a!) x, str activation, float low, float high, float slope) -> Tensor(a!)");
+}
+
+TORCH_LIBRARY_IMPL(igfast, CompositeImplicitAutograd, m) {
+  m.impl("lean_convolution", &convolution);
+  m.impl("lean_linear", &linear);
+  m.impl("lean_matmul", &matmul);
+  m.impl("lean_addmm", &addmm);
+  m.impl("lean_mul", &mul);
+  m.impl("lean_batch_norm", &batch_norm);
+}
+
+TORCH_LIBRARY_IMPL(igfast, CPU, m) {
+  m.impl("lean_gate", &gate);
+  m.impl("lean_gate_", &gate_);
+}
+
+TORCH_LIBRARY_IMPL(igfast, Autograd, m) {
+  m.impl("lean_gate", &gate);
+  m.impl("lean_gate_", &gate_);
+}
+
+}  // namespace igfast::lean

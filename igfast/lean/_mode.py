@@ -1,0 +1,57 @@
+"""The mode that sees every call of PyTorch's functions and swaps those in its table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from igfast.lean import activations, affine, pooling
+from igfast.lean._handlers import Plain
+
+_TABLE: dict[Callable[..., Any], Callable[..., Any]] = {**affine.TABLE, **activations.TABLE, **pooling.TABLE}
+_saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+_ORDINARY = frozenset({torch.Tensor, torch.nn.Parameter})
+_DIFFERENTIATES = frozenset({torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward})
+
+
+class LeanMode(TorchFunctionMode):
+    """Swaps calls for their lean operators while it is active in a thread.
+
+    Attributes:
+        swapped: how many calls of each function were swapped.
+        plain: how many calls that the table knows ran plainly, by function and reason.
+        ignores_hooks: whether to swap calls under hooks on saved tensors too. Such hooks see other tensors then, and a
+            checkpoint must recompute under a mode as well.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.swapped: Counter[str] = Counter()
+        self.plain: Counter[tuple[str, str]] = Counter()
+        self.ignores_hooks = False
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Called by PyTorch for every function, method and attribute of tensors."""
+        handler = _TABLE.get(func)
+        if handler is None:
+            if func in _DIFFERENTIATES:
+                raise NotImplementedError("the model differentiates inside its forward pass")
+            return func(*args, **kwargs) if kwargs else func(*args)
+        if not _ORDINARY.issuperset(types):
+            result = Plain("a tensor subclass")
+        elif _saved_tensors_hooks(True) is not None and not self.ignores_hooks:
+            result = Plain("hooks on saved tensors")
+        else:
+            result = handler(*args, **kwargs) if kwargs else handler(*args)
+        if type(result) is not Plain:
+            self.swapped[func.__name__] += 1
+            return result
+        if result:
+            self.plain[func.__name__, str(result)] += 1
+        return func(*args, **kwargs) if kwargs else func(*args)
