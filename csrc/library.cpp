@@ -13,6 +13,7 @@
 #include <numeric>
 #include <vector>
 
+#include "host_pool.h"
 #include "kernels.h"
 #include "tensors.h"
 
@@ -333,4 +334,7 @@ PYBIND11_MODULE(_C, m) {
       },
       "What this binary was built with: version, torch, compiler, isa (as dispatched on this machine), cuda, "
       "cuda_architectures.");
+  m.def("enter_host_pool", &igfast::enter_host_pool, "Makes PyTorch keep freed CPU blocks; False if it cannot.");
+  m.def("leave_host_pool", &igfast::leave_host_pool, "Undoes one enter_host_pool.");
+  m.def("empty_host_pool", &igfast::empty_host_pool, "Frees the kept blocks that nobody uses.");
 }

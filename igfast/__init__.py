@@ -8,6 +8,8 @@ Source: Sundararajan, Taly, Yan 2017, "Axiomatic Attribution for Deep Networks",
 from importlib.metadata import version as _version
 
 from igfast.attr import IntegratedGradients as IntegratedGradients
+from igfast.attr import LayerIntegratedGradients as LayerIntegratedGradients
+from igfast.attr import NeuronIntegratedGradients as NeuronIntegratedGradients
 from igfast.errors import ArgumentError as ArgumentError
 from igfast.errors import ArgumentTypeError as ArgumentTypeError
 from igfast.errors import BaselineError as BaselineError
@@ -16,11 +18,18 @@ from igfast.errors import IgfastWarning as IgfastWarning
 from igfast.errors import InputError as InputError
 from igfast.errors import InputTypeError as InputTypeError
 from igfast.errors import KernelsError as KernelsError
+from igfast.errors import LayerError as LayerError
 from igfast.errors import LeanError as LeanError
 from igfast.errors import OutputError as OutputError
 from igfast.errors import OutputTypeError as OutputTypeError
+from igfast.errors import SelectorError as SelectorError
+from igfast.errors import SelectorTypeError as SelectorTypeError
 from igfast.errors import TargetError as TargetError
 from igfast.errors import TargetTypeError as TargetTypeError
+from igfast.patching import CaptumPatch as CaptumPatch
+from igfast.patching import patch_captum as patch_captum
+from igfast.patching import unpatch_captum as unpatch_captum
 from igfast.quadrature import METHODS as METHODS
+from igfast.selecting import select_output as select_output
 
 __version__ = _version("igfast")

@@ -98,12 +98,14 @@ class Integral:
         at_input: F(x), (batch,), or None if it was not asked for.
         at_baseline: F(baseline), (batch,), or None if it was not asked for.
         not_finite: where gradients were not finite, or None.
+        chunk_rows: rows of a chunk as the plan had it in the end.
     """
 
     sums: tuple[Tensor, ...]
     at_input: Tensor | None
     at_baseline: Tensor | None
     not_finite: NotFinite | None
+    chunk_rows: int = 1
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,8 @@ def integrate(
         on_rows(chunk.stop - chunk.start)
     if with_ends:
         _evaluate_ends(paths, evaluator, plan, ends)
-    return Integral(sums, ends.values.get(1.0), ends.values.get(0.0), _first_not_finite(finite, plan.batch))
+    not_finite = _first_not_finite(finite, plan.batch)
+    return Integral(sums, ends.values.get(1.0), ends.values.get(0.0), not_finite, plan.size)
 
 
 def _gradient(

@@ -54,6 +54,18 @@ class OutputTypeError(OutputError, TypeError, AttributeError, KeyError):
     """`forward_func` returned something other than a tensor."""
 
 
+class LayerError(IgfastError, ValueError, AssertionError, RuntimeError):
+    """A layer is not reached, is called several times, or has no path through what it takes in or gives out."""
+
+
+class SelectorError(ArgumentError, IndexError):
+    """`neuron_selector` does not select one number per example from the layer."""
+
+
+class SelectorTypeError(ArgumentTypeError):
+    """`neuron_selector` is not an int, a tuple of ints and slices, or a function."""
+
+
 class KernelsError(IgfastError, ImportError):
     """The compiled operators are missing or were built for another version of torch."""
 

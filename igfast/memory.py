@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import os
+import importlib
 import threading
 import time
 from collections.abc import Iterator
@@ -14,15 +14,13 @@ from pathlib import Path
 
 import psutil
 
+from igfast.ops._load import kernels_loaded
+
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _POLL_SECONDS = 0.002
-_MIB = 2**20
 _TRIM_AFTER_SECONDS = 0.3  # giving memory back takes up to 40 ms in a large process; short calls have little to give
-_C_LIBRARY = ctypes.CDLL(None)
-_mallopt = getattr(_C_LIBRARY, "mallopt", None) if hasattr(_C_LIBRARY, "malloc_trim") else None
-_keepers: list[int] = []
-_keepers_lock = threading.Lock()
+_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
 
 
 def available_bytes() -> int:
@@ -43,49 +41,33 @@ def resident_bytes() -> int:
 
 @contextmanager
 def freed_blocks_kept() -> Iterator[None]:
-    """Lets the C library (glibc) keep blocks that are freed during the block, and gives them back at its end.
+    """Lets PyTorch keep blocks that are freed on the CPU during the block, and gives them back at its end.
 
-    A chunk frees its activations, and the next one asks for the same sizes. By default glibc returns them to the system
-    in between, which zeroes them again page by page: keeping them makes a ResNet-50 chunk 12 to 17 % faster. Afterwards
-    the thresholds are the largest that glibc itself grows them to in any process that has freed large blocks.
-
-    Nothing is changed where the user has set glibc's thresholds in the environment, and with other C libraries. Threads
-    may be in it at the same time.
+    A chunk frees its activations, and the next one asks for the same sizes. The C library neither hands them out again
+    reliably (its heap grew to three times of what was alive on a ResNet-50) nor for free: what goes back to the system
+    comes back zeroed page by page. See csrc/host_pool.cpp; nothing happens without the compiled operators or where the
+    user has replaced PyTorch's CPU allocator. Threads may be in it at the same time.
     """
-    if _mallopt is None or _thresholds_set_by_user():
+    pool = importlib.import_module("igfast._C") if kernels_loaded() else None
+    if pool is None or not pool.enter_host_pool():
         yield
         return
     began = time.monotonic()
-    with _keepers_lock:
-        _keepers.append(1)
-        _set_thresholds(mmap_bytes=32 * _MIB, trim_bytes=2**31 - 1, pad_bytes=64 * _MIB)
     try:
         yield
     finally:
-        with _keepers_lock:
-            _keepers.pop()
-            if not _keepers:
-                _set_thresholds(mmap_bytes=32 * _MIB, trim_bytes=64 * _MIB, pad_bytes=_MIB // 8)
+        pool.leave_host_pool()
+        pool.empty_host_pool()
         if time.monotonic() - began > _TRIM_AFTER_SECONDS:
             give_back_freed_blocks()
 
 
 def give_back_freed_blocks() -> None:
-    """Returns what the C library (glibc) kept to the system: blocks of one chunk size do not fit the next."""
-    if _mallopt is not None:
-        _C_LIBRARY.malloc_trim(0)
-
-
-def _set_thresholds(mmap_bytes: int, trim_bytes: int, pad_bytes: int) -> None:
-    """Sets M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD, by their numbers in glibc's malloc.h."""
-    if _mallopt is not None:
-        for parameter, value in ((-3, mmap_bytes), (-1, trim_bytes), (-2, pad_bytes)):
-            _mallopt(parameter, value)
-
-
-def _thresholds_set_by_user() -> bool:
-    names = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
-    return any(name in os.environ for name in names) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    """Returns freed blocks to the system: those of one chunk size do not fit the next."""
+    if kernels_loaded():
+        importlib.import_module("igfast._C").empty_host_pool()
+    if _malloc_trim is not None:
+        _malloc_trim(0)
 
 
 @dataclass

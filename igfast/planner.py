@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 
 FIRST_CHUNK_BYTES = 2**20
 """Input bytes of the first chunk. Small enough that one chunk's activations stay far below those of `n_steps` inputs,
 large enough that a small model sees all its steps at once."""
 
-_LARGEST_CHUNK_BYTES = 9 * 2**19
-"""Input bytes that a growing chunk stays within (7 images of 224x224): where one row is larger than that, a second
+_LARGEST_CHUNK_BYTES = 2**23
+"""Input bytes that a growing chunk stays within (13 images of 224x224): where one row is larger than that, a second
 would double the peak memory and save no time (one large image keeps all cores busy)."""
 
-_LARGEST_SHARE = 7
+_LARGEST_SHARE = 5
 """A chunk that grows stays below this fraction of all rows, so that the peak stays below a tenth of the peak of a call
 that takes all rows at once: lean execution keeps less for each row, too."""
 
 _WORTHWHILE_LAYOUT = 0.97
-"""The caller's layout is left only for 3 % less time per row; a larger size, within its bounds, for any gain."""
+"""The caller's layout is left only for 3 % less time per row."""
+
+_BEARABLE_SIZE = 1.03
+"""A larger size, within its bounds, is taken unless it costs 3 % more time per row: on a quiet machine it hardly ever
+costs more, and on a busy one smaller chunks lose more by waiting for each other's threads."""
 
 _CLEAR = 0.85
 """A candidate that takes less of the time per row than this at its first chunk, which also pays for the libraries'
@@ -27,17 +32,9 @@ are off by 10 % and more, and it slows down and speeds up within seconds."""
 _CHUNKS_PER_TRIAL = 2
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A size and a layout of chunks, as they are remembered from one call to the next."""
-
-    size: int
-    channels_last: bool
-
-
 @dataclass
 class ChunkPlan:
-    """Chooses the size and the layout of chunks by timing the chunks that are computed anyway.
+    """Chooses the size and the layout of chunks by timing the chunks that are computed anyway, over several calls.
 
     Where channels-last is a choice, that is tried first; then the size grows while that improves the time per row.
 
@@ -58,6 +55,7 @@ class ChunkPlan:
     channels_last: bool = False
     layout_verified: bool = False
     _settled: bool = False
+    _is_first: bool = True
     _layout_tried: bool = False
     _incumbent: _Candidate | None = None
     _challenger: _Candidate | None = None
@@ -74,16 +72,11 @@ class ChunkPlan:
         largest = min(n_rows // _LARGEST_SHARE, _LARGEST_CHUNK_BYTES // max(row_bytes, 1))
         return ChunkPlan(batch, first, max(first, largest), may_change_layout)
 
-    @staticmethod
-    def settled(batch: int, choice: Choice) -> ChunkPlan:
-        """Chunks as an earlier call chose them."""
-        layout = choice.channels_last
-        return ChunkPlan(batch, choice.size, choice.size, layout, layout, layout_verified=layout, _settled=True)
-
-    @property
-    def choice(self) -> Choice | None:
-        """What was chosen in the end; None while that is open."""
-        return Choice(self.size, self.channels_last) if self._settled else None
+    def resumed(self) -> ChunkPlan:
+        """A copy that goes on where this one is, for another call of the same kind."""
+        plan = copy.deepcopy(self)
+        plan._is_first = True
+        return plan
 
     def next_rows(self, rows_left: int) -> int:
         """Rows of the next chunk: whole steps where at least one fits, and no chunk much smaller than the others."""
@@ -99,9 +92,11 @@ class ChunkPlan:
         unit = self.batch if self.size >= self.batch else 1
         if self._settled or n_rows < self.size // unit * unit:  # one that finishes a step says nothing about its size
             return False
-        if self._incumbent is None:  # the first chunk of all fills caches and is not counted
-            self._incumbent = _Candidate(self.size, self.channels_last)
+        if self._is_first:  # the first chunk of a call fills caches and is not counted
+            self._is_first = False
             return False
+        if self._incumbent is None:
+            self._incumbent = _Candidate(self.size, self.channels_last)
         running = self._incumbent if self._is_next(self._incumbent) else self._challenger
         if running is not None:
             running.seconds_per_row.append(seconds / n_rows)
@@ -149,7 +144,7 @@ class ChunkPlan:
         changes_layout = challenger.channels_last != incumbent.channels_last
         in_turns = zip(challenger.seconds_per_row, incumbent.seconds_per_row, strict=False)
         ratio = min(theirs / ours for theirs, ours in in_turns)
-        wins = ratio < (_WORTHWHILE_LAYOUT if changes_layout else 1.0)
+        wins = ratio < (_WORTHWHILE_LAYOUT if changes_layout else _BEARABLE_SIZE)
         if ratio >= _CLEAR and len(challenger.seconds_per_row) < _CHUNKS_PER_TRIAL:
             self._use(incumbent if self._is_next(challenger) else challenger)
             return False

@@ -27,20 +27,24 @@ def test_first_chunk_is_about_a_mebibyte():
 
 def test_grows_while_the_time_per_row_improves():
     sizes = [n for n, _ in run(ChunkPlan.growing(1, 1200, MIB // 2), 1200, lambda n, cl: 1 / n)]
-    assert sizes[:4] == [2, 2, 4, 8]  # each clearly faster at its first chunk
-    assert max(sizes) == 9  # 4.5 MiB of input
+    assert sizes[:5] == [2, 2, 4, 8, 16]  # each clearly faster at its first chunk
+    assert max(sizes) == 16  # 8 MiB of input
 
 
 def test_stays_where_growing_does_not_pay():
-    sizes = [n for n, _ in run(ChunkPlan.growing(1, 1200, MIB // 2), 1200, lambda n, cl: 1.0 if n < 4 else 1.01)]
+    sizes = [n for n, _ in run(ChunkPlan.growing(1, 1200, MIB // 2), 1200, lambda n, cl: 1.0 if n < 4 else 1.05)]
     assert sizes[:5] == [2, 2, 4, 2, 4]  # in turns
     assert set(sizes[5:-1]) == {2}
 
 
+def test_grows_where_it_makes_no_difference():
+    assert max(n for n, _ in run(ChunkPlan.growing(1, 1200, MIB // 2), 1200, lambda n, cl: 1.0)) == 16
+
+
 def test_grows_by_less_than_double_to_reach_the_largest():
     sizes = [n for n, _ in run(ChunkPlan.growing(1, 50, MIB // 2), 50, lambda n, cl: 1 / n)]
-    assert sizes[:5] == [2, 2, 4, 7, 7]
-    assert max(sizes) <= 50 / 7
+    assert sizes[:5] == [2, 2, 4, 8, 10]
+    assert max(sizes) <= 50 / 5
 
 
 def test_tries_the_layout_before_the_size():
@@ -62,7 +66,7 @@ def test_a_slow_first_chunk_of_a_candidate_is_forgiven():
         seen.add(n)
         return 1 / n + (1 if is_new else 0)
 
-    assert max(n for n, _ in run(plan, 1200, seconds_per_row)) == 9
+    assert max(n for n, _ in run(plan, 1200, seconds_per_row)) == 16
 
 
 def test_a_machine_that_slows_down_during_a_trial():
@@ -72,7 +76,7 @@ def test_a_machine_that_slows_down_during_a_trial():
     def seconds_per_row(n, cl):
         return (1 if next(count) < 2 else 2) / n**0.1
 
-    assert max(n for n, _ in run(ChunkPlan.growing(1, 1200, MIB // 2), 1200, seconds_per_row)) == 9
+    assert max(n for n, _ in run(ChunkPlan.growing(1, 1200, MIB // 2), 1200, seconds_per_row)) == 16
 
 
 def test_one_large_row_at_a_time():

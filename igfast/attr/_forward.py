@@ -18,20 +18,30 @@ _IN_PLACE = "leaf Variable that requires grad"
 """Part of what autograd says when a forward function works in place on its input, or on a view of it."""
 
 
-def parse_additional_args(additional_forward_args: Any, inputs: Inputs) -> tuple[Any, ...]:
+def as_tuple(additional_forward_args: Any) -> tuple[Any, ...]:
+    """The additional arguments as a tuple."""
+    if additional_forward_args is None:
+        return ()
+    return additional_forward_args if isinstance(additional_forward_args, tuple) else (additional_forward_args,)
+
+
+def parse_additional_args(additional_forward_args: Any, batch: int, joint: bool = False) -> tuple[Any, ...]:
     """The additional arguments as a tuple.
+
+    Args:
+        additional_forward_args: as the caller passed them.
+        batch: number of examples.
+        joint: whether the inputs are one joint example, which allows any number of entries.
 
     Raises:
         InputError: a tensor's first dimension is neither 1 nor the number of examples.
     """
-    if additional_forward_args is None:
-        return ()
-    args = additional_forward_args if isinstance(additional_forward_args, tuple) else (additional_forward_args,)
+    args = as_tuple(additional_forward_args)
     for index, arg in enumerate(args):
-        if isinstance(arg, Tensor) and arg.dim() > 0 and not inputs.joint and arg.shape[0] not in (1, inputs.batch):
+        if isinstance(arg, Tensor) and arg.dim() > 0 and not joint and arg.shape[0] not in (1, batch):
             raise InputError(
                 f"additional_forward_args[{index}] is repeated along the path, so its first dimension must be the "
-                f"number of examples, {inputs.batch}, or 1; got {describe(arg)}. Close over a tensor that has no "
+                f"number of examples, {batch}, or 1; got {describe(arg)}. Close over a tensor that has no "
                 "examples: forward_func=lambda x: model(x, tensor)"
             )
     return args
@@ -49,6 +59,7 @@ class ForwardFunction:
         args: additional arguments; tensors are repeated per row, the rest is passed as is.
         target: which number of the output is attributed.
         lean: whether the forward pass keeps only what these gradients need.
+        unused_is_zero: whether an input that the output does not depend on has gradient 0, and is no error.
     """
 
     forward_func: Callable[..., Any]
@@ -56,6 +67,7 @@ class ForwardFunction:
     args: tuple[Any, ...]
     target: Target
     lean: LeanExecution
+    unused_is_zero: bool = False
     _clones: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -86,13 +98,19 @@ class ForwardFunction:
                 values = self._values(leaves, example)
             # Of the sum: one for each row is what grad_outputs= would say, but that imports 45 MB of symbolic shapes.
             grads = torch.autograd.grad(values.sum(), leaves, allow_unused=True)
+        if self.unused_is_zero:
+            used = zip(grads, leaves, strict=True)
+            grads = tuple(torch.zeros_like(leaf) if grad is None else grad for grad, leaf in used)
         for index, grad in enumerate(grads):
             if grad is None:
-                raise InputError(
-                    f"inputs[{index}] is not used by forward_func, so it has no attribution. Pass it in "
-                    "additional_forward_args instead"
-                )
+                raise InputError(self._unused(index))
         return grads, values.detach()
+
+    def _unused(self, index: int) -> str:
+        return (
+            f"inputs[{index}] is not used by forward_func, so it has no attribution. Pass it in "
+            "additional_forward_args instead"
+        )
 
     def value(self, points: tuple[Tensor, ...], example: Tensor) -> Tensor:
         """The target's values, (rows,), forward only."""
@@ -138,11 +156,16 @@ class ForwardFunction:
         return self.target.select(output, example, self.inputs.joint)
 
     def _repeat(self, arg: Any, example: Tensor) -> Any:
-        """A tensor argument with one entry per row (a copy, so a forward function may work in place on it)."""
+        """A tensor argument with one entry per row (a copy, so a forward function may work in place on it).
+
+        One that has no examples, which only layer attributions take, is passed as it is.
+        """
         if not isinstance(arg, Tensor) or arg.dim() == 0:
             return arg
         if self.inputs.joint:
             return arg.repeat(example.shape[0], *[1] * (arg.dim() - 1))
+        if arg.shape[0] not in (1, self.inputs.batch):
+            return arg
         index = example if arg.shape[0] == self.inputs.batch else torch.zeros_like(example)
         return arg.index_select(0, index.to(arg.device))
 

@@ -33,6 +33,7 @@ class Inputs:
         batch: number of examples. 1 for `joint` inputs.
         joint: the inputs have different first dimensions, so there is no telling which of their rows belong together.
             All of them are then one example: `x` has a leading 1 that `join` takes off the path points.
+        name: what messages call them.
     """
 
     x: tuple[Tensor, ...]
@@ -41,6 +42,7 @@ class Inputs:
     integer: tuple[int, ...]
     batch: int
     joint: bool
+    name: str = "inputs"
 
     @property
     def device(self) -> torch.device:
@@ -161,7 +163,7 @@ def parse_internal_batch_size(internal_batch_size: object) -> int | None:
 
 def warn_if_not_finite(inputs: Inputs) -> bool:
     """Warns once, by name, if an input or a baseline holds a NaN or an infinity; returns whether one does."""
-    for name, tensors in (("inputs", inputs.x), ("baselines", inputs.baselines)):
+    for name, tensors in ((inputs.name, inputs.x), ("baselines", inputs.baselines)):
         for index, tensor in enumerate(tensors):
             if tensor.is_meta or tensor.numel() == 0 or _all_finite(tensor):
                 continue

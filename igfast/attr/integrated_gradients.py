@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any, Literal, TypeVar, overload
 
 import captum.attr
@@ -11,22 +10,15 @@ import torch
 from captum._utils.gradient import compute_gradients
 from captum.log import log_usage
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from igfast import ops
 from igfast.attr._forward import CustomGradient, ForwardFunction, parse_additional_args
-from igfast.attr._inputs import Inputs, parse_inputs, parse_internal_batch_size, warn_if_not_finite
-from igfast.attr._state import Remembered, buffers_restored, module_of
+from igfast.attr._inputs import Inputs, parse_inputs, parse_internal_batch_size
+from igfast.attr._integration import Lean, check_lean, convergence_delta, integrate_paths, lean_execution, scale
+from igfast.attr._state import buffers_restored
 from igfast.attr._targets import parse_target
-from igfast.engine import Integral, Path, integrate
-from igfast.errors import ArgumentError, InputError, warn
-from igfast.lean import LeanExecution, why_not
-from igfast.memory import freed_blocks_kept
-from igfast.planner import Choice, ChunkPlan
-from igfast.quadrature import Rule, quadrature_rule
-
-_remembered: Remembered[Choice] = Remembered()
-_not_lean: Remembered[str] = Remembered()  # why lean execution does not fit a model
+from igfast.errors import InputError
+from igfast.lean import LeanExecution
+from igfast.quadrature import quadrature_rule
 
 TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
 Baselines = Tensor | int | float | tuple[Tensor | int | float, ...] | None
@@ -68,13 +60,12 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
         forward_func: Callable[..., Any],
         multiply_by_inputs: bool = True,
         *,
-        lean: Literal["auto", True, False] = "auto",
+        lean: Lean = "auto",
         show_progress: bool = False,
     ) -> None:
         super().__init__(forward_func, multiply_by_inputs)
-        if lean not in ("auto", True, False):
-            raise ArgumentError(f'lean must be "auto", True or False; got {lean!r}')
-        self._lean = lean
+        check_lean(lean)
+        self._lean: Lean = lean
         self._show_progress = show_progress
 
     @overload
@@ -154,97 +145,36 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
         with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
             parsed = parse_inputs(inputs, baselines)
             rule = quadrature_rule(method, n_steps)
-            rows_allowed = parsed.rows_allowed(parse_internal_batch_size(internal_batch_size))
+            size = parse_internal_batch_size(internal_batch_size)
             evaluator = self._evaluator(parsed, target, additional_forward_args)
             if return_convergence_delta and parsed.joint:
                 raise InputError(
                     "return_convergence_delta needs inputs with the same number of examples; got "
                     f"{[x.shape[1] for x in parsed.x]}"
                 )
-            input_not_finite = warn_if_not_finite(parsed)
-            integral = self._integrate(parsed, rule, rows_allowed, evaluator, return_convergence_delta)
-            if evaluator.lean.failed_because:
-                _not_lean.put(self.forward_func, None, evaluator.lean.failed_because)
-            if integral.not_finite is not None and not input_not_finite:
-                _warn_gradient(integral, rule)
-            attributions, totals = self._scale(parsed, integral)
+            integral = integrate_paths(
+                evaluator,
+                rule,
+                size,
+                with_ends=return_convergence_delta,
+                show_progress=self._show_progress,
+                may_change_layout=not isinstance(evaluator, CustomGradient),
+            )
+            attributions, totals = scale(parsed, integral, self.multiplies_by_inputs)
             if not return_convergence_delta:
                 return parsed.format(attributions)
-            return parsed.format(attributions), _delta(attributions, totals, integral)
+            delta = convergence_delta(attributions, totals, integral.at_input, integral.at_baseline)
+            return parsed.format(attributions), delta
 
     def _evaluator(self, parsed: Inputs, target: Any, additional_forward_args: Any) -> ForwardFunction:
         """The forward function with everything that it is called with."""
         bound = {
             "forward_func": self.forward_func,
             "inputs": parsed,
-            "args": parse_additional_args(additional_forward_args, parsed),
+            "args": parse_additional_args(additional_forward_args, parsed.batch, parsed.joint),
             "target": parse_target(target, None if parsed.joint else parsed.batch),
         }
         if self.gradient_func is compute_gradients:
-            return ForwardFunction(**bound, lean=self._lean_execution())
+            return ForwardFunction(**bound, lean=lean_execution(self._lean, self.forward_func))
         lean = LeanExecution("gradient_func was replaced", required=self._lean is True)
         return CustomGradient(**bound, lean=lean, gradient_func=self.gradient_func)
-
-    def _lean_execution(self) -> LeanExecution:
-        if self._lean is False:
-            return LeanExecution("lean=False")
-        known = _not_lean.get(self.forward_func, None) if self._lean == "auto" else None
-        return LeanExecution(known or why_not(self.forward_func, module_of(self.forward_func)), self._lean is True)
-
-    def _integrate(
-        self, parsed: Inputs, rule: Rule, rows_allowed: int | None, evaluator: ForwardFunction, with_ends: bool
-    ) -> Integral:
-        paths = [Path(x, baseline) for x, baseline in zip(parsed.x, parsed.baselines, strict=True)]
-        if parsed.batch == 0:
-            nothing = parsed.x[0].new_zeros(0, dtype=torch.float64)
-            return Integral(tuple(path.zeros() for path in paths), nothing, nothing, None)
-        n_rows = parsed.batch * len(rule.nodes)
-        layouts = tuple(path.memory_format for path in paths)
-        kind = (tuple((x.shape, x.dtype, x.device) for x in parsed.x), layouts, n_rows, rows_allowed)
-        known = _remembered.get(self.forward_func, kind)
-        may_change_layout = not isinstance(evaluator, CustomGradient) and any(
-            path.has_channels and path.memory_format is torch.contiguous_format for path in paths
-        )
-        if known is not None:
-            plan = ChunkPlan.settled(parsed.batch, known)
-        elif rows_allowed is None:
-            plan = ChunkPlan.growing(parsed.batch, n_rows, parsed.row_bytes, may_change_layout)
-        else:
-            plan = ChunkPlan.fixed(parsed.batch, rows_allowed, may_change_layout)
-        keep = freed_blocks_kept() if paths[0].x.is_cpu else nullcontext()
-        with keep, tqdm(total=n_rows, desc="igfast", unit="row", disable=not self._show_progress) as bar:
-            integral = integrate(paths, rule, evaluator, plan, with_ends=with_ends, on_rows=bar.update)
-        if plan.choice is not None:
-            _remembered.put(self.forward_func, kind, plan.choice)
-        return integral
-
-    def _scale(self, parsed: Inputs, integral: Integral) -> tuple[tuple[Tensor, ...], Tensor]:
-        """The attributions, contiguous, and their sum over all features, (batch,), in double precision."""
-        totals = []
-        for acc, x, baseline in zip(integral.sums, parsed.x, parsed.baselines, strict=True):
-            if self.multiplies_by_inputs:
-                totals.append(ops.scale_(acc, x, baseline))
-            else:
-                totals.append(ops.reference.sum_examples(acc))
-        return tuple(acc.contiguous() for acc in integral.sums), torch.stack(totals).sum(dim=0)
-
-
-def _delta(attributions: tuple[Tensor, ...], totals: Tensor, integral: Integral) -> Tensor:
-    """The convergence delta, (batch,), of the attributions' dtype."""
-    dtype = attributions[0].dtype
-    for attribution in attributions[1:]:
-        dtype = torch.promote_types(dtype, attribution.dtype)
-    if integral.at_input is None or integral.at_baseline is None:
-        raise RuntimeError("igfast: the ends of the path were not evaluated")  # not reachable from the public API
-    at_input, at_baseline = (end.to(totals.device, torch.float64) for end in (integral.at_input, integral.at_baseline))
-    return (totals - (at_input - at_baseline)).to(dtype)
-
-
-def _warn_gradient(integral: Integral, rule: Rule) -> None:
-    where = integral.not_finite
-    if where is not None:
-        warn(
-            f"the gradient of example {where.example} at step {where.step} of {len(rule.nodes)} (alpha "
-            f"{rule.nodes[where.step]:.4g}) is NaN or infinite; {where.n_rows} path points have such gradients, and "
-            "attributions that depend on them will be too"
-        )

@@ -219,7 +219,7 @@ def test_a_call_that_is_interrupted_leaves_the_model_alone():
 
 
 def test_the_choice_of_chunks_is_remembered_for_the_model_and_forgotten_with_it():
-    from igfast.attr.integrated_gradients import _remembered
+    from igfast.attr._integration import _remembered
 
     network, x = models.convnet(), torch.randn(1, 3, 8, 8, dtype=torch.float64)
     layouts = []

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -34,3 +35,16 @@ def test_demo_writes_picture_and_record(tmp_path, capfd):
     assert "256x256" in out
     assert out.strip().endswith("record.json.")
     assert "row/s" in err
+
+
+def test_demo_text_colours_tokens_and_writes_a_page(tmp_path, capfd):
+    assert main(["demo", "text", "--out", str(tmp_path / "new"), "--n-steps", "20"]) == 0
+    out = capfd.readouterr().out
+    scores = dict(re.findall(r"(\w+) ([+-]\d+\.\d+)", out))
+    assert float(scores["love"]) > 0.3
+    assert float(scores["dislike"]) < -0.3
+    assert float(scores["cat"]) > 0.1  # the most alike word of the second sentence
+    assert "\x1b[30;48;2;" in out
+    page = (tmp_path / "new" / "text.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert "dislike</span>" in page

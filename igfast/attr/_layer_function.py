@@ -1,0 +1,133 @@
+"""The forward function from, or up to, a layer: what layer and neuron attributions give the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from igfast.attr._forward import ForwardFunction
+from igfast.attr._inputs import describe
+from igfast.attr._layers import LayerTap, Values
+from igfast.errors import OutputError, SelectorError, SelectorTypeError
+
+Selector = int | tuple[int | slice, ...] | Callable[[Any], Tensor]
+
+
+@dataclass(kw_only=True)
+class FromLayer(ForwardFunction):
+    """The forward function of what layers give out (or take in), the model's own inputs held at the caller's.
+
+    What lies before the layers needs no gradient, so none is recorded there: grad mode is turned on when the first of
+    them is reached. A model in which that does not last (one that sets grad mode itself) is run with it on throughout.
+
+    Attributes:
+        tap: the layers, attached.
+        per_layer: how many tensors each layer has; their sum is the number of `inputs`.
+        group: for each tensor, how many of its entries belong to one example (windows of an image, say).
+    """
+
+    tap: LayerTap
+    per_layer: tuple[int, ...]
+    group: tuple[int, ...]
+    _records_throughout: bool = field(default=False, init=False)
+
+    def _call(self, points: Values, example: Tensor) -> Any:
+        tensors = iter(p if k == 1 else p.flatten(0, 1) for p, k in zip(points, self.group, strict=True))
+        values = [tuple(next(tensors) for _ in range(n)) for n in self.per_layer]
+        args = tuple(self._repeat(arg, example) for arg in self.args)
+        records = torch.is_grad_enabled()
+
+        def call() -> Any:
+            return self.forward_func(*args)
+
+        if not records or self._records_throughout:
+            return self.tap.replace(call, values, lambda: None)
+        with torch.no_grad():
+            output = self.tap.replace(call, values, lambda: torch.set_grad_enabled(True))
+            lasted = torch.is_grad_enabled()
+        if not lasted:
+            self._records_throughout = True
+            return self._call(points, example)
+        return output
+
+    def _unused(self, index: int) -> str:
+        return (
+            f"tensor {index} of the layer's {self.tap.what} does not influence the output, so it has no attribution. "
+            'Pass grad_kwargs={"materialize_grads": True} to have it be 0'
+        )
+
+
+@dataclass(kw_only=True)
+class ToLayer(ForwardFunction):
+    """The forward function up to a layer, of which a selector takes one number per example (or sums a region).
+
+    Attributes:
+        tap: the layer, attached.
+        selector: an int or a tuple that indexes what the layer gives out (or takes in), or a function of it.
+    """
+
+    tap: LayerTap
+    selector: Selector
+
+    def _call(self, points: Values, example: Tensor) -> Any:
+        args = tuple(self._repeat(arg, example) for arg in self.args)
+        (values,), _ = self.tap.read(lambda: self.forward_func(*self.inputs.join(points), *args), stop=True)
+        return values
+
+    def _select(self, output: Any, example: Tensor) -> Tensor:
+        selected = select_neuron(output, self.selector, self.tap.what)
+        if not self.inputs.joint and selected.shape[0] != example.shape[0]:
+            raise OutputError(
+                f"the layer's {self.tap.what} must have one entry per example, {example.shape[0]}; neuron_selector "
+                f"left {describe(selected)}"
+            )
+        return selected
+
+
+def select_neuron(values: Values, selector: Any, what: str) -> Tensor:
+    """One number per row of a layer's values, (rows,).
+
+    Args:
+        values: what the layer gave out or took in.
+        selector: an int, a tuple of ints and slices (regions are summed, as in Captum), or a function of the tensor
+            (of the tuple, if there are several) that returns one number per example.
+        what: "output" or "input", for messages.
+
+    Raises:
+        SelectorTypeError: not one of these.
+        SelectorError: it does not fit the values.
+    """
+    if callable(selector):
+        selected = selector(values if len(values) > 1 else values[0])
+        if not isinstance(selected, Tensor) or selected.dim() == 0 or selected.numel() != selected.shape[0]:
+            raise SelectorError(
+                f"neuron_selector must return a tensor with one number per example, (batch,); got {describe(selected)}"
+            )
+        return selected.reshape(-1)
+    if len(values) > 1:
+        raise SelectorError(
+            f"the layer's {what} is {len(values)} tensors: pass a function as neuron_selector that takes the tuple"
+        )
+    place = selector if isinstance(selector, tuple) else (selector,)
+    if not all(isinstance(index, (int, slice)) and not isinstance(index, bool) for index in place):
+        raise SelectorTypeError(
+            f"neuron_selector must be an int, a tuple of ints and slices, or a function; got {describe(selector)}"
+        )
+    tensor = values[0]
+    if len(place) != tensor.dim() - 1:
+        raise SelectorError(
+            f"neuron_selector has {len(place)} indices, but the layer's {what} is {describe(tensor)}, which has "
+            f"{tensor.dim() - 1} dimensions after the examples"
+        )
+    for position, (index, size) in enumerate(zip(place, tensor.shape[1:], strict=True)):
+        if isinstance(index, int) and not -size <= index < size:
+            raise SelectorError(
+                f"neuron_selector is {selector}, out of range for dimension {position + 1} of the layer's {what}, "
+                f"which has size {size}: {describe(tensor)}"
+            )
+    selected = tensor[(slice(None), *place)]
+    return selected.reshape(selected.shape[0], -1).sum(1)

@@ -1,0 +1,202 @@
+"""Reads and replaces what layers take in or give out, through hooks that are always removed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel.scatter_gather import scatter
+
+from igfast.attr._inputs import describe
+from igfast.errors import LayerError
+
+Values = tuple[Tensor, ...]
+
+
+class _Reached(BaseException):
+    """Ends a forward pass once every layer was reached; no `except Exception` of a model catches it."""
+
+
+class LayerTap:
+    """The layers of one attribution, hooked while its `attached` block lasts.
+
+    Hooks act in the thread that attached them alone, so threads may attribute on one model at the same time.
+
+    Args:
+        layers: the modules.
+        at_input: whether their inputs are meant, not their outputs.
+        device_ids: the GPUs of an `nn.DataParallel` model, whose replicas run in threads of their own; else None.
+
+    Raises:
+        LayerError: a layer is not a module, or is given twice.
+    """
+
+    def __init__(self, layers: Sequence[Any], at_input: bool, device_ids: Sequence[int] | None) -> None:
+        for layer in layers:
+            if not isinstance(layer, nn.Module):
+                raise LayerError(f"layer must be a torch.nn.Module or a list of them; got {describe(layer)}")
+        if not layers or len(set(layers)) < len(layers):
+            raise LayerError(f"layer must name at least one layer, and none twice; got {len(layers)}")
+        self._layers = tuple(layers)
+        self._at_input = at_input
+        self._device_ids = list(device_ids) if device_ids and len(device_ids) > 1 else None
+        self._thread = threading.get_ident()
+        self._act: Callable[[int, Any], Any] | None = None
+
+    @property
+    def what(self) -> str:
+        """What is read, for messages."""
+        return "input" if self._at_input else "output"
+
+    @contextmanager
+    def attached(self) -> Iterator[LayerTap]:
+        """Hooks the layers; whatever happens in the block, the hooks are gone after it."""
+        handles: list[Any] = []
+        try:
+            for index, layer in enumerate(self._layers):
+                if self._at_input:
+                    handles.append(layer.register_forward_pre_hook(self._input_hook(index)))
+                else:
+                    handles.append(layer.register_forward_hook(self._output_hook(index)))
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def read(self, call: Callable[[], Any], stop: bool) -> tuple[list[Values], Any]:
+        """Calls the model and returns what each layer took in or gave out, and the model's output.
+
+        Args:
+            call: the model's forward pass.
+            stop: whether to end it once every layer was reached; the output is None then.
+
+        Raises:
+            LayerError: a layer was not reached, or has values that no path leads through.
+        """
+        seen: dict[int, dict[torch.device, Values]] = {}
+        stop = stop and self._device_ids is None
+
+        def act(index: int, value: Any) -> None:
+            """Keeps the value; a copy where what follows may work in place on it."""
+            values = self._tensors(index, value)
+            if values[0].device in seen.setdefault(index, {}):
+                raise LayerError(self._called_again(index))
+            ends_here = stop and len(self._layers) == 1
+            seen[index][values[0].device] = values if ends_here else tuple(v.clone() for v in values)
+            if stop and len(seen) == len(self._layers):
+                raise _Reached
+
+        output = None
+        with suppress(_Reached):
+            output = self._with_action(act, call)
+        for index in range(len(self._layers)):
+            if index not in seen:
+                raise LayerError(self._not_called(index))
+        return [self._gather(seen[index]) for index in range(len(self._layers))], output
+
+    def replace(self, call: Callable[[], Any], values: list[Values], on_reach: Callable[[], object]) -> Any:
+        """Calls the model with other values in the layers' place and returns its output.
+
+        Args:
+            call: the model's forward pass.
+            values: for each layer, what it is to take in or give out.
+            on_reach: called when the first layer is reached.
+
+        Raises:
+            LayerError: a layer was not reached, or reached more than once.
+        """
+        reached: set[tuple[int, torch.device]] = set()
+        scattered = self._scatter(values)
+
+        def act(index: int, value: Any) -> Any:
+            """Returns the new values in the old ones' place."""
+            device = self._tensors(index, value)[0].device
+            if (index, device) in reached:
+                raise LayerError(self._called_again(index))
+            if not reached:
+                on_reach()
+            reached.add((index, device))
+            return _like(value, scattered.get(device, scattered[None])[index])
+
+        output = self._with_action(act, call)
+        for index in range(len(self._layers)):
+            if all(index != i for i, _ in reached):
+                raise LayerError(self._not_called(index))
+        return output
+
+    def _with_action(self, act: Callable[[int, Any], Any], call: Callable[[], Any]) -> Any:
+        self._act = act
+        try:
+            return call()
+        finally:
+            self._act = None
+
+    def _acts_here(self) -> bool:
+        return self._act is not None and (self._device_ids is not None or threading.get_ident() == self._thread)
+
+    def _input_hook(self, index: int) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> Any:  # noqa: ARG001
+            return self._act(index, args) if self._act is not None and self._acts_here() else None
+
+        return hook
+
+    def _output_hook(self, index: int) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:  # noqa: ARG001
+            return self._act(index, output) if self._act is not None and self._acts_here() else None
+
+        return hook
+
+    def _tensors(self, index: int, value: Any) -> Values:
+        values = tuple(value) if isinstance(value, (tuple, list)) and type(value) in (tuple, list) else (value,)
+        for position, v in enumerate(values):
+            if not isinstance(v, Tensor) or not (v.is_floating_point() or v.is_complex()) or v.dim() == 0:
+                where = f"element {position} of the {self.what}" if len(values) > 1 else f"the {self.what}"
+                raise LayerError(
+                    f"{where} of {self._name(index)} is {describe(v)}; a path needs floating-point tensors with the "
+                    "examples as their first dimension. Name a layer inside of it, or the other side of it "
+                    "(attribute_to_layer_input)"
+                )
+        if not values:
+            raise LayerError(
+                f"{self._name(index)} is called with keyword arguments only, which are not its {self.what} to a hook. "
+                "Attribute the output of the layer before it"
+            )
+        return values
+
+    def _gather(self, by_device: dict[torch.device, Values]) -> Values:
+        if self._device_ids is None or len(by_device) == 1:
+            return next(iter(by_device.values()))
+        parts = [by_device[torch.device("cuda", i)] for i in self._device_ids if torch.device("cuda", i) in by_device]
+        return tuple(torch.cat([v.to(parts[0][0].device) for v in column]) for column in zip(*parts, strict=True))
+
+    def _scatter(self, values: list[Values]) -> dict[torch.device | None, list[Values]]:
+        """The values for each device; under None those for any device that is not named."""
+        if self._device_ids is None:
+            return {None: values}
+        return {part[0][0].device: part for part in scatter(values, self._device_ids)} | {None: values}
+
+    def _name(self, index: int) -> str:
+        return f"layer {type(self._layers[index]).__name__}" + (f" [{index}]" if len(self._layers) > 1 else "")
+
+    def _not_called(self, index: int) -> str:
+        return (
+            f"{self._name(index)} was not reached: forward_func does not call this module for these inputs (it may be "
+            "a part of another model, a copy, or inside a scripted or compiled one)"
+        )
+
+    def _called_again(self, index: int) -> str:
+        return (
+            f"{self._name(index)} is called more than once in one forward pass, so there is no single path through "
+            "it. Wrap each call in a module of its own (nn.Identity after it, say) and name those"
+        )
+
+
+def _like(value: Any, tensors: Values) -> Any:
+    """New tensors in the container of the old value."""
+    if isinstance(value, list):
+        return list(tensors)
+    return tensors if isinstance(value, tuple) else tensors[0]

@@ -1,0 +1,80 @@
+"""Inputs that go through a model as they are, of any dtype, because the path begins at a layer behind them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from igfast.attr._inputs import Inputs, describe
+from igfast.errors import ArgumentTypeError, BaselineError, InputError, InputTypeError
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """Checked inputs and baselines, each (batch, *) or, for baselines, (1, *).
+
+    Attributes:
+        x: the inputs.
+        baselines: one for each input, of its dtype.
+        batch: number of examples.
+    """
+
+    x: tuple[Tensor, ...]
+    baselines: tuple[Tensor, ...]
+    batch: int
+
+    def as_inputs(self, x: tuple[Tensor, ...]) -> Inputs:
+        """In the form that the forward function takes; no path leads through them."""
+        return Inputs(x, self.baselines, True, (), self.batch, False)
+
+
+def parse_model_inputs(inputs: Any, baselines: Any) -> ModelInputs:
+    """Checks `inputs` and `baselines`.
+
+    Raises:
+        InputTypeError: not tensors.
+        InputError: 0-d, or different numbers of examples.
+        BaselineError: a shape, a device or the number of baselines does not fit.
+        ArgumentTypeError: a baseline that is neither a tensor nor a number.
+    """
+    given = inputs if isinstance(inputs, tuple) else (inputs,)
+    if not given:
+        raise InputTypeError("inputs must be a tensor or a tuple of at least one tensor; got an empty tuple")
+    for index, x in enumerate(given):
+        if not isinstance(x, Tensor):
+            raise InputTypeError(f"inputs must be a tensor or a tuple of tensors; inputs[{index}] is {describe(x)}")
+        if x.dim() == 0 or x.shape[0] != given[0].shape[0]:
+            raise InputError(
+                f"inputs[{index}] must have the examples as its first dimension, as inputs[0] has; got {describe(x)} "
+                f"beside {describe(given[0])}"
+            )
+    if baselines is None:
+        baselines = (0,) * len(given)
+    elif not isinstance(baselines, tuple):
+        baselines = (baselines,)
+    if len(baselines) != len(given):
+        raise BaselineError(
+            f"baselines must be one for each input, in a tuple of length {len(given)}; got {len(baselines)}"
+        )
+    xs = tuple(x.detach() for x in given)
+    parsed = tuple(_baseline(index, b, x) for index, (b, x) in enumerate(zip(baselines, xs, strict=True)))
+    return ModelInputs(xs, parsed, xs[0].shape[0])
+
+
+def _baseline(index: int, baseline: object, x: Tensor) -> Tensor:
+    name = f"baselines[{index}]"
+    if isinstance(baseline, (int, float)):
+        return torch.full((1, *x.shape[1:]), baseline, dtype=x.dtype, device=x.device)
+    if not isinstance(baseline, Tensor):
+        raise ArgumentTypeError(f"{name} must be a tensor or a number; got {describe(baseline)}")
+    if baseline.dim() != x.dim() or baseline.shape[1:] != x.shape[1:] or baseline.shape[0] not in (1, x.shape[0]):
+        raise BaselineError(
+            f"{name} must have the shape of inputs[{index}], {tuple(x.shape)} or {(1, *x.shape[1:])}, or be a number; "
+            f"got {describe(baseline)}"
+        )
+    if baseline.device != x.device:
+        raise BaselineError(f"{name} is on {baseline.device}, but inputs[{index}] is on {x.device}")
+    return baseline.detach().to(x.dtype)

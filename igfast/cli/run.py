@@ -1,0 +1,70 @@
+"""`python -m igfast run script.py`: runs an unmodified script with igfast in Captum's place."""
+
+from __future__ import annotations
+
+import functools
+import runpy
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from igfast.attr import IntegratedGradients, LayerIntegratedGradients, NeuronIntegratedGradients
+from igfast.patching import patch_captum
+
+_CLASSES = (IntegratedGradients, LayerIntegratedGradients, NeuronIntegratedGradients)
+
+
+def run_swapped(script: str, arguments: Sequence[str], is_module: bool) -> None:
+    """Runs a script, and says on standard error what was swapped and how often it was called.
+
+    Args:
+        script: path of a script, or name of a module.
+        arguments: what it finds in `sys.argv`.
+        is_module: whether `script` is the name of a module.
+    """
+    with patch_captum() as patch, _counting() as calls:
+        before = sys.argv, sys.path.copy()
+        sys.argv = [script, *arguments]
+        try:
+            if is_module:
+                sys.path.insert(0, str(Path.cwd()))
+                runpy.run_module(script, run_name="__main__", alter_sys=True)
+            else:
+                sys.path.insert(0, str(Path(script).resolve().parent))
+                runpy.run_path(script, run_name="__main__")
+        finally:
+            sys.argv, sys.path[:] = before
+            print("igfast: in Captum's place, calls of attribute:", file=sys.stderr)
+            for cls in _CLASSES:
+                print(f"  {cls.__name__:<28} {calls[cls.__name__]:>6}", file=sys.stderr)
+            print(f"igfast: swapped {', '.join(patch.replaced)}", file=sys.stderr)
+            for left in patch.not_replaced:
+                print(f"igfast: not swapped: {left}", file=sys.stderr)
+
+
+@contextmanager
+def _counting() -> Iterator[Counter[str]]:
+    """Counts calls of `attribute` while it lasts, also those that pass by its decorator as Captum's own code does."""
+    calls: Counter[str] = Counter()
+    originals = {cls: cls.attribute for cls in _CLASSES}
+
+    def counted(name: str, attribute: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(attribute)
+        def count(*args: Any, **kwargs: Any) -> Any:
+            calls[name] += 1
+            return attribute(*args, **kwargs)
+
+        return count
+
+    for cls, original in originals.items():
+        replacement = counted(cls.__name__, original)
+        replacement.__wrapped__ = counted(cls.__name__, original.__wrapped__)  # type: ignore
+        cls.attribute = replacement  # type: ignore[method-assign]
+    try:
+        yield calls
+    finally:
+        for cls, original in originals.items():
+            cls.attribute = original  # type: ignore[method-assign]

@@ -1,0 +1,121 @@
+"""NeuronIntegratedGradients against a naive loop and against Captum, and what it refuses."""
+
+import captum.attr
+import pytest
+import torch
+from torch import nn
+
+import igfast
+from tests import models
+from tests.attr import layer_models
+from tests.attr.layer_models import naive
+from tests.oracle import relative_difference
+
+X = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+
+SELECTORS = {
+    "tuple": ((2, 3, 4), lambda h: h[:, 2, 3, 4]),
+    "negative": ((-1, 0, -2), lambda h: h[:, -1, 0, -2]),
+    "slices": ((slice(0, 2), 3, slice(None)), lambda h: h[:, 0:2, 3, :].sum((1, 2))),
+    "function": (lambda h: h.amax((1, 2, 3)), lambda h: h.amax((1, 2, 3))),
+}
+
+
+@pytest.mark.parametrize("size", [None, 1, 2, 7])
+@pytest.mark.parametrize("at_input", [False, True])
+@pytest.mark.parametrize("name", SELECTORS)
+def test_parity(name, at_input, size):
+    network = models.convnet()
+    selector, select = SELECTORS[name]
+    wanted = naive(lambda x: select(network[:1](x) if at_input else network[:2](x)), (X,), (X * 0,), 7)
+    options = {"n_steps": 7, "attribute_to_neuron_input": at_input}
+    explainer = igfast.NeuronIntegratedGradients(network, network[1], lean=True)
+    got = explainer.attribute(X, selector, internal_batch_size=size, **options)
+    assert relative_difference(got, wanted[0]) <= 1e-12
+    captums = captum.attr.NeuronIntegratedGradients(network, network[1]).attribute(X, selector, **options)
+    assert relative_difference(got, captums) <= 1e-7
+    assert not network[1]._forward_hooks
+
+
+def test_an_int_selects_from_a_layer_of_two_dimensions():
+    network, x = models.mlp(), torch.randn(4, 3, dtype=torch.float64)
+    got = igfast.NeuronIntegratedGradients(network, network[1]).attribute(x, 5, x * 0 + 0.1, n_steps=12)
+    wanted = captum.attr.NeuronIntegratedGradients(network, network[1]).attribute(x, 5, x * 0 + 0.1, n_steps=12)
+    assert relative_difference(got, wanted) <= 1e-7
+
+
+def test_a_function_takes_the_tuple_of_a_layer_with_several_tensors():
+    network, x = layer_models.Tuples(), torch.randn(3, 6, dtype=torch.float64)
+    results = [
+        library.NeuronIntegratedGradients(network, network.pair).attribute(x, lambda ab: ab[0][:, 1] * ab[1][:, 2])
+        for library in (igfast, captum.attr)
+    ]
+    assert relative_difference(*results) <= 1e-7
+
+
+def test_the_model_runs_up_to_the_layer_only():
+    reached = []
+    network = models.mlp()
+    network[2].register_forward_hook(lambda *_: reached.append(1))
+    igfast.NeuronIntegratedGradients(network, network[1]).attribute(torch.randn(2, 3, dtype=torch.float64), 0)
+    assert not reached
+
+
+class Product(nn.Module):
+    """Two inputs and a scale per example, multiplied in a layer; then something else."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Bilinear(3, 4, 5).double()
+
+    def forward(self, a, b, scale):
+        return self.layer(a * scale, b).sum()
+
+
+def test_several_inputs_and_additional_arguments():
+    torch.manual_seed(0)
+    network = Product()
+    inputs = torch.randn(2, 3, dtype=torch.float64), torch.randn(2, 4, dtype=torch.float64)
+    scale = torch.tensor([[2.0], [3.0]], dtype=torch.float64)
+    results = [
+        library.NeuronIntegratedGradients(network, network.layer).attribute(inputs, 4, (0, 0.5), scale, n_steps=5)
+        for library in (igfast, captum.attr)
+    ]
+    assert relative_difference(*results) <= 1e-7
+
+
+@pytest.mark.parametrize(
+    ("selector", "error", "text"),
+    [
+        (99, igfast.SelectorError, "has 1 indices, but the layer's output is a float64 tensor of shape"),
+        ((99, 0, 0), igfast.SelectorError, "out of range for dimension 1 of the layer's output, which has size 6"),
+        ((0, 0), igfast.SelectorError, "neuron_selector has 2 indices"),
+        ("0", igfast.SelectorTypeError, "must be an int, a tuple of ints and slices, or a function; got a str"),
+        (lambda h: h, igfast.SelectorError, "must return a tensor with one number per example"),
+    ],
+)
+def test_bad_selectors(selector, error, text):
+    network = models.convnet()
+    with pytest.raises(error, match=text):
+        igfast.NeuronIntegratedGradients(network, network[1]).attribute(X, selector)
+    assert not network[1]._forward_hooks
+
+
+def test_a_layer_of_several_tensors_needs_a_function():
+    network = layer_models.Tuples()
+    with pytest.raises(igfast.SelectorError, match="is 2 tensors: pass a function"):
+        igfast.NeuronIntegratedGradients(network, network.pair).attribute(torch.randn(2, 6).double(), 0)
+
+
+def test_a_layer_that_does_not_depend_on_the_input():
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 3).double()
+
+        def forward(self, x):
+            return self.layer(torch.ones_like(x)) + x
+
+    network = Constant()
+    with pytest.raises(igfast.InputError, match="is not used"):
+        igfast.NeuronIntegratedGradients(network, network.layer).attribute(torch.randn(2, 3).double(), 0)
