@@ -35,3 +35,51 @@ def resnet50(side: int = 224) -> tuple[nn.Module, Tensor]:
     with torch.no_grad():
         model(torch.randn(4, 3, 224, 224))
     return model.eval(), torch.randn(1, 3, side, side)
+
+
+def efficientnet(side: int = 224) -> tuple[nn.Module, Tensor]:
+    """EfficientNet-Lite0 with its ImageNet weights, and the demo's photograph."""
+    from igfast.cli.photograph import load_network, load_photograph
+
+    return load_network(), load_photograph(side)
+
+
+def vgg16(side: int = 224) -> tuple[nn.Module, Tensor]:
+    """VGG-16 with random weights of a size that keeps activations alive, and one image."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    channels = 3
+    for width, repeats in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        for _ in range(repeats):
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
+            channels = width
+        layers.append(nn.MaxPool2d(2))
+    head = [nn.AdaptiveAvgPool2d(7), nn.Flatten(), nn.Linear(512 * 49, 4096), nn.ReLU(True), nn.Dropout()]
+    network = nn.Sequential(*layers, *head, nn.Linear(4096, 4096), nn.ReLU(True), nn.Dropout(), nn.Linear(4096, 1000))
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            nn.init.zeros_(module.bias)
+    return network.eval(), torch.randn(1, 3, side, side)
+
+
+def bert(batch: int, tokens: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """A 6-layer BERT classifier with random weights, token ids and an attention mask without padding."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    class Classifier(nn.Module):
+        """Ids and mask to logits."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            config = BertConfig(num_hidden_layers=6, hidden_size=384, num_attention_heads=12, intermediate_size=1536)
+            self.model = BertForSequenceClassification(config)
+
+        def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+            """(batch, tokens) each to (batch, classes)."""
+            logits: Tensor = self.model(ids, attention_mask=mask).logits
+            return logits
+
+    torch.manual_seed(0)
+    ids = torch.randint(1000, 30000, (batch, tokens))
+    return Classifier().eval(), ids, torch.ones_like(ids)

@@ -20,6 +20,36 @@ def integrated_gradients() -> list[str]:
     return lines
 
 
+def memory() -> list[str]:
+    """Large images: peaks, and igfast's over those of the others."""
+    records = harness.read("memory")
+    lines = [
+        "| network | igfast | Captum, internal_batch_size=1 | inference | Captum's, of igfast's | igfast's, of inference's |",
+        "|---|---|---|---|---|---|",
+    ]
+    for network in dict.fromkeys(r["network"] for r in records):
+        peaks = {r["provider"]: r["peak_bytes"] for r in records if r["network"] == network}
+        ours, captums, inference = peaks["igfast"], peaks["captum, internal_batch_size=1"], peaks["inference"]
+        mib = " | ".join(f"{peak / 2**20:.0f} MiB" for peak in (ours, captums, inference))
+        lines.append(f"| {network} | {mib} | {captums / ours:.1f} x | {ours / inference:.1f} x |")
+    return lines
+
+
+def text() -> list[str]:
+    """The BERT: time and memory."""
+    records = harness.read("text")
+    ours = records[0]
+    lines = [
+        "| call | median seconds | peak memory | time, of igfast's | memory, of igfast's |",
+        "|---|---|---|---|---|",
+    ]
+    for r in records:
+        seconds, peak = r["seconds"]["p50"], r["peak_bytes"]
+        ratios = f"{seconds / ours['seconds']['p50']:.2f} x | {peak / ours['peak_bytes']:.1f} x"
+        lines.append(f"| {r['provider']} | {seconds:.1f} | {peak / 2**20:.0f} MiB | {ratios} |")
+    return lines
+
+
 def demo() -> list[str]:
     """The demo's four measurements."""
     lines = ["| image | call | seconds | peak memory | convergence delta |", "|---|---|---|---|---|"]
@@ -42,7 +72,7 @@ def operators() -> list[str]:
     return lines
 
 
-TABLES = (demo, integrated_gradients, operators)
+TABLES = (demo, integrated_gradients, memory, text, operators)
 
 if __name__ == "__main__":
     print("\n\n".join("\n".join(table()) for table in TABLES))

@@ -17,18 +17,23 @@
 namespace igfast {
 namespace {
 
-constexpr size_t kSmall = 1 << 16;  // bytes; below it the C library's own caches do well
+// Bytes. Below the first the C library's own caches do well. From the second on it maps each block by itself, and gives
+// it back at once: keeping those would hold several large images' worth of sizes that do not fit each other.
+constexpr size_t kSmall = 1 << 16;
+constexpr size_t kLarge = 1 << 25;
 
 std::mutex mutex;
 int64_t n_users = 0;
 std::multimap<size_t, void*> idle;  // by usable size
 c10::Allocator* previous = nullptr;
 
+bool is_pooled(size_t n_bytes) { return n_bytes >= kSmall && n_bytes < kLarge; }
+
 // A request takes an idle block that is at most this much larger.
 bool fits(size_t block, size_t request) { return block <= request + request / 8; }
 
 void* take(size_t n_bytes) {
-  if (n_bytes >= kSmall) {
+  if (is_pooled(n_bytes)) {
     const std::lock_guard<std::mutex> lock(mutex);
     const auto found = idle.lower_bound(n_bytes);
     if (found != idle.end() && fits(found->first, n_bytes)) {
@@ -49,7 +54,7 @@ void give(void* block) {
   if (block == nullptr) return;
   c10::profiledCPUMemoryReporter().Delete(block);
   const size_t n_bytes = malloc_usable_size(block);
-  if (n_bytes >= kSmall) {
+  if (is_pooled(n_bytes)) {
     const std::lock_guard<std::mutex> lock(mutex);
     if (n_users > 0) {
       idle.emplace(n_bytes, block);

@@ -67,10 +67,17 @@ class ChunkPlan:
 
     @staticmethod
     def growing(batch: int, n_rows: int, row_bytes: int, may_change_layout: bool = False) -> ChunkPlan:
-        """Chunks that start at about `FIRST_CHUNK_BYTES` of input and grow while that pays."""
+        """Chunks that start at about `FIRST_CHUNK_BYTES` of input and grow while that pays.
+
+        Where one row is larger than that, channels-last is not tried but taken: on large images convolutions in it are
+        faster and need no reordered copies of their inputs and outputs, which are what sets the peak there.
+        """
         first = min(n_rows, -(-FIRST_CHUNK_BYTES // max(row_bytes, 1)))
         largest = min(n_rows // _LARGEST_SHARE, _LARGEST_CHUNK_BYTES // max(row_bytes, 1))
-        return ChunkPlan(batch, first, max(first, largest), may_change_layout)
+        plan = ChunkPlan(batch, first, max(first, largest), may_change_layout)
+        if may_change_layout and row_bytes > FIRST_CHUNK_BYTES:
+            plan.channels_last = plan._layout_tried = True
+        return plan
 
     def resumed(self) -> ChunkPlan:
         """A copy that goes on where this one is, for another call of the same kind."""

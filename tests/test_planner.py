@@ -83,6 +83,13 @@ def test_one_large_row_at_a_time():
     assert {n for n, _ in run(ChunkPlan.growing(1, 50, 8 * MIB), 50, lambda n, cl: 1 / n)} == {1}
 
 
+def test_large_rows_are_channels_last_from_the_start():
+    assert {cl for _, cl in run(ChunkPlan.growing(1, 50, 8 * MIB, True), 50, lambda n, cl: 1.0)} == {True}
+    plan = ChunkPlan.growing(1, 50, 8 * MIB, True)
+    assert plan.reject_layout()
+    assert {cl for _, cl in run(plan, 50, lambda n, cl: 1.0)} == {False}
+
+
 @pytest.mark.parametrize(("faster", "kept"), [(True, True), (False, False)])
 def test_tries_channels_last_once_and_keeps_it_if_faster(faster, kept):
     chunks = run(ChunkPlan.fixed(1, 2, may_change_layout=True), 40, lambda n, cl: 0.9 if cl == faster else 1.0)
