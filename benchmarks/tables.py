@@ -24,7 +24,7 @@ def memory() -> list[str]:
     """Large images: peaks, and igfast's over those of the others."""
     records = harness.read("memory")
     lines = [
-        "| network | igfast | Captum, internal_batch_size=1 | inference | Captum's, of igfast's | igfast's, of inference's |",
+        "| network | igfast | captum, internal_batch_size=1 | inference | captum / igfast | igfast / inference |",
         "|---|---|---|---|---|---|",
     ]
     for network in dict.fromkeys(r["network"] for r in records):
