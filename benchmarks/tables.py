@@ -5,12 +5,12 @@ from __future__ import annotations
 from benchmarks import harness
 
 
-def integrated_gradients() -> list[str]:
-    """ResNet-50: time and memory of each provider, and both as ratios to a call of igfast without options."""
-    records = harness.read("integrated_gradients")
+def _providers(name: str, call: str) -> list[str]:
+    """Time and memory of each provider, and both as ratios to the first, a call of igfast without options."""
+    records = harness.read(name)
     ours = records[0]
     lines = [
-        "| call | median seconds | peak memory | time, of igfast's | memory, of igfast's |",
+        f"| {call} | median seconds | peak memory | time, of igfast's | memory, of igfast's |",
         "|---|---|---|---|---|",
     ]
     for r in records:
@@ -18,6 +18,16 @@ def integrated_gradients() -> list[str]:
         ratios = f"{seconds / ours['seconds']['p50']:.2f} x | {peak / ours['peak_bytes']:.1f} x"
         lines.append(f"| {r['provider']} | {seconds:.2f} | {peak / 2**20:.0f} MiB | {ratios} |")
     return lines
+
+
+def integrated_gradients() -> list[str]:
+    """ResNet-50."""
+    return _providers("integrated_gradients", "image")
+
+
+def text() -> list[str]:
+    """BERT."""
+    return _providers("text", "text")
 
 
 def memory() -> list[str]:
@@ -32,21 +42,6 @@ def memory() -> list[str]:
         ours, captums, inference = peaks["igfast"], peaks["captum, internal_batch_size=1"], peaks["inference"]
         mib = " | ".join(f"{peak / 2**20:.0f} MiB" for peak in (ours, captums, inference))
         lines.append(f"| {network} | {mib} | {captums / ours:.1f} x | {ours / inference:.1f} x |")
-    return lines
-
-
-def text() -> list[str]:
-    """The BERT: time and memory."""
-    records = harness.read("text")
-    ours = records[0]
-    lines = [
-        "| call | median seconds | peak memory | time, of igfast's | memory, of igfast's |",
-        "|---|---|---|---|---|",
-    ]
-    for r in records:
-        seconds, peak = r["seconds"]["p50"], r["peak_bytes"]
-        ratios = f"{seconds / ours['seconds']['p50']:.2f} x | {peak / ours['peak_bytes']:.1f} x"
-        lines.append(f"| {r['provider']} | {seconds:.1f} | {peak / 2**20:.0f} MiB | {ratios} |")
     return lines
 
 

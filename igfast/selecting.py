@@ -20,6 +20,7 @@ class _Selected(nn.Module):
         self.training = model.training
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The part of the model's output for these arguments."""
         return _part_of(self.model(*args, **kwargs), self.part)
 
 

@@ -107,6 +107,16 @@ def _baseline_for(index: int, baseline: object, x: Tensor) -> Tensor:
     return baseline.detach().to(x.dtype)
 
 
+def one_for_each(baselines: Any, n_inputs: int) -> tuple[Any, ...]:
+    """The baselines as a tuple, one for each input; zeros where none are given."""
+    if baselines is None:
+        return (0,) * n_inputs
+    given = baselines if isinstance(baselines, tuple) else (baselines,)
+    if len(given) != n_inputs:
+        raise BaselineError(f"baselines must be one for each input, in a tuple of length {n_inputs}; got {len(given)}")
+    return given
+
+
 def parse_inputs(inputs: Any, baselines: Any) -> Inputs:
     """Checks `inputs` and `baselines` and brings them to the form of `Inputs`; nothing of the caller's is changed.
 
@@ -122,14 +132,7 @@ def parse_inputs(inputs: Any, baselines: Any) -> Inputs:
         raise InputTypeError("inputs must be a tensor or a tuple of at least one tensor; got an empty tuple")
     for index, x in enumerate(given):
         _check_input(index, x, given[0].device if index else None)
-    if baselines is None:
-        baselines = (0,) * len(given)
-    elif not isinstance(baselines, tuple):
-        baselines = (baselines,)
-    if len(baselines) != len(given):
-        raise BaselineError(
-            f"baselines must be one for each input, in a tuple of length {len(given)}; got {len(baselines)}"
-        )
+    baselines = one_for_each(baselines, len(given))
     xs = tuple(_floating(x) for x in given)
     parsed = tuple(_baseline_for(index, b, x) for index, (b, x) in enumerate(zip(baselines, xs, strict=True)))
     joint = len({x.shape[0] for x in xs}) > 1

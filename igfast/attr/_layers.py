@@ -140,12 +140,14 @@ class LayerTap:
 
     def _input_hook(self, index: int) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> Any:  # noqa: ARG001
+            """A forward pre-hook."""
             return self._act(index, args) if self._act is not None and self._acts_here() else None
 
         return hook
 
     def _output_hook(self, index: int) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:  # noqa: ARG001
+            """A forward hook."""
             return self._act(index, output) if self._act is not None and self._acts_here() else None
 
         return hook

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from igfast.attr._inputs import Inputs, describe
+from igfast.attr._inputs import Inputs, describe, one_for_each
 from igfast.errors import ArgumentTypeError, BaselineError, InputError, InputTypeError
 
 
@@ -51,14 +51,7 @@ def parse_model_inputs(inputs: Any, baselines: Any) -> ModelInputs:
                 f"inputs[{index}] must have the examples as its first dimension, as inputs[0] has; got {describe(x)} "
                 f"beside {describe(given[0])}"
             )
-    if baselines is None:
-        baselines = (0,) * len(given)
-    elif not isinstance(baselines, tuple):
-        baselines = (baselines,)
-    if len(baselines) != len(given):
-        raise BaselineError(
-            f"baselines must be one for each input, in a tuple of length {len(given)}; got {len(baselines)}"
-        )
+    baselines = one_for_each(baselines, len(given))
     xs = tuple(x.detach() for x in given)
     parsed = tuple(_baseline(index, b, x) for index, (b, x) in enumerate(zip(baselines, xs, strict=True)))
     return ModelInputs(xs, parsed, xs[0].shape[0])

@@ -146,6 +146,7 @@ class _WithHead(nn.Module):
         self.encoder, self.head = encoder, head
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """(batch, tokens) ids and attention mask to (batch, 1)."""
         value: Tensor = self.head(self.encoder(ids, mask))
         return value
 

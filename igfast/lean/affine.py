@@ -33,6 +33,7 @@ def _convolution(n: int) -> Callable[..., Any]:
         dilation: _Size = 1,
         groups: int = 1,
     ) -> Tensor | Plain:
+        """Takes the arguments of that function."""
         why = refuses(input, weight)
         if why is not None or input.dim() != n + 2:
             return NOTHING_TO_SAVE if why is None else why
@@ -62,6 +63,7 @@ def _transposed_convolution(n: int) -> Callable[..., Any]:
         groups: int = 1,
         dilation: _Size = 1,
     ) -> Tensor | Plain:
+        """Takes the arguments of that function."""
         why = refuses(input, weight)
         if why is not None or input.dim() != n + 2:
             return NOTHING_TO_SAVE if why is None else why

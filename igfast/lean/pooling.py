@@ -32,6 +32,7 @@ def _max_pool(n: int) -> Callable[..., Any]:
         ceil_mode: bool = False,
         return_indices: bool = False,
     ) -> Tensor | Plain:
+        """Takes the arguments of that function."""
         why = refuses(input)
         if why is not None or input.dim() != n + 2:
             return NOTHING_TO_SAVE if why is None else why
@@ -65,6 +66,7 @@ def _avg_pool(n: int) -> Callable[..., Any]:
         count_include_pad: bool = True,
         divisor_override: int | None = None,
     ) -> Tensor | Plain:
+        """Takes the arguments of that function."""
         why = refuses(input)
         if why is not None or input.dim() != n + 2:
             return NOTHING_TO_SAVE if why is None else why
@@ -100,6 +102,7 @@ def _adaptive_avg_pool(n: int) -> Callable[..., Any]:
     """The handler of adaptive_avg_pool2d or adaptive_avg_pool3d."""
 
     def handler(input: Tensor, output_size: Any) -> Tensor | Plain:
+        """Takes the arguments of that function."""
         why = refuses(input)
         if why is not None or input.dim() != n + 2:
             return NOTHING_TO_SAVE if why is None else why

@@ -211,8 +211,12 @@ class Tokenizer:
         ids = [self.words.index(word) for word in text.split()]
         return torch.tensor([ids]) if return_tensors == "pt" else ids
 
-    def __call__(self, text, return_tensors="pt", add_special_tokens=True):
-        return {"input_ids": self.encode(text, return_tensors)}
+    def __call__(self, text, **options):
+        offsets, start = [], 0
+        for word in text.split():
+            offsets.append((start, start + len(word)))
+            start += len(word) + 1
+        return {"input_ids": self.encode(text), "offset_mapping": offsets}
 
     def decode(self, ids):
         return " ".join(self.words[int(i)] for i in torch.as_tensor(ids).flatten())
