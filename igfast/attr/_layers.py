@@ -59,9 +59,13 @@ class LayerTap:
         try:
             for index, layer in enumerate(self._layers):
                 if self._at_input:
-                    handles.append(layer.register_forward_pre_hook(self._input_hook(index)))
+                    handles.append(
+                        layer.register_forward_pre_hook(lambda _, args, index=index: self._respond(index, args))
+                    )
                 else:
-                    handles.append(layer.register_forward_hook(self._output_hook(index)))
+                    handles.append(
+                        layer.register_forward_hook(lambda _, _args, out, index=index: self._respond(index, out))
+                    )
             yield self
         finally:
             for handle in handles:
@@ -135,25 +139,15 @@ class LayerTap:
         finally:
             self._act = None
 
-    def _acts_here(self) -> bool:
-        return self._act is not None and (self._device_ids is not None or threading.get_ident() == self._thread)
-
-    def _input_hook(self, index: int) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> Any:  # noqa: ARG001
-            """A forward pre-hook."""
-            return self._act(index, args) if self._act is not None and self._acts_here() else None
-
-        return hook
-
-    def _output_hook(self, index: int) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:  # noqa: ARG001
-            """A forward hook."""
-            return self._act(index, output) if self._act is not None and self._acts_here() else None
-
-        return hook
+    def _respond(self, index: int, value: Any) -> Any:
+        """What the action makes of a layer's value; None, which leaves it, in threads that this is not about."""
+        act = self._act
+        if act is None or (self._device_ids is None and threading.get_ident() != self._thread):
+            return None
+        return act(index, value)
 
     def _tensors(self, index: int, value: Any) -> Values:
-        values = tuple(value) if isinstance(value, (tuple, list)) and type(value) in (tuple, list) else (value,)
+        values = tuple(value) if type(value) in (tuple, list) else (value,)
         for position, v in enumerate(values):
             if not isinstance(v, Tensor) or not (v.is_floating_point() or v.is_complex()) or v.dim() == 0:
                 where = f"element {position} of the {self.what}" if len(values) > 1 else f"the {self.what}"

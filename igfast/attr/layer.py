@@ -134,7 +134,7 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients):
                     size,
                     with_ends=False,
                     show_progress=self._show_progress,
-                    kind=(tuple(layers), attribute_to_layer_input),
+                    kind=(*map(id, layers), attribute_to_layer_input),  # not the layers: one may be the model itself
                 )
             attributions, totals = scale(evaluator.inputs, integral, self.multiplies_by_inputs)
             result = _per_layer(attributions, evaluator, isinstance(self.layer, list))

@@ -114,7 +114,7 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients):
                     size,
                     with_ends=False,
                     show_progress=self._show_progress,
-                    kind=(self.layer, attribute_to_neuron_input),
+                    kind=(id(self.layer), attribute_to_neuron_input),  # not the layer: it may be the model itself
                 )
             attributions, _ = scale(parsed, integral, self.multiplies_by_inputs)
             return parsed.format(attributions)

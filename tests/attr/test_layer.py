@@ -1,5 +1,7 @@
 """LayerIntegratedGradients against a naive loop and against Captum, and what it refuses."""
 
+import gc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import captum.attr
@@ -358,3 +360,13 @@ def test_only_the_ends_of_the_path_are_kept():
         patch.setattr(LayerTap, "read", read)
         igfast.LayerIntegratedGradients(network, network.embedding).attribute(IDS, target=1, n_steps=40)
     assert kept == [IDS.numel() * 6] * 2
+
+
+def test_a_model_that_is_its_own_layer_is_forgotten_with_its_last_use():
+    network = nn.Linear(3, 2).double()
+    igfast.LayerIntegratedGradients(network, network).attribute(torch.randn(2, 3).double(), target=0, n_steps=3)
+    igfast.NeuronIntegratedGradients(network, network).attribute(torch.randn(2, 3).double(), 0, n_steps=3)
+    gone = weakref.ref(network)
+    del network
+    gc.collect()
+    assert gone() is None
