@@ -1,3 +1,5 @@
+from collections import Counter
+
 import pytest
 
 from igfast.planner import FIRST_CHUNK_BYTES, ChunkPlan
@@ -21,52 +23,56 @@ def test_small_inputs_go_in_one_chunk():
     assert run(ChunkPlan.growing(1, 50, row_bytes=400), 50, lambda n, cl: 1.0) == [(50, False)]
 
 
-def test_first_chunk_is_about_a_mebibyte():
+def test_first_chunk_is_about_two_mebibytes():
     assert ChunkPlan.growing(1, 10**6, row_bytes=1000).next_rows(10**6) == -(-FIRST_CHUNK_BYTES // 1000)
+    assert FIRST_CHUNK_BYTES == 2 * MIB
 
 
 def test_grows_while_the_time_per_row_improves():
     sizes = [n for n, _ in run(ChunkPlan.growing(1, 1200, MIB // 2), 1200, lambda n, cl: 1 / n)]
-    assert sizes[:5] == [2, 2, 4, 8, 16]  # each clearly faster at its first chunk
-    assert max(sizes) == 16  # 8 MiB of input
+    assert sizes[:5] == [4, 4, 8, 8, 8]  # each clearly faster at its first chunk
+    assert max(sizes) == 8  # 4 MiB of input
 
 
-def test_stays_where_growing_does_not_pay():
-    sizes = [n for n, _ in run(ChunkPlan.growing(1, 1200, MIB // 2), 1200, lambda n, cl: 1.0 if n < 4 else 1.05)]
-    assert sizes[:5] == [2, 2, 4, 2, 4]  # in turns
-    assert set(sizes[5:-1]) == {2}
+@pytest.mark.parametrize("gain", [1.05, 1.0, 0.98])
+def test_stays_where_growing_does_not_pay(gain):
+    sizes = [n for n, _ in run(ChunkPlan.growing(1, 1200, MIB // 2), 1200, lambda n, cl: 1.0 if n < 8 else gain)]
+    assert sizes[:5] == [4, 4, 8, 4, 8]  # in turns
+    assert set(sizes[5:-2]) == {4}
 
 
-def test_grows_where_it_makes_no_difference():
-    assert max(n for n, _ in run(ChunkPlan.growing(1, 1200, MIB // 2), 1200, lambda n, cl: 1.0)) == 16
+def test_grows_by_a_gain_that_takes_two_chunks_to_see():
+    sizes = [n for n, _ in run(ChunkPlan.growing(1, 1200, MIB // 2), 1204, lambda n, cl: 1.0 if n < 8 else 0.95)]
+    assert sizes[:6] == [4, 4, 8, 4, 8, 8]
+    assert set(sizes[4:]) == {8}
 
 
 def test_grows_by_less_than_double_to_reach_the_largest():
-    sizes = [n for n, _ in run(ChunkPlan.growing(1, 50, MIB // 2), 50, lambda n, cl: 1 / n)]
-    assert sizes[:5] == [2, 2, 4, 8, 10]
-    assert max(sizes) <= 50 / 5
+    sizes = [n for n, _ in run(ChunkPlan.growing(1, 30, MIB // 2), 30, lambda n, cl: 1 / n)]
+    assert sizes[:3] == [4, 4, 6]
+    assert max(sizes) <= 30 / 5
 
 
 def test_tries_the_layout_before_the_size():
     chunks = run(ChunkPlan.growing(1, 120, MIB // 2, True), 120, lambda n, cl: (0.9 if cl else 1.0) / n)
-    assert chunks[:7] == [(2, False), (2, False), (2, True), (2, False), (2, True), (4, True), (8, True)]
+    assert chunks[:7] == [(4, False), (4, False), (4, True), (4, False), (4, True), (8, True), (8, True)]
 
 
 def test_grows_in_the_callers_layout_if_the_other_is_slower():
     chunks = run(ChunkPlan.growing(1, 120, MIB // 2, True), 120, lambda n, cl: (1.1 if cl else 1.0) / n)
-    assert chunks[:7] == [(2, False), (2, False), (2, True), (2, False), (2, True), (4, False), (8, False)]
+    assert chunks[:7] == [(4, False), (4, False), (4, True), (4, False), (4, True), (8, False), (8, False)]
 
 
-def test_a_slow_first_chunk_of_a_candidate_is_forgiven():
-    # It also pays for the libraries' set-up of a new shape.
-    plan, seen = ChunkPlan.growing(1, 1200, MIB // 2), set()
+@pytest.mark.parametrize("slow", [0, 1])
+def test_one_slow_chunk_of_a_candidate_is_forgiven(slow):
+    # The first one also pays for the libraries' set-up of a new shape.
+    plan, seen = ChunkPlan.growing(1, 1200, MIB // 2), Counter()
 
     def seconds_per_row(n, cl):
-        is_new = n not in seen
-        seen.add(n)
-        return 1 / n + (1 if is_new else 0)
+        seen[n] += 1
+        return 1 / n**0.1 + (1 if seen[n] - 1 == slow else 0)
 
-    assert max(n for n, _ in run(plan, 1200, seconds_per_row)) == 16
+    assert max(n for n, _ in run(plan, 1200, seconds_per_row)) == 8
 
 
 def test_a_machine_that_slows_down_during_a_trial():
@@ -76,7 +82,15 @@ def test_a_machine_that_slows_down_during_a_trial():
     def seconds_per_row(n, cl):
         return (1 if next(count) < 2 else 2) / n**0.1
 
-    assert max(n for n, _ in run(ChunkPlan.growing(1, 1200, MIB // 2), 1200, seconds_per_row)) == 16
+    assert max(n for n, _ in run(ChunkPlan.growing(1, 1200, MIB // 2), 1200, seconds_per_row)) == 8
+
+
+def test_says_when_the_next_chunk_is_of_another_size():
+    plan = ChunkPlan.growing(1, 1200, MIB // 2)
+    assert [plan.record(plan.size, plan.size * seconds) for seconds in (1, 1, 1, 1, 1, 1)] == [
+        *(False, True, True, True, True),  # after the chunks of the trial, the last one back to 4 rows for good
+        False,
+    ]
 
 
 def test_one_large_row_at_a_time():
@@ -124,9 +138,9 @@ def test_chunks_hold_whole_steps_where_one_fits(batch, size):
 
 
 def test_finishes_a_step_before_chunks_hold_whole_ones():
-    plan = ChunkPlan.growing(5, 500, MIB // 2)
-    assert plan.size == 2
-    sizes = [n for n, _ in run(plan, 500, lambda n, cl: 1 / n)]
-    first_large = next(i for i, n in enumerate(sizes) if n >= 5)
-    assert sum(sizes[:first_large]) % 5 == 0
-    assert all(n % 5 == 0 for n in sizes[first_large:])
+    plan = ChunkPlan.growing(7, 700, MIB // 2)
+    assert plan.size == 4
+    sizes = [n for n, _ in run(plan, 700, lambda n, cl: 1 / n)]
+    first_large = next(i for i, n in enumerate(sizes) if n >= 7)
+    assert sum(sizes[:first_large]) % 7 == 0
+    assert all(n % 7 == 0 for n in sizes[first_large:])

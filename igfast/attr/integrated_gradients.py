@@ -124,7 +124,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
             method: the rule, one of `igfast.METHODS`. `riemann_trapezoid` is Captum's, whose weights sum to
                 (n_steps - 1) / n_steps; `trapezoid` is the correct one.
             internal_batch_size: at most this many path points go through the model at a time, also when that is fewer
-                than there are examples. None lets igfast choose: about 1 MiB of input at first, more while the time
+                than there are examples. None lets igfast choose: about 2 MiB of input at first, more while the time
                 per point improves. A model whose output for one example depends on the others in its batch (batch
                 normalisation in training mode) sees chunks of whole steps where at least one step fits.
             return_convergence_delta: also return how far the attributions are from completeness.

@@ -1,5 +1,7 @@
 """NeuronIntegratedGradients against a naive loop and against Captum, and what it refuses."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import captum.attr
 import pytest
 import torch
@@ -119,3 +121,31 @@ def test_a_layer_that_does_not_depend_on_the_input():
     network = Constant()
     with pytest.raises(igfast.InputError, match="is not used"):
         igfast.NeuronIntegratedGradients(network, network.layer).attribute(torch.randn(2, 3).double(), 0)
+
+
+def test_ten_threads_share_a_model_and_an_instance():
+    network = models.convnet()
+    explainer = igfast.NeuronIntegratedGradients(network, network[1])
+    tasks = [(torch.randn(2, 3, 8, 8, dtype=torch.float64), (i % 4, i % 3, 2)) for i in range(10)]
+
+    def attribute(task):
+        return explainer.attribute(*task, n_steps=15, internal_batch_size=4)
+
+    serial = [attribute(task) for task in tasks]
+    with ThreadPoolExecutor(10) as threads:
+        parallel = list(threads.map(attribute, tasks))
+    assert all(torch.equal(a, b) for a, b in zip(serial, parallel, strict=True))
+    assert not network[1]._forward_hooks
+
+
+def test_threads_of_every_kind_share_a_model():
+    network, x = models.convnet(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    calls = [
+        lambda: igfast.IntegratedGradients(network).attribute(x, target=1, n_steps=15),
+        lambda: igfast.LayerIntegratedGradients(network, network[1]).attribute(x, target=1, n_steps=15),
+        lambda: igfast.NeuronIntegratedGradients(network, network[1]).attribute(x, (1, 2, 2), n_steps=15),
+    ] * 4
+    serial = [call() for call in calls]
+    with ThreadPoolExecutor(12) as threads:
+        parallel = list(threads.map(lambda call: call(), calls))
+    assert all(relative_difference(a, b) <= 1e-12 for a, b in zip(serial, parallel, strict=True))

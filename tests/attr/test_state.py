@@ -182,9 +182,9 @@ def test_forward_func_is_read_at_call_time():
     assert torch.equal(explainer.attribute(x, target=0), igfast.IntegratedGradients(network).attribute(x, target=0))
 
 
-def test_threads_share_an_instance():
+def test_ten_threads_share_a_model_and_an_instance():
     explainer = igfast.IntegratedGradients(models.convnet())
-    inputs = [torch.randn(2, 3, 8, 8, dtype=torch.float64) for _ in range(6)]
+    inputs = [torch.randn(2, 3, 8, 8, dtype=torch.float64) for _ in range(10)]
     wanted = [explainer.attribute(x, target=i % 5, n_steps=9 + i) for i, x in enumerate(inputs)]
     got = [None] * len(inputs)
 
