@@ -57,17 +57,17 @@ def origin() -> dict[str, Any]:
     }
 
 
-def alternate(cases: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every case in every round, after one round that only warms up.
+def alternate(cases: Mapping[str, Callable[[], object]], rounds: int, warm_up: bool = True) -> dict[str, list[float]]:
+    """Seconds of every case in every round, after one round that only warms up (calls of minutes do without).
 
     The cases take turns, so that a machine that slows down for a while slows all of them.
     """
     seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for round_number in range(rounds + 1):
+    for round_number in range(-1 if warm_up else 0, rounds):
         for name, case in cases.items():
             began = time.perf_counter()
             case()
-            if round_number > 0:
+            if round_number >= 0:
                 seconds[name].append(time.perf_counter() - began)
     return seconds
 

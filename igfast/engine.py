@@ -27,6 +27,7 @@ class Evaluator(Protocol):
 
 
 _Result = TypeVar("_Result")
+_LONG_SECONDS = 0.05  # a chunk that takes less leaves little behind, and giving it back takes milliseconds
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by number of dimensions
 
 
@@ -188,7 +189,11 @@ def integrate(
     finite = torch.ones(len(rows), dtype=torch.uint8, device=rows.device)
     sums = tuple(path.zeros() for path in paths)
     ends = _Ends(plan.batch)
+    last_rows, seconds = 0, 0.0
     for chunk in rows.chunks(plan):
+        n_rows = chunk.stop - chunk.start
+        if n_rows != last_rows and seconds > _LONG_SECONDS:
+            give_back_freed_blocks()  # those of one chunk size do not fit the next
         began = time.perf_counter()
         grads, values = _gradient(paths, evaluator, plan, example[chunk], alpha[chunk])
         for acc, grad in zip(sums, grads, strict=True):
@@ -196,9 +201,9 @@ def integrate(
         if with_ends and values is not None:
             ends.record(rows, chunk, values)
         del grads, values
-        if plan.record(chunk.stop - chunk.start, time.perf_counter() - began):
-            give_back_freed_blocks()
-        on_rows(chunk.stop - chunk.start)
+        last_rows, seconds = n_rows, time.perf_counter() - began
+        plan.record(n_rows, seconds)
+        on_rows(n_rows)
     if with_ends:
         _evaluate_ends(paths, evaluator, plan, ends)
     not_finite = _first_not_finite(finite, plan.batch)

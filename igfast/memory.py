@@ -63,7 +63,7 @@ def freed_blocks_kept() -> Iterator[None]:
 
 
 def give_back_freed_blocks() -> None:
-    """Returns freed blocks to the system: those of one chunk size do not fit the next."""
+    """Returns freed blocks to the system."""
     if kernels_loaded():
         importlib.import_module("igfast._C").empty_host_pool()
     if _malloc_trim is not None:

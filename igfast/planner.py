@@ -92,13 +92,8 @@ class ChunkPlan:
         n_chunks = -(-units_left // units)
         return min(unit * -(-units_left // n_chunks), rows_left) if self._settled else min(unit * units, rows_left)
 
-    def record(self, n_rows: int, seconds: float) -> bool:
-        """Takes in how long a chunk of `n_rows` took; returns whether the next one is of another size."""
-        size = self.size
-        self._record(n_rows, seconds)
-        return self.size != size
-
-    def _record(self, n_rows: int, seconds: float) -> None:
+    def record(self, n_rows: int, seconds: float) -> None:
+        """Takes in how long a chunk of `n_rows` took."""
         unit = self.batch if self.size >= self.batch else 1
         if self._settled or n_rows < self.size // unit * unit:  # one that finishes a step says nothing about its size
             return

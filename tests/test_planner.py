@@ -85,14 +85,6 @@ def test_a_machine_that_slows_down_during_a_trial():
     assert max(n for n, _ in run(ChunkPlan.growing(1, 1200, MIB // 2), 1200, seconds_per_row)) == 8
 
 
-def test_says_when_the_next_chunk_is_of_another_size():
-    plan = ChunkPlan.growing(1, 1200, MIB // 2)
-    assert [plan.record(plan.size, plan.size * seconds) for seconds in (1, 1, 1, 1, 1, 1)] == [
-        *(False, True, True, True, True),  # after the chunks of the trial, the last one back to 4 rows for good
-        False,
-    ]
-
-
 def test_one_large_row_at_a_time():
     assert {n for n, _ in run(ChunkPlan.growing(1, 50, 8 * MIB), 50, lambda n, cl: 1 / n)} == {1}
 
