@@ -23,14 +23,13 @@ LABELS = ("igfast", *(f"captum, internal_batch_size={size}" for size in (8, 16))
 
 def make_cases(n_steps: int) -> dict[str, Callable[[], torch.Tensor]]:
     """Each label as a call."""
-    network, ids, mask = cases.bert(batch=8, tokens=512)
-    layer = network.model.get_input_embeddings()
+    text = cases.bert(batch=8, tokens=512, **cases.SMALL_BERT)
 
     def case(label: str) -> Callable[[], torch.Tensor]:
         library, _, size = label.partition(", internal_batch_size=")
-        explainer = {"igfast": igfast, "captum": captum.attr}[library].LayerIntegratedGradients(network, layer)
+        call = cases.text_call(*text, {"igfast": igfast, "captum": captum.attr}[library])
         options = {"internal_batch_size": int(size)} if size else {}
-        return lambda: explainer.attribute(ids, target=1, additional_forward_args=mask, n_steps=n_steps, **options)
+        return lambda: call(n_steps=n_steps, **options)
 
     return {label: case(label) for label in LABELS}
 

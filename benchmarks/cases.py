@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -63,8 +67,16 @@ def vgg16(side: int = 224) -> tuple[nn.Module, Tensor]:
     return network.eval(), torch.randn(1, 3, side, side)
 
 
-def bert(batch: int, tokens: int) -> tuple[nn.Module, Tensor, Tensor]:
-    """A 6-layer BERT classifier with random weights, token ids and an attention mask without padding."""
+def vit() -> tuple[nn.Module, Tensor]:
+    """ViT-B/16 with random weights, and one image."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    return Logits(ViTForImageClassification(ViTConfig(num_labels=1000))).eval(), torch.randn(1, 3, 224, 224)
+
+
+def bert(batch: int, tokens: int, **sizes: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """A BERT classifier with random weights (BERT-base without `sizes`), token ids, a mask without padding."""
     from transformers import BertConfig, BertForSequenceClassification
 
     class Classifier(nn.Module):
@@ -72,8 +84,7 @@ def bert(batch: int, tokens: int) -> tuple[nn.Module, Tensor, Tensor]:
 
         def __init__(self) -> None:
             super().__init__()
-            config = BertConfig(num_hidden_layers=6, hidden_size=384, num_attention_heads=12, intermediate_size=1536)
-            self.model = BertForSequenceClassification(config)
+            self.model = BertForSequenceClassification(BertConfig(**sizes))
 
         def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
             """(batch, tokens) each to (batch, classes)."""
@@ -83,3 +94,20 @@ def bert(batch: int, tokens: int) -> tuple[nn.Module, Tensor, Tensor]:
     torch.manual_seed(0)
     ids = torch.randint(1000, 30000, (batch, tokens))
     return Classifier().eval(), ids, torch.ones_like(ids)
+
+
+SMALL_BERT = {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
+
+
+def image_call(network: nn.Module, image: Tensor, library: ModuleType, **of_constructor: Any) -> Callable[..., Tensor]:
+    """A library's attribution of an image, to be called with options of `attribute`."""
+    explainer = library.IntegratedGradients(network, **of_constructor)
+    return lambda **options: explainer.attribute(image, target=3, **options)
+
+
+def text_call(
+    network: nn.Module, ids: Tensor, mask: Tensor, library: ModuleType, **of_constructor: Any
+) -> Callable[..., Tensor]:
+    """A library's attribution of a text to its embedding layer, to be called with options of `attribute`."""
+    explainer = library.LayerIntegratedGradients(network, network.model.get_input_embeddings(), **of_constructor)
+    return lambda **options: explainer.attribute(ids, target=1, additional_forward_args=mask, **options)

@@ -4,6 +4,8 @@
 // again: glibc before 2.38 cuts a few bytes off around each aligned block and loses them to small requests, so that the
 // freed block is too small for an aligned request of its own size (glibc bug 14581), and the heap grows to several
 // times of what is alive. Blocks here are ordinary ones of c10::alloc_cpu, so they may be freed by either allocator.
+//
+// It also counts, which is how a peak is known without asking the kernel and how a memory budget is kept.
 #include "host_pool.h"
 
 #include <c10/core/Allocator.h>
@@ -11,8 +13,11 @@
 #include <c10/core/impl/alloc_cpu.h>
 #include <malloc.h>
 
+#include <algorithm>
+#include <atomic>
 #include <map>
 #include <mutex>
+#include <utility>
 
 namespace igfast {
 namespace {
@@ -26,6 +31,21 @@ std::mutex mutex;
 int64_t n_users = 0;
 std::multimap<size_t, void*> idle;  // by usable size
 c10::Allocator* previous = nullptr;
+
+std::atomic<int64_t> held = 0, peak = 0;  // bytes, of blocks in use and idle ones
+thread_local int64_t limit = -1;          // of `held`, for requests of this thread
+
+void count(int64_t n_bytes) {
+  const int64_t now = held += n_bytes;
+  int64_t highest = peak;
+  while (now > highest && !peak.compare_exchange_weak(highest, now)) {
+  }
+}
+
+void release(void* block) {
+  held -= static_cast<int64_t>(malloc_usable_size(block));
+  c10::free_cpu(block);
+}
 
 bool is_pooled(size_t n_bytes) { return n_bytes >= kSmall && n_bytes < kLarge; }
 
@@ -42,12 +62,21 @@ void* take(size_t n_bytes) {
       return block;
     }
   }
+  const auto request = static_cast<int64_t>(n_bytes);
+  if (limit >= 0 && held + request > limit) {
+    empty_host_pool();
+    TORCH_CHECK_WITH(OutOfMemoryError, held + request <= limit, "igfast: out of memory: ", request,
+                     " bytes were asked for, and ", std::max<int64_t>(0, limit - held), " are left of the budget");
+  }
+  void* block = nullptr;
   try {
-    return c10::alloc_cpu(n_bytes);
+    block = c10::alloc_cpu(n_bytes);
   } catch (const c10::Error&) {  // out of memory, unless the idle blocks make up for it
     empty_host_pool();
-    return c10::alloc_cpu(n_bytes);
+    block = c10::alloc_cpu(n_bytes);
   }
+  count(static_cast<int64_t>(malloc_usable_size(block)));
+  return block;
 }
 
 void give(void* block) {
@@ -61,7 +90,7 @@ void give(void* block) {
       return;
     }
   }
-  c10::free_cpu(block);
+  release(block);
 }
 
 class HostPool final : public c10::Allocator {
@@ -85,6 +114,7 @@ bool enter_host_pool() {
     if (c10::GetCPUAllocator() != c10::GetDefaultCPUAllocator()) return false;  // the user's own
     previous = c10::GetCPUAllocator();
     c10::SetCPUAllocator(&pool);
+    peak = held.load();
   }
   ++n_users;
   return true;
@@ -97,8 +127,14 @@ void leave_host_pool() {
 
 void empty_host_pool() {
   const std::lock_guard<std::mutex> lock(mutex);
-  for (const auto& [n_bytes, block] : idle) c10::free_cpu(block);
+  for (const auto& [n_bytes, block] : idle) release(block);
   idle.clear();
 }
+
+int64_t host_pool_bytes() { return held; }
+
+int64_t host_pool_peak() { return peak; }
+
+int64_t set_host_pool_limit(int64_t n_bytes) { return std::exchange(limit, n_bytes); }
 
 }  // namespace igfast

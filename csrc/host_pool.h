@@ -1,5 +1,7 @@
-// The pool of CPU memory; see host_pool.cpp.
+// A pool of the CPU blocks that PyTorch frees, while an attribution runs, and what all of them come to.
 #pragma once
+
+#include <cstdint>
 
 namespace igfast {
 
@@ -10,5 +12,15 @@ void leave_host_pool();
 
 // Frees the blocks that nobody uses.
 void empty_host_pool();
+
+// Bytes of the pool's blocks, those in use and those that nobody uses.
+int64_t host_pool_bytes();
+
+// The most of that since the pool was entered by its first user.
+int64_t host_pool_peak();
+
+// What host_pool_bytes() may come to by requests of the calling thread, which fail beyond it; negative for no limit.
+// Returns the limit that it replaces.
+int64_t set_host_pool_limit(int64_t n_bytes);
 
 }  // namespace igfast

@@ -14,6 +14,7 @@ from igfast.errors import ArgumentError as ArgumentError
 from igfast.errors import ArgumentTypeError as ArgumentTypeError
 from igfast.errors import BaselineError as BaselineError
 from igfast.errors import IgfastError as IgfastError
+from igfast.errors import IgfastMemoryError as IgfastMemoryError
 from igfast.errors import IgfastWarning as IgfastWarning
 from igfast.errors import InputError as InputError
 from igfast.errors import InputTypeError as InputTypeError
@@ -30,6 +31,8 @@ from igfast.patching import CaptumPatch as CaptumPatch
 from igfast.patching import patch_captum as patch_captum
 from igfast.patching import unpatch_captum as unpatch_captum
 from igfast.quadrature import METHODS as METHODS
+from igfast.report import LeanReport as LeanReport
+from igfast.report import RunReport as RunReport
 from igfast.selecting import select_output as select_output
 
 __version__ = _version("igfast")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from igfast import ops
-from igfast.memory import give_back_freed_blocks
+from igfast.errors import IgfastMemoryError, warn
+from igfast.memory import MemoryUse, free_memory, give_back_freed_blocks, is_out_of_memory
 from igfast.planner import ChunkPlan
 from igfast.quadrature import Rule
 
@@ -24,6 +26,9 @@ class Evaluator(Protocol):
 
     def value(self, points: tuple[Tensor, ...], example: Tensor) -> Tensor:
         """Values, (rows,), forward only."""
+
+    def save_memory(self) -> str:
+        """Takes one more measure that saves memory and costs time; returns which, or "" if none is left."""
 
 
 _Result = TypeVar("_Result")
@@ -99,14 +104,18 @@ class Integral:
         at_input: F(x), (batch,), or None if it was not asked for.
         at_baseline: F(baseline), (batch,), or None if it was not asked for.
         not_finite: where gradients were not finite, or None.
-        chunk_rows: rows of a chunk as the plan had it in the end.
+        chunks: how many chunks there were of each number of rows; those that had to be repeated are not counted.
+        n_evaluations: rows that went forward and backward, repeated ones included.
+        notes: what had to be done against lack of memory.
     """
 
     sums: tuple[Tensor, ...]
     at_input: Tensor | None
     at_baseline: Tensor | None
     not_finite: NotFinite | None
-    chunk_rows: int = 1
+    chunks: Counter[int] = field(default_factory=Counter)
+    n_evaluations: int = 0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,14 +128,6 @@ class _Rows:
 
     def __len__(self) -> int:
         return len(self.nodes) * self.batch
-
-    def chunks(self, plan: ChunkPlan) -> Iterator[slice]:
-        """All rows in chunks, each as large as the plan says when it is asked for."""
-        start = 0
-        while start < len(self):
-            stop = start + plan.next_rows(len(self) - start)
-            yield slice(start, stop)
-            start = stop
 
     def example(self) -> Tensor:
         """The example of each row, (rows,) int64."""
@@ -157,11 +158,69 @@ class _Ends:
             stored[here.start - first : here.stop - first] = values[here.start - chunk.start : here.stop - chunk.start]
 
 
+@dataclass
+class _Loop:
+    """What a loop over chunks has at hand, and what it did.
+
+    Attributes:
+        paths, evaluator, plan, memory: as `integrate` takes them.
+        chunks: how many chunks there were of each size.
+        n_evaluations: rows that went forward and backward.
+        notes: what had to be done against lack of memory.
+    """
+
+    paths: Sequence[Path]
+    evaluator: Evaluator
+    plan: ChunkPlan
+    memory: MemoryUse
+    chunks: Counter[int] = field(default_factory=Counter)
+    n_evaluations: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def over(self, rows: _Rows, evaluate: Callable[[slice], _Result]) -> Iterator[tuple[slice, _Result, float]]:
+        """Evaluates all rows, a chunk at a time; one that does not fit in memory again, with less of it."""
+        start, seconds, last_rows = 0, 0.0, 0
+        while start < len(rows):
+            chunk = slice(start, start + self.plan.next_rows(len(rows) - start))
+            n_rows = chunk.stop - start
+            if n_rows != last_rows and seconds > _LONG_SECONDS:
+                give_back_freed_blocks()  # those of one chunk size do not fit the next
+            began = time.perf_counter()
+            random_state = torch.get_rng_state()
+            said = ""
+            try:
+                result = evaluate(chunk)
+            except Exception as error:  # a model or a library may raise anything when memory runs out
+                if not is_out_of_memory(error):
+                    raise
+                said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if said:  # out of the handler, whose traceback holds what the failed chunk held
+                torch.set_rng_state(random_state)
+                self._save_memory(n_rows, said)
+                continue
+            seconds, last_rows, start = time.perf_counter() - began, n_rows, chunk.stop
+            yield chunk, result, began
+            del result
+
+    def _save_memory(self, n_rows: int, said: str) -> None:
+        free_memory(self.memory.device)
+        if self.plan.halve(n_rows):
+            done = f"chunks of {self.plan.size} instead of {n_rows} rows"
+        else:
+            done = self.evaluator.save_memory()
+            self.plan.savings += 1
+            if not done:
+                raise IgfastMemoryError(_does_not_fit(self.paths, self.memory, said))
+        self.notes.append(done)
+        warn(f"out of memory, so the attribution goes on with {done} ({said})")
+
+
 def integrate(
     paths: Sequence[Path],
     rule: Rule,
     evaluator: Evaluator,
     plan: ChunkPlan,
+    memory: MemoryUse,
     *,
     with_ends: bool,
     on_rows: Callable[[float], object],
@@ -176,47 +235,62 @@ def integrate(
         rule: nodes and weights.
         evaluator: the model.
         plan: how many rows a chunk has.
+        memory: what may be taken.
         with_ends: also find F at both ends; forward-only, and reused where the rule has those points.
         on_rows: called after each chunk with the number of its rows.
 
     Returns:
         The weighted sums of gradients, not yet multiplied by x - baseline.
 
+    Raises:
+        IgfastMemoryError: not even one row fits.
+
     Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, eq. 3.
     """
+    for _ in range(plan.savings):  # that earlier calls of this kind had to take
+        evaluator.save_memory()
     rows = _Rows(rule.nodes.tolist(), plan.batch, paths[0].x.device)
     example, alpha, weight = rows.example(), rows.per_row(rows.nodes), rows.per_row(rule.weights.tolist())
     finite = torch.ones(len(rows), dtype=torch.uint8, device=rows.device)
     sums = tuple(path.zeros() for path in paths)
-    ends = _Ends(plan.batch)
-    last_rows, seconds = 0, 0.0
-    for chunk in rows.chunks(plan):
-        n_rows = chunk.stop - chunk.start
-        if n_rows != last_rows and seconds > _LONG_SECONDS:
-            give_back_freed_blocks()  # those of one chunk size do not fit the next
-        began = time.perf_counter()
-        grads, values = _gradient(paths, evaluator, plan, example[chunk], alpha[chunk])
+    ends, loop = _Ends(plan.batch), _Loop(paths, evaluator, plan, memory)
+    for chunk, (grads, values), began in loop.over(rows, lambda c: _gradient(loop, example[c], alpha[c])):
         for acc, grad in zip(sums, grads, strict=True):
             ops.accumulate_(acc, grad, example[chunk], weight[chunk], finite[chunk])
         if with_ends and values is not None:
             ends.record(rows, chunk, values)
         del grads, values
-        last_rows, seconds = n_rows, time.perf_counter() - began
-        plan.record(n_rows, seconds)
-        on_rows(n_rows)
+        loop.chunks[chunk.stop - chunk.start] += 1
+        plan.record(chunk.stop - chunk.start, time.perf_counter() - began)
+        if memory.allowed is not None and (peak := memory.peak()):
+            plan.limit(memory.allowed * max(loop.chunks) // peak)
+        on_rows(chunk.stop - chunk.start)
     if with_ends:
-        _evaluate_ends(paths, evaluator, plan, ends)
+        _evaluate_ends(loop, ends)
     not_finite = _first_not_finite(finite, plan.batch)
-    return Integral(sums, ends.values.get(1.0), ends.values.get(0.0), not_finite, plan.size)
+    at_input, at_baseline = ends.values.get(1.0), ends.values.get(0.0)
+    return Integral(sums, at_input, at_baseline, not_finite, loop.chunks, loop.n_evaluations, tuple(loop.notes))
 
 
-def _gradient(
-    paths: Sequence[Path], evaluator: Evaluator, plan: ChunkPlan, example: Tensor, alpha: Tensor
-) -> tuple[tuple[Tensor, ...], Tensor | None]:
+def _does_not_fit(paths: Sequence[Path], memory: MemoryUse, said: str) -> str:
+    taken = memory.peak()
+    needs = "" if taken is None else f", and needs more than the {taken / 2**20:.0f} MiB that it took before it failed"
+    allowed = "" if memory.allowed is None else f" of {memory.allowed / 2**20:.0f} MiB"
+    shapes = ", ".join(str((1, *path.x.shape[1:])) for path in paths)
+    return (
+        f"one path point, {shapes}, does not fit in the memory{allowed} that is allowed on {memory.device}{needs} "
+        f"({said}). A larger memory_budget, a smaller input, a model and input in bfloat16, or a device with more "
+        "memory would help"
+    )
+
+
+def _gradient(loop: _Loop, example: Tensor, alpha: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
     """Gradients and values of one chunk, in the caller's layout if the model does not take the plan's."""
+    paths, evaluator, plan = loop.paths, loop.evaluator, loop.plan
 
     def gradient(points: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """Of this chunk's rows."""
+        loop.n_evaluations += example.shape[0]
         return evaluator.gradient(points, example)
 
     grads, values = _in_planned_layout(paths, plan, example, alpha, gradient)
@@ -238,8 +312,8 @@ def _in_planned_layout(
     """Evaluates path points in the plan's layout; if the model refuses that, in the caller's from then on."""
     try:
         return evaluate(tuple(path.points(example, alpha, plan.channels_last) for path in paths))
-    except Exception:  # a model may check its input and raise anything
-        if not plan.reject_layout():
+    except Exception as error:  # a model may check its input and raise anything
+        if is_out_of_memory(error) or not plan.reject_layout():
             raise
     return evaluate(tuple(path.points(example, alpha, False) for path in paths))
 
@@ -250,21 +324,31 @@ def _same_in_callers_layout(
     """Whether a row has the same value in the caller's layout up to rounding.
 
     A model that reads memory by strides of its own would silently see other pixels. One that draws random numbers, or
-    whose rows depend on each other, fails this too and merely keeps the caller's layout.
+    whose rows depend on each other, or that fails without a gradient, fails this too and merely keeps the caller's.
     """
-    wanted = evaluator.value(tuple(path.points(example, alpha, False) for path in paths), example)
+    try:
+        wanted = evaluator.value(tuple(path.points(example, alpha, False) for path in paths), example)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return False
     rounding = min(1e4 * torch.finfo(values.dtype).eps, 2e-2)
     return torch.allclose(values, wanted, rtol=rounding, atol=0, equal_nan=True)
 
 
-def _evaluate_ends(paths: Sequence[Path], evaluator: Evaluator, plan: ChunkPlan, ends: _Ends) -> None:
+def _evaluate_ends(loop: _Loop, ends: _Ends) -> None:
     """Forward passes for the ends that the rule did not visit."""
-    plan.keep_verified_layout()
-    rows = _Rows([end for end in (1.0, 0.0) if end not in ends.values], plan.batch, paths[0].x.device)
+    loop.plan.keep_verified_layout()
+    rows = _Rows([end for end in (1.0, 0.0) if end not in ends.values], loop.plan.batch, loop.paths[0].x.device)
     example, alpha = rows.example(), rows.per_row(rows.nodes)
-    for chunk in rows.chunks(plan):
-        points = tuple(path.points(example[chunk], alpha[chunk], plan.channels_last) for path in paths)
-        ends.record(rows, chunk, evaluator.value(points, example[chunk]))
+
+    def value(chunk: slice) -> Tensor:
+        """Of a chunk's rows."""
+        points = tuple(path.points(example[chunk], alpha[chunk], loop.plan.channels_last) for path in loop.paths)
+        return loop.evaluator.value(points, example[chunk])
+
+    for chunk, values, _ in loop.over(rows, value):
+        ends.record(rows, chunk, values)
 
 
 def _first_not_finite(finite: Tensor, batch: int) -> NotFinite | None:

@@ -74,6 +74,10 @@ class LeanError(IgfastError, RuntimeError):
     """`lean=True` was asked for, and the model does not take lean execution."""
 
 
+class IgfastMemoryError(IgfastError, MemoryError, RuntimeError):
+    """Not even one path point fits in the memory that is allowed, whatever is saved elsewhere."""
+
+
 class IgfastWarning(UserWarning):
     """Something that changes the result or its cost and that the caller may not expect."""
 

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import importlib
+import re
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 
 import psutil
+import torch
 
+from igfast.errors import ArgumentError, ArgumentTypeError, IgfastMemoryError, warn
 from igfast.ops._load import kernels_loaded
 
+MemoryBudget = int | float | None
+
+_BUDGETS = 'bytes, a size such as "2GiB", a fraction of the device\'s memory (a float up to 1.0), or None'
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?b|b)", re.IGNORECASE)
+_UNITS = {"b": 1} | {
+    f"{prefix}{suffix}": base**power
+    for power, prefix in enumerate("kmgt", start=1)
+    for suffix, base in (("b", 1000), ("ib", 1024))
+}
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
+_FREE_SHARE = 0.9  # of the free memory, for a call without a budget
+_UNCOUNTED_BYTES = 2**27  # what code and libraries' scratch space take of a budget beside tensors; an eighth at most
+_CGROUP = Path("/sys/fs/cgroup")
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _POLL_SECONDS = 0.002
@@ -25,13 +44,18 @@ _malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
 
 def available_bytes() -> int:
     """Bytes of main memory that a process can still get: the machine's, or its cgroup's if that allows less."""
-    free = psutil.virtual_memory().available
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists():
-        allowed = limit.read_text().strip()
-        if allowed != "max":
-            free = min(free, int(allowed) - int(used.read_text()))
-    return max(int(free), 0)
+    free = int(psutil.virtual_memory().available)
+    limit, used = _cgroup_limit(), _CGROUP / "memory.current"
+    if limit is not None and used.exists():
+        free = min(free, limit - int(used.read_text()))
+    return max(free, 0)
+
+
+def _cgroup_limit() -> int | None:
+    """What the process's cgroup (version 2) allows; None if it sets no limit."""
+    limit = _CGROUP / "memory.max"
+    text = limit.read_text().strip() if limit.exists() else "max"
+    return None if text == "max" else int(text)
 
 
 def resident_bytes() -> int:
@@ -39,27 +63,160 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-@contextmanager
-def freed_blocks_kept() -> Iterator[None]:
-    """Lets PyTorch keep blocks that are freed on the CPU during the block, and gives them back at its end.
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: Python's, PyTorch's on any device, or that of a library below."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
-    A chunk frees its activations, and the next one asks for the same sizes. The C library neither hands them out again
-    reliably (its heap grew to three times of what was alive on a ResNet-50) nor for free: what goes back to the system
-    comes back zeroed page by page. See csrc/host_pool.cpp; nothing happens without the compiled operators or where the
-    user has replaced PyTorch's CPU allocator. Threads may be in it at the same time.
+
+def parse_memory_budget(budget: object) -> MemoryBudget:
+    """Checks a budget as the caller passed it.
+
+    Raises:
+        ArgumentError: not a positive number of bytes, a fraction up to 1, or a size such as "2GiB".
+        ArgumentTypeError: not a number, a string or None.
     """
+    if isinstance(budget, str):
+        match = _SIZE.fullmatch(budget.strip())
+        if match and float(match[1]) > 0:
+            return int(float(match[1]) * _UNITS[match[2].lower()])
+    elif isinstance(budget, bool) or not isinstance(budget, (int, float, NoneType)):
+        raise ArgumentTypeError(f"memory_budget must be {_BUDGETS}; got {type(budget).__name__}")
+    elif budget is None or (isinstance(budget, int) and budget > 0) or (isinstance(budget, float) and 0 < budget <= 1):
+        return budget
+    raise ArgumentError(f"memory_budget must be {_BUDGETS}; got {budget!r}")
+
+
+def allowed_bytes(budget: MemoryBudget, device: torch.device) -> int | None:
+    """What a budget comes to on a device now; None where there is no telling.
+
+    No budget is all that is free, less a tenth.
+    """
+    if isinstance(budget, int):
+        return budget
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    elif device.type == "cpu":
+        free, total = _host_memory(int(time.monotonic()))
+    else:
+        return None
+    return int(free * _FREE_SHARE) if budget is None else int(total * budget)
+
+
+@functools.lru_cache(maxsize=1)
+def _host_memory(second: int) -> tuple[int, int]:  # noqa: ARG001
+    """Free and total bytes of main memory; asked once a second at most, since asking takes as long as a small call."""
+    return available_bytes(), min(psutil.virtual_memory().total, _cgroup_limit() or sys.maxsize)
+
+
+@dataclass
+class MemoryUse:
+    """What an attribution may take and takes, in bytes over what there was when it began.
+
+    Attributes:
+        device: where the memory is.
+        allowed: what the budget comes to; None where there is no telling.
+        peak: returns the most that PyTorch's allocator held so far; None where it is not measured. On the CPU,
+            attributions in other threads at the same time are in it.
+    """
+
+    device: torch.device
+    allowed: int | None
+    peak: Callable[[], int | None] = lambda: None
+
+
+@contextmanager
+def memory_lent(device: torch.device, budget: MemoryBudget) -> Iterator[MemoryUse]:
+    """Keeps what is allocated during the block within a budget, and measures it.
+
+    On the CPU, PyTorch keeps blocks that are freed during the block, and they are given back at its end. A chunk frees
+    its activations, and the next one asks for the same sizes. The C library neither hands them out again reliably (its
+    heap grew to three times of what was alive on a ResNet-50) nor for free: what goes back to the system comes back
+    zeroed page by page. See csrc/host_pool.cpp; a request of this thread beyond the budget fails there. Without the
+    compiled operators, or where the user has replaced PyTorch's CPU allocator, none of this happens. Threads may be in
+    it at the same time.
+
+    On CUDA the process's share of the device is lowered for as long.
+
+    Raises:
+        IgfastMemoryError: memory ran out in the block.
+    """
+    use = MemoryUse(device, allowed_bytes(budget, device))
+    with _LENDERS.get(device.type, _lent_unlimited)(device, use, budget is not None):
+        try:
+            yield use
+        except Exception as error:  # what needs memory beside path points: accumulators, layers' values
+            if isinstance(error, IgfastMemoryError) or not is_out_of_memory(error):
+                raise
+            raise IgfastMemoryError(f"the attribution does not fit in the memory of {device}: {error}") from error
+
+
+@contextmanager
+def _lent_unlimited(device: torch.device, use: MemoryUse, is_explicit: bool) -> Iterator[None]:
+    if is_explicit:
+        warn(f"memory_budget cannot be kept on {device.type}: chunks are as large as without it")
+        use.allowed = None
+    yield
+
+
+@contextmanager
+def _lent_by_host(device: torch.device, use: MemoryUse, is_explicit: bool) -> Iterator[None]:
     pool = importlib.import_module("igfast._C") if kernels_loaded() else None
     if pool is None or not pool.enter_host_pool():
-        yield
+        with _lent_unlimited(device, use, is_explicit):
+            yield
         return
-    began = time.monotonic()
+    began, before = time.monotonic(), pool.host_pool_bytes()
+    use.peak = lambda: max(0, pool.host_pool_peak() - before)
+    limit = -1
+    if use.allowed is not None:
+        limit = before + use.allowed - (min(use.allowed // 8, _UNCOUNTED_BYTES) if is_explicit else 0)
+    outer = pool.set_host_pool_limit(limit)
     try:
         yield
     finally:
+        peak = use.peak()
+        use.peak = lambda: peak
+        pool.set_host_pool_limit(outer)
         pool.leave_host_pool()
         pool.empty_host_pool()
         if time.monotonic() - began > _TRIM_AFTER_SECONDS:
             give_back_freed_blocks()
+
+
+@contextmanager
+def _lent_by_cuda(device: torch.device, use: MemoryUse, is_explicit: bool) -> Iterator[None]:
+    before, highest = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+    share = torch.cuda.get_per_process_memory_fraction(device)
+    if is_explicit and use.allowed is not None:
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(share, (before + use.allowed) / total), device)
+
+    def peak() -> int | None:
+        """Known where it is the highest of the process: the user's statistics are not reset."""
+        now = torch.cuda.max_memory_allocated(device)
+        return now - before if now > highest else None
+
+    use.peak = peak
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(share, device)
+        taken = peak()
+        use.peak = lambda: taken
+
+
+_LENDERS = {"cpu": _lent_by_host, "cuda": _lent_by_cuda}
+
+
+def free_memory(device: torch.device) -> None:
+    """After memory ran out: frees what is in reference cycles or kept for later."""
+    gc.collect()
+    give_back_freed_blocks()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def give_back_freed_blocks() -> None:

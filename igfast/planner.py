@@ -48,6 +48,7 @@ class ChunkPlan:
         may_change_layout: whether channels-last path points are a choice (4-d and 5-d inputs that are not already).
         channels_last: whether the next chunk's path points are to be channels-last.
         layout_verified: whether the model was seen to give the same values for channels-last points.
+        savings: how many measures against lack of memory had to be taken at one row (`Evaluator.save_memory`).
     """
 
     batch: int
@@ -56,6 +57,7 @@ class ChunkPlan:
     may_change_layout: bool = False
     channels_last: bool = False
     layout_verified: bool = False
+    savings: int = 0
     _settled: bool = False
     _is_first: bool = True
     _layout_tried: bool = False
@@ -109,6 +111,18 @@ class ChunkPlan:
             self._challenge()
         else:
             self._judge(self._incumbent, self._challenger)
+
+    def limit(self, n_rows: int) -> None:
+        """Keeps sizes that are still to be tried at or below `n_rows`."""
+        self.largest = min(self.largest, max(n_rows, self.size))
+
+    def halve(self, n_rows: int) -> bool:
+        """After a chunk of `n_rows` did not fit in memory: chunks of half of it, for good; False if it was one row."""
+        if n_rows <= 1:
+            return False
+        self.size = self.largest = n_rows // 2
+        self._settled = True
+        return True
 
     def reject_layout(self) -> bool:
         """Goes back to the caller's layout for good after a chunk of another one failed; False if it was not another.

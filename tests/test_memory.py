@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+import igfast
 from igfast import memory
 
 MIB = 2**20
@@ -42,12 +43,16 @@ def test_available_bytes():
     assert 0 < memory.available_bytes() < 2**50
 
 
+def lent(budget=None):
+    return memory.memory_lent(torch.device("cpu"), budget)
+
+
 def blocks(n_bytes=MIB, n=200):
     return [torch.ones(n_bytes, dtype=torch.uint8) for _ in range(n)]
 
 
 def test_freed_blocks_are_kept_for_requests_of_their_size_and_given_back():
-    with memory.freed_blocks_kept():
+    with lent():
         addresses = {block.data_ptr() for block in blocks()}
         before = memory.resident_bytes()
         assert {block.data_ptr() for block in blocks()} == addresses
@@ -57,15 +62,15 @@ def test_freed_blocks_are_kept_for_requests_of_their_size_and_given_back():
 
 
 def test_blocks_are_not_taken_for_much_smaller_requests():
-    with memory.freed_blocks_kept():
+    with lent():
         large = {block.data_ptr() for block in blocks(4 * MIB, 20)}
         assert not large & {block.data_ptr() for block in blocks(2 * MIB, 20)}
 
 
 def test_blocks_outlive_the_pool_and_the_pool_takes_foreign_ones():
     foreign = blocks()
-    with memory.freed_blocks_kept():
-        with memory.freed_blocks_kept():
+    with lent():
+        with lent():
             own = blocks()
         addresses = {block.data_ptr() for block in foreign}
         del foreign
@@ -76,19 +81,19 @@ def test_blocks_outlive_the_pool_and_the_pool_takes_foreign_ones():
 
 
 def test_the_pool_is_left_after_an_exception():
-    with pytest.raises(KeyError), memory.freed_blocks_kept():
+    with pytest.raises(KeyError), lent():
         raise KeyError
     block = torch.ones(MIB, dtype=torch.uint8)
     address = block.data_ptr()
     del block
-    with memory.freed_blocks_kept():  # nothing is left in it from before
+    with lent():  # nothing is left in it from before
         assert torch.ones(8 * MIB, dtype=torch.uint8).data_ptr() != address
 
 
 def test_the_pool_in_many_threads():
     def work(seed):
         generator = torch.Generator().manual_seed(seed)
-        with memory.freed_blocks_kept():
+        with lent():
             for _ in range(50):
                 x = torch.randn(300, 300, generator=generator)
                 assert torch.equal(x @ torch.eye(300), x)
@@ -100,5 +105,93 @@ def test_the_pool_in_many_threads():
 
 def test_without_kernels_nothing_happens(monkeypatch):
     monkeypatch.setattr(memory, "kernels_loaded", lambda: False)
-    with memory.freed_blocks_kept():
+    with lent():
         memory.give_back_freed_blocks()
+
+
+@pytest.mark.parametrize(
+    ("budget", "wanted"),
+    [
+        (None, None),
+        (1, 1),
+        (12345, 12345),
+        (0.5, 0.5),
+        (1.0, 1.0),
+        ("7B", 7),
+        ("2GiB", 2 * 2**30),
+        ("1.5 gib", 3 * 2**29),
+        ("512 MB", 512 * 10**6),
+        ("3kb", 3000),
+        (" 1TiB ", 2**40),
+    ],
+)
+def test_budgets(budget, wanted):
+    assert memory.parse_memory_budget(budget) == wanted
+
+
+@pytest.mark.parametrize("budget", [0, -1, 0.0, 1.5, -0.5, "", "2", "GiB", "2 G", "-1GiB", "0MiB", "2iB", float("nan")])
+def test_budgets_that_are_none(budget):
+    with pytest.raises(igfast.ArgumentError, match="memory_budget must be bytes, a size such as"):
+        memory.parse_memory_budget(budget)
+
+
+@pytest.mark.parametrize("budget", [True, [1], torch.tensor(5)])
+def test_budgets_of_another_type(budget):
+    with pytest.raises(igfast.ArgumentTypeError, match="memory_budget must be bytes"):
+        memory.parse_memory_budget(budget)
+
+
+def test_a_budget_of_none_is_most_of_what_is_free():
+    memory._host_memory.cache_clear()
+    allowed = memory.allowed_bytes(None, torch.device("cpu"))
+    assert 0.5 * memory.available_bytes() < allowed < memory.available_bytes()
+    assert memory.allowed_bytes(0.25, torch.device("cpu")) == memory._host_memory(0)[1] // 4
+
+
+def test_requests_beyond_the_budget_fail_and_the_peak_is_known():
+    with lent(64 * MIB) as use:
+        held = blocks(n=20)
+        assert 20 * MIB <= use.peak() < 22 * MIB
+        with pytest.raises(torch.OutOfMemoryError, match="are left of the budget"):
+            torch.empty(40 * MIB, dtype=torch.uint8)
+        del held
+        torch.empty(40 * MIB, dtype=torch.uint8)  # blocks that are kept make way for it
+    torch.empty(100 * MIB, dtype=torch.uint8)
+    assert 40 * MIB <= use.peak() < 42 * MIB
+
+
+def test_a_budget_is_that_of_its_thread_and_of_the_inner_call():
+    with lent(16 * MIB):
+        with lent(64 * MIB):
+            torch.empty(32 * MIB, dtype=torch.uint8)
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(torch.empty, 32 * MIB, dtype=torch.uint8).result()
+        with pytest.raises(torch.OutOfMemoryError):
+            torch.empty(32 * MIB, dtype=torch.uint8)
+
+
+def test_results_that_outlive_their_call_are_not_in_the_next_ones_budget():
+    with lent():
+        kept = blocks(n=40)
+    with lent(32 * MIB) as use:
+        torch.empty(20 * MIB, dtype=torch.uint8)
+    assert use.peak() < 22 * MIB
+    assert len(kept) == 40
+
+
+@pytest.mark.parametrize(
+    ("error", "is_it"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried"),
+            True,
+        ),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_what_says_that_memory_ran_out(error, is_it):
+    assert memory.is_out_of_memory(error) is is_it

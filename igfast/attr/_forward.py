@@ -13,6 +13,7 @@ from igfast.attr._inputs import Inputs, describe
 from igfast.attr._targets import Target
 from igfast.errors import ArgumentTypeError, InputError, InputTypeError, OutputError
 from igfast.lean import LeanExecution
+from igfast.memory import is_out_of_memory
 
 _IN_PLACE = "leaf Variable that requires grad"
 """Part of what autograd says when a forward function works in place on its input, or on a view of it."""
@@ -117,6 +118,10 @@ class ForwardFunction:
         with torch.no_grad():
             return self._select(self._call(points, example), example)
 
+    def save_memory(self) -> str:
+        """Takes one more measure that saves memory and costs time; returns which, or "" if none is left."""
+        return self.lean.save_more(self.inputs.device)
+
     def _values(self, leaves: tuple[Tensor, ...], example: Tensor) -> Tensor:
         """The target's values with their graph."""
         output = self._call_with_graph(leaves, example)
@@ -172,6 +177,8 @@ class ForwardFunction:
     def _explain(self, error: Exception) -> Exception | None:
         """An error of ours for two failures of a model that have a known cause; None for its own errors."""
         text = str(error)
+        if is_out_of_memory(error):
+            return None
         if "Inference tensors cannot be saved for backward" in text:
             return OutputError(
                 "the model's parameters were created under torch.inference_mode(), so no gradient can pass them. "

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from contextlib import nullcontext
+import time
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from igfast import ops
@@ -17,9 +19,10 @@ from igfast.attr._state import Remembered, module_of
 from igfast.engine import Integral, Path, integrate
 from igfast.errors import ArgumentError, warn
 from igfast.lean import LeanExecution, why_not
-from igfast.memory import freed_blocks_kept
+from igfast.memory import MemoryUse, memory_lent, parse_memory_budget
 from igfast.planner import ChunkPlan
 from igfast.quadrature import Rule
+from igfast.report import LeanReport, RunReport
 
 Lean = Literal["auto", True, False]
 
@@ -27,98 +30,153 @@ _remembered: Remembered[ChunkPlan] = Remembered()
 _not_lean: Remembered[str] = Remembered()  # why lean execution does not fit a model
 
 
-def check_lean(lean: object) -> None:
-    """Raises ArgumentError unless `lean` is "auto", True or False."""
-    if lean not in ("auto", True, False):
-        raise ArgumentError(f'lean must be "auto", True or False; got {lean!r}')
+@dataclass(frozen=True)
+class Execution:
+    """How a model is run: igfast's own options of the constructors.
 
-
-def lean_execution(lean: Lean, forward_func: Callable[..., Any]) -> LeanExecution:
-    """Lean execution of one call, off where it is not wanted or known not to fit.
+    Attributes:
+        lean: "auto", True or False.
+        memory_budget: as the caller passed it.
+        show_progress: show a progress bar over path points.
 
     Raises:
-        LeanError: it is required, and not possible.
+        ArgumentError, ArgumentTypeError: an option is not one of its values.
     """
-    if lean is False:
-        return LeanExecution("lean=False")
-    known = _not_lean.get(forward_func, None) if lean == "auto" else None
-    return LeanExecution(known or why_not(forward_func, module_of(forward_func)), required=lean is True)
+
+    lean: Lean = "auto"
+    memory_budget: int | float | str | None = None
+    show_progress: bool = False
+
+    def __post_init__(self) -> None:
+        if self.lean not in ("auto", True, False):
+            raise ArgumentError(f'lean must be "auto", True or False; got {self.lean!r}')
+        parse_memory_budget(self.memory_budget)
+
+    def memory(self, device: torch.device) -> AbstractContextManager[MemoryUse]:
+        """Lends the memory that the budget allows."""
+        return memory_lent(device, parse_memory_budget(self.memory_budget))
+
+    def lean_for(self, forward_func: Callable[..., Any], hooked: Sequence[nn.Module] = ()) -> LeanExecution:
+        """Lean execution of one call, off where it is not wanted or known not to fit.
+
+        Args:
+            forward_func: what is attributed.
+            hooked: layers whose values are replaced or read by hooks.
+
+        Raises:
+            LeanError: it is required, and not possible.
+        """
+        module = module_of(forward_func)
+        if self.lean is False:
+            return LeanExecution("lean=False", False, module, hooked)
+        known = _not_lean.get(forward_func, None) if self.lean == "auto" else None
+        return LeanExecution(known or why_not(forward_func, module), self.lean is True, module, hooked)
 
 
-def integrate_paths(
-    evaluator: ForwardFunction,
-    rule: Rule,
-    internal_batch_size: int | None,
-    *,
-    with_ends: bool,
-    show_progress: bool,
-    kind: Hashable = None,
-    may_change_layout: bool = True,
-) -> Integral:
-    """Runs the rows of an evaluator's inputs through it.
+@dataclass
+class Run:
+    """One call's path points through the model: what integrates them and what there is to say about it afterwards.
 
     Args:
         evaluator: what is attributed; its `inputs` are the paths' ends.
-        rule: nodes and weights.
-        internal_batch_size: the rows that the caller allows in one chunk, or None.
-        with_ends: also find the values at both ends.
-        show_progress: show a progress bar over rows.
-        kind: what else than the shapes of the inputs the choice of chunks depends on.
-        may_change_layout: whether channels-last path points may be tried.
-
-    Returns:
-        The integral; a warning was given if gradients were not finite and the inputs were.
+        execution: how the model is run.
+        memory: what may be taken.
     """
-    inputs = evaluator.inputs
-    input_not_finite = warn_if_not_finite(inputs)
-    integral = _integrate(
-        evaluator,
-        rule,
-        inputs.rows_allowed(internal_batch_size),
-        with_ends,
-        show_progress,
-        kind,
-        may_change_layout,
-    )
-    if evaluator.lean.failed_because:
-        _not_lean.put(evaluator.forward_func, None, evaluator.lean.failed_because)
-    if integral.not_finite is not None and not input_not_finite:
-        _warn_gradient(integral, rule)
-    return integral
 
+    evaluator: ForwardFunction
+    execution: Execution
+    memory: MemoryUse
+    _began: float = field(default_factory=time.perf_counter, init=False)
+    _plan: ChunkPlan | None = field(default=None, init=False)
+    _integral: Integral | None = field(default=None, init=False)
 
-def _integrate(
-    evaluator: ForwardFunction,
-    rule: Rule,
-    rows_allowed: int | None,
-    with_ends: bool,
-    show_progress: bool,
-    kind: Hashable,
-    may_change_layout: bool,
-) -> Integral:
-    inputs = evaluator.inputs
-    paths = [Path(x, baseline) for x, baseline in zip(inputs.x, inputs.baselines, strict=True)]
-    if inputs.batch == 0:
-        nothing = inputs.x[0].new_zeros(0, dtype=torch.float64)
-        return Integral(tuple(path.zeros() for path in paths), nothing, nothing, None)
-    n_rows = inputs.batch * len(rule.nodes)
-    layouts = tuple(path.memory_format for path in paths)
-    kind = (kind, tuple((x.shape, x.dtype, x.device) for x in inputs.x), layouts, n_rows, rows_allowed)
-    known = _remembered.get(evaluator.forward_func, kind)
-    may_change_layout = may_change_layout and any(
-        path.has_channels and path.memory_format is torch.contiguous_format for path in paths
-    )
-    if known is not None:
-        plan = known.resumed()
-    elif rows_allowed is None:
-        plan = ChunkPlan.growing(inputs.batch, n_rows, inputs.row_bytes, may_change_layout)
-    else:
-        plan = ChunkPlan.fixed(inputs.batch, rows_allowed, may_change_layout)
-    keep = freed_blocks_kept() if paths[0].x.is_cpu else nullcontext()
-    with keep, tqdm(total=n_rows, desc="igfast", unit="row", disable=not show_progress) as bar:
-        integral = integrate(paths, rule, evaluator, plan, with_ends=with_ends, on_rows=bar.update)
-    _remembered.put(evaluator.forward_func, kind, plan)
-    return integral
+    def integrate(
+        self,
+        rule: Rule,
+        internal_batch_size: int | None,
+        *,
+        with_ends: bool,
+        kind: Hashable = None,
+        may_change_layout: bool = True,
+    ) -> Integral:
+        """Runs the rows of the evaluator's inputs through it.
+
+        Args:
+            rule: nodes and weights.
+            internal_batch_size: the rows that the caller allows in one chunk, or None.
+            with_ends: also find the values at both ends.
+            kind: what else than the shapes of the inputs the choice of chunks depends on.
+            may_change_layout: whether channels-last path points may be tried.
+
+        Returns:
+            The integral; a warning was given if gradients were not finite and the inputs were.
+        """
+        evaluator = self.evaluator
+        input_not_finite = warn_if_not_finite(evaluator.inputs)
+        rows_allowed = evaluator.inputs.rows_allowed(internal_batch_size)
+        integral = self._integrate(rule, rows_allowed, with_ends, kind, may_change_layout)
+        if evaluator.lean.failed_because:
+            _not_lean.put(evaluator.forward_func, None, evaluator.lean.failed_because)
+        if integral.not_finite is not None and not input_not_finite:
+            _warn_gradient(integral, rule)
+        self._integral = integral
+        return integral
+
+    def _integrate(
+        self, rule: Rule, rows_allowed: int | None, with_ends: bool, kind: Hashable, may_change_layout: bool
+    ) -> Integral:
+        inputs = self.evaluator.inputs
+        paths = [Path(x, baseline) for x, baseline in zip(inputs.x, inputs.baselines, strict=True)]
+        if inputs.batch == 0:
+            nothing = inputs.x[0].new_zeros(0, dtype=torch.float64)
+            return Integral(tuple(path.zeros() for path in paths), nothing, nothing, None)
+        n_rows = inputs.batch * len(rule.nodes)
+        layouts = tuple(path.memory_format for path in paths)
+        budget = self.execution.memory_budget
+        kind = (kind, tuple((x.shape, x.dtype, x.device) for x in inputs.x), layouts, n_rows, rows_allowed, budget)
+        known = _remembered.get(self.evaluator.forward_func, kind)
+        may_change_layout = may_change_layout and any(
+            path.has_channels and path.memory_format is torch.contiguous_format for path in paths
+        )
+        if known is not None:
+            plan = known.resumed()
+        elif rows_allowed is None:
+            plan = ChunkPlan.growing(inputs.batch, n_rows, inputs.row_bytes, may_change_layout)
+        else:
+            plan = ChunkPlan.fixed(inputs.batch, rows_allowed, may_change_layout)
+        self._plan = plan
+        with tqdm(total=n_rows, desc="igfast", unit="row", disable=not self.execution.show_progress) as bar:
+            integral = integrate(
+                paths, rule, self.evaluator, plan, self.memory, with_ends=with_ends, on_rows=bar.update
+            )
+        _remembered.put(self.evaluator.forward_func, kind, plan)
+        return integral
+
+    def results(self, attributions: Any, delta: Tensor | None, with_report: bool) -> Any:
+        """What `attribute` returns: the attributions alone, or a tuple with what else was asked for."""
+        others = ([] if delta is None else [delta]) + ([self.report()] if with_report else [])
+        return (attributions, *others) if others else attributions
+
+    def report(self) -> RunReport:
+        """What the call did, once it has."""
+        lean, integral = self.evaluator.lean, self._integral
+        if integral is None:
+            raise RuntimeError("igfast: nothing was integrated")  # not reachable from the public API
+        device = self.evaluator.inputs.device
+        on_cpu = device.type == "cpu" and ops.build_info()
+        return RunReport(
+            n_rows=sum(rows * count for rows, count in integral.chunks.items()),
+            n_evaluations=integral.n_evaluations,
+            chunks=dict(integral.chunks),
+            channels_last=self._plan is not None and self._plan.channels_last,
+            lean=LeanReport(lean.off_because, dict(lean.swapped), dict(lean.plain)),
+            peak_bytes=self.memory.peak(),
+            budget_bytes=self.memory.allowed,
+            seconds=time.perf_counter() - self._began,
+            device=str(device),
+            kernels=str(ops.build_info()["isa"]) if on_cpu else "none",
+            notes=integral.notes,
+        )
 
 
 def scale(inputs: Inputs, integral: Integral, multiply_by_inputs: bool) -> tuple[tuple[Tensor, ...], Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from igfast.attr._forward import CustomGradient, ForwardFunction, parse_additional_args
 from igfast.attr._inputs import Inputs, parse_inputs, parse_internal_batch_size
-from igfast.attr._integration import Lean, check_lean, convergence_delta, integrate_paths, lean_execution, scale
+from igfast.attr._integration import Execution, Lean, Run, convergence_delta, scale
 from igfast.attr._state import buffers_restored
 from igfast.attr._targets import parse_target
 from igfast.errors import InputError
@@ -47,10 +47,14 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
         lean: "auto" keeps in the forward pass only what the gradient of the input needs, and runs plainly, with a
             warning, what does not take that; True raises a LeanError then; False runs plainly always. The attributions
             are the same up to rounding.
+        memory_budget: the most memory that a call may take over what is held when it begins: bytes, a size such as
+            "2GiB", a fraction of the device's memory (a float up to 1.0), or None for all that is free, less a tenth.
+            Chunks that do not fit are halved and repeated; where one path point does not fit, repeated blocks of the
+            model are recomputed in the backward pass, and on CUDA saved tensors go to main memory, with a warning each.
         show_progress: show a progress bar over path points.
 
     Raises:
-        ArgumentError: `lean` is none of these.
+        ArgumentError, ArgumentTypeError: `lean` or `memory_budget` is none of these.
 
     Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, section 3.
     """
@@ -61,12 +65,11 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
         multiply_by_inputs: bool = True,
         *,
         lean: Lean = "auto",
+        memory_budget: int | float | str | None = None,
         show_progress: bool = False,
     ) -> None:
         super().__init__(forward_func, multiply_by_inputs)
-        check_lean(lean)
-        self._lean: Lean = lean
-        self._show_progress = show_progress
+        self._execution = Execution(lean, memory_budget, show_progress)
 
     @overload
     def attribute(
@@ -79,6 +82,8 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
         method: str = ...,
         internal_batch_size: int | None = ...,
         return_convergence_delta: Literal[False] = ...,
+        *,
+        return_report: Literal[False] = ...,
     ) -> TensorOrTuple: ...
 
     @overload
@@ -93,7 +98,23 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
         internal_batch_size: int | None = ...,
         *,
         return_convergence_delta: Literal[True],
+        return_report: Literal[False] = ...,
     ) -> tuple[TensorOrTuple, Tensor]: ...
+
+    @overload
+    def attribute(
+        self,
+        inputs: TensorOrTuple,
+        baselines: Baselines = ...,
+        target: Target = ...,
+        additional_forward_args: object = ...,
+        n_steps: int = ...,
+        method: str = ...,
+        internal_batch_size: int | None = ...,
+        return_convergence_delta: bool = ...,
+        *,
+        return_report: Literal[True],
+    ) -> tuple[Any, ...]: ...
 
     @log_usage(part_of_slo=True)
     def attribute(
@@ -106,6 +127,8 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
         method: str = "gausslegendre",
         internal_batch_size: int | None = None,
         return_convergence_delta: bool = False,
+        *,
+        return_report: bool = False,
     ) -> Any:
         """Attributes `forward_func(inputs)[:, target]` to `inputs`.
 
@@ -128,16 +151,19 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
                 per point improves. A model whose output for one example depends on the others in its batch (batch
                 normalisation in training mode) sees chunks of whole steps where at least one step fits.
             return_convergence_delta: also return how far the attributions are from completeness.
+            return_report: also return an `igfast.RunReport`: what the call did and what it cost.
 
         Returns:
             The attributions, shaped as `inputs`: float32 for half, bfloat16 and float32 inputs, float64 for float64,
-            complex for complex ones, contiguous and without a graph. With `return_convergence_delta`, a tuple of them
-            and the delta, (batch,): the sum of each example's attributions less F(inputs) - F(baselines).
+            complex for complex ones, contiguous and without a graph. With `return_convergence_delta` or
+            `return_report`, a tuple of them, the delta, (batch,): the sum of each example's attributions less
+            F(inputs) - F(baselines), and the report, whichever were asked for, in this order.
 
         Raises:
             InputError, InputTypeError, BaselineError, TargetError, TargetTypeError, ArgumentError, ArgumentTypeError:
                 an argument is not allowed or does not fit the others; the message says which and what would be.
             OutputError, OutputTypeError: the output of `forward_func` cannot be attributed.
+            IgfastMemoryError: not even one path point fits in the memory that is allowed.
 
         Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, eq. 1 and 3; the delta is that of Proposition 1.
         """
@@ -152,19 +178,19 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
                     "return_convergence_delta needs inputs with the same number of examples; got "
                     f"{[x.shape[1] for x in parsed.x]}"
                 )
-            integral = integrate_paths(
-                evaluator,
-                rule,
-                size,
-                with_ends=return_convergence_delta,
-                show_progress=self._show_progress,
-                may_change_layout=not isinstance(evaluator, CustomGradient),
-            )
-            attributions, totals = scale(parsed, integral, self.multiplies_by_inputs)
-            if not return_convergence_delta:
-                return parsed.format(attributions)
-            delta = convergence_delta(attributions, totals, integral.at_input, integral.at_baseline)
-            return parsed.format(attributions), delta
+            with self._execution.memory(parsed.device) as memory:
+                run = Run(evaluator, self._execution, memory)
+                integral = run.integrate(
+                    rule,
+                    size,
+                    with_ends=return_convergence_delta,
+                    may_change_layout=not isinstance(evaluator, CustomGradient),
+                )
+                attributions, totals = scale(parsed, integral, self.multiplies_by_inputs)
+                delta = None
+                if return_convergence_delta:
+                    delta = convergence_delta(attributions, totals, integral.at_input, integral.at_baseline)
+            return run.results(parsed.format(attributions), delta, return_report)
 
     def _evaluator(self, parsed: Inputs, target: Any, additional_forward_args: Any) -> ForwardFunction:
         """The forward function with everything that it is called with."""
@@ -175,6 +201,6 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
             "target": parse_target(target, None if parsed.joint else parsed.batch),
         }
         if self.gradient_func is compute_gradients:
-            return ForwardFunction(**bound, lean=lean_execution(self._lean, self.forward_func))
-        lean = LeanExecution("gradient_func was replaced", required=self._lean is True)
+            return ForwardFunction(**bound, lean=self._execution.lean_for(self.forward_func))
+        lean = LeanExecution("gradient_func was replaced", required=self._execution.lean is True)
         return CustomGradient(**bound, lean=lean, gradient_func=self.gradient_func)

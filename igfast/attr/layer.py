@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from igfast.attr._forward import ForwardFunction, as_tuple
 from igfast.attr._inputs import Inputs, describe, parse_internal_batch_size
-from igfast.attr._integration import Lean, check_lean, convergence_delta, integrate_paths, lean_execution, scale
+from igfast.attr._integration import Execution, Lean, Run, convergence_delta, scale
 from igfast.attr._layer_function import FromLayer
 from igfast.attr._layers import LayerTap, Values
 from igfast.attr._model_inputs import ModelInputs, parse_model_inputs
@@ -44,11 +44,11 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients):
         layer: a module, or a list of modules of which none gets its values from another one alone.
         device_ids: the GPUs of an `nn.DataParallel` model, if `forward_func` is not that model itself.
         multiply_by_inputs: whether to multiply the integrated gradients by the difference of the layer's values.
-        lean: as in `igfast.IntegratedGradients`.
+        lean, memory_budget: as in `igfast.IntegratedGradients`.
         show_progress: show a progress bar over path points.
 
     Raises:
-        ArgumentError: `lean` is not one of its values.
+        ArgumentError, ArgumentTypeError: `lean` or `memory_budget` is not one of its values.
 
     Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, section 3, applied to the rest of the network.
     """
@@ -61,12 +61,11 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients):
         multiply_by_inputs: bool = True,
         *,
         lean: Lean = "auto",
+        memory_budget: int | float | str | None = None,
         show_progress: bool = False,
     ) -> None:
         super().__init__(forward_func, layer, device_ids, multiply_by_inputs)
-        check_lean(lean)
-        self._lean: Lean = lean
-        self._show_progress = show_progress
+        self._execution = Execution(lean, memory_budget, show_progress)
 
     @log_usage(part_of_slo=True)
     def attribute(
@@ -81,6 +80,8 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients):
         return_convergence_delta: bool = False,
         attribute_to_layer_input: bool = False,
         grad_kwargs: dict[str, Any] | None = None,
+        *,
+        return_report: bool = False,
     ) -> Any:
         """Attributes `forward_func(inputs)[:, target]` to the layer's values.
 
@@ -99,16 +100,17 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients):
             attribute_to_layer_input: attribute to what the layer takes in (its positional arguments).
             grad_kwargs: {"materialize_grads": True} or {"allow_unused": True} gives tensors that the output does not
                 depend on attribution 0, instead of an error.
+            return_report: also return an `igfast.RunReport`.
 
         Returns:
             For one layer a tensor shaped as the layer's value, or a tuple if it has several; for a list of layers a
-            list of those. With `return_convergence_delta`, a tuple of that and the delta, (batch,): the sum of all
-            attributions of an example less F(inputs) - F(baselines).
+            list of those. With `return_convergence_delta` or `return_report`, a tuple of that, the delta, (batch,): the
+            sum of all attributions of an example less F(inputs) - F(baselines), and the report, in this order.
 
         Raises:
             LayerError: a layer is not reached, is called several times, or has values that no path leads through.
             InputTypeError, BaselineError, TargetError, TargetTypeError, ArgumentError, ArgumentTypeError,
-            OutputError, OutputTypeError: as in `igfast.IntegratedGradients.attribute`.
+            OutputError, OutputTypeError, IgfastMemoryError: as in `igfast.IntegratedGradients.attribute`.
 
         Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, eq. 1 and 3; the delta is that of Proposition 1.
         """
@@ -123,25 +125,29 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients):
                 inputs=given.as_inputs(given.x),
                 args=as_tuple(additional_forward_args),
                 target=parse_target(target, given.batch),
-                lean=lean_execution(self._lean, self.forward_func),
+                lean=self._execution.lean_for(self.forward_func, layers),
                 unused_is_zero=_unused_is_zero(grad_kwargs),
             )
-            with LayerTap(layers, attribute_to_layer_input, device_ids).attached() as tap:
+            with (
+                self._execution.memory(forward.inputs.device) as memory,
+                LayerTap(layers, attribute_to_layer_input, device_ids).attached() as tap,
+            ):
                 evaluator = _from_layer(forward, given, tap, size)
-                integral = integrate_paths(
-                    evaluator,
+                run = Run(evaluator, self._execution, memory)
+                integral = run.integrate(
                     rule,
                     size,
                     with_ends=False,
-                    show_progress=self._show_progress,
                     kind=(*map(id, layers), attribute_to_layer_input),  # not the layers: one may be the model itself
                 )
-            attributions, totals = scale(evaluator.inputs, integral, self.multiplies_by_inputs)
+                attributions, totals = scale(evaluator.inputs, integral, self.multiplies_by_inputs)
+                delta = None
+                if return_convergence_delta:
+                    n_rows = max(integral.chunks)
+                    ends = (_values(forward, xs, n_rows) for xs in (given.x, given.baselines))
+                    delta = convergence_delta(attributions, totals, next(ends), next(ends))
             result = _per_layer(attributions, evaluator, isinstance(self.layer, list))
-            if not return_convergence_delta:
-                return result
-            ends = (_values(forward, xs, integral.chunk_rows) for xs in (given.x, given.baselines))
-            return result, convergence_delta(attributions, totals, next(ends), next(ends))
+            return run.results(result, delta, return_report)
 
 
 def _unused_is_zero(grad_kwargs: dict[str, Any] | None) -> bool:

@@ -12,7 +12,7 @@ from torch import nn
 
 from igfast.attr._forward import parse_additional_args
 from igfast.attr._inputs import parse_inputs, parse_internal_batch_size
-from igfast.attr._integration import Lean, check_lean, integrate_paths, lean_execution, scale
+from igfast.attr._integration import Execution, Lean, Run, scale
 from igfast.attr._layer_function import Selector, ToLayer
 from igfast.attr._layers import LayerTap
 from igfast.attr._state import buffers_restored
@@ -32,11 +32,11 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients):
         layer: a module that is called once in a forward pass.
         device_ids: the GPUs of an `nn.DataParallel` model, if `forward_func` is not that model itself.
         multiply_by_inputs: whether to multiply the integrated gradients by `inputs - baselines`.
-        lean: as in `igfast.IntegratedGradients`.
+        lean, memory_budget: as in `igfast.IntegratedGradients`.
         show_progress: show a progress bar over path points.
 
     Raises:
-        ArgumentError: `lean` is not one of its values.
+        ArgumentError, ArgumentTypeError: `lean` or `memory_budget` is not one of its values.
 
     Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, section 3, applied to the network up to the neuron.
     """
@@ -49,12 +49,11 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients):
         multiply_by_inputs: bool = True,
         *,
         lean: Lean = "auto",
+        memory_budget: int | float | str | None = None,
         show_progress: bool = False,
     ) -> None:
         super().__init__(forward_func, layer, device_ids, multiply_by_inputs)
-        check_lean(lean)
-        self._lean: Lean = lean
-        self._show_progress = show_progress
+        self._execution = Execution(lean, memory_budget, show_progress)
 
     @log_usage(part_of_slo=True)
     def attribute(
@@ -67,6 +66,8 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients):
         method: str = "gausslegendre",
         internal_batch_size: int | None = None,
         attribute_to_neuron_input: bool = False,
+        *,
+        return_report: bool = False,
     ) -> Any:
         """Attributes a neuron to `inputs`.
 
@@ -81,15 +82,17 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients):
             method: the rule, one of `igfast.METHODS`.
             internal_batch_size: at most this many path points go through the model at a time; None lets igfast choose.
             attribute_to_neuron_input: select from what the layer takes in (its positional arguments).
+            return_report: also return an `igfast.RunReport`.
 
         Returns:
-            The attributions, shaped as `inputs`, as in `igfast.IntegratedGradients.attribute`.
+            The attributions, shaped as `inputs`, as in `igfast.IntegratedGradients.attribute`; with `return_report`, a
+            tuple of them and the report.
 
         Raises:
             LayerError: the layer is not reached, is called several times, or has values that have no gradient.
             SelectorError, SelectorTypeError: `neuron_selector` does not select one number per example.
-            InputError, InputTypeError, BaselineError, ArgumentError, ArgumentTypeError, OutputError: as in
-                `igfast.IntegratedGradients.attribute`.
+            InputError, InputTypeError, BaselineError, ArgumentError, ArgumentTypeError, OutputError,
+            IgfastMemoryError: as in `igfast.IntegratedGradients.attribute`.
 
         Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, eq. 1 and 3.
         """
@@ -98,23 +101,25 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients):
             parsed = parse_inputs(inputs, baselines)
             rule = quadrature_rule(method, n_steps)
             size = parse_internal_batch_size(internal_batch_size)
-            with LayerTap([self.layer], attribute_to_neuron_input, device_ids).attached() as tap:
+            with (
+                self._execution.memory(parsed.device) as memory,
+                LayerTap([self.layer], attribute_to_neuron_input, device_ids).attached() as tap,
+            ):
                 evaluator = ToLayer(
                     forward_func=self.forward_func,
                     inputs=parsed,
                     args=parse_additional_args(additional_forward_args, parsed.batch, parsed.joint),
                     target=Target(),
-                    lean=lean_execution(self._lean, self.forward_func),
+                    lean=self._execution.lean_for(self.forward_func, [self.layer]),
                     tap=tap,
                     selector=neuron_selector,
                 )
-                integral = integrate_paths(
-                    evaluator,
+                run = Run(evaluator, self._execution, memory)
+                integral = run.integrate(
                     rule,
                     size,
                     with_ends=False,
-                    show_progress=self._show_progress,
                     kind=(id(self.layer), attribute_to_neuron_input),  # not the layer: it may be the model itself
                 )
-            attributions, _ = scale(parsed, integral, self.multiplies_by_inputs)
-            return parsed.format(attributions)
+                attributions, _ = scale(parsed, integral, self.multiplies_by_inputs)
+            return run.results(parsed.format(attributions), None, return_report)

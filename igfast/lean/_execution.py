@@ -1,15 +1,18 @@
-"""One call's use of lean execution: whether it is on, and the plain rerun when a model does not take it."""
+"""One call's use of lean execution: whether it is on, the plain rerun, and what else can be saved."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from igfast.errors import LeanError, warn
+from igfast.lean._recompute import recomputed, repeated_blocks
+from igfast.memory import is_out_of_memory
 from igfast.ops._load import kernels_loaded
 
 _Result = TypeVar("_Result")
@@ -21,23 +24,78 @@ class LeanExecution:
     Args:
         off_because: why it is off from the start; empty if it is on.
         required: raise LeanError where it would fall back to plain execution.
+        module: the module behind the forward function, whose repeated blocks can be recomputed.
+        hooked: modules with hooks that a recomputation would miss.
 
     Attributes:
         off_because: why it is off; empty while it is on.
         failed_because: why the model does not take it; empty unless that was found out.
     """
 
-    def __init__(self, off_because: str, required: bool = False) -> None:
+    def __init__(
+        self,
+        off_because: str,
+        required: bool = False,
+        module: nn.Module | None = None,
+        hooked: Sequence[nn.Module] = (),
+    ) -> None:
         if off_because and required:
             raise LeanError(f"lean=True, but lean execution is not possible: {off_because}")
         self.off_because = off_because
         self.failed_because = ""
         self._required = required
-        self._mode: AbstractContextManager[Any] = nullcontext() if off_because else _new_mode()
+        self._mode = None if off_because else _new_mode()
+        self._module = module
+        self._hooked = hooked
+        self._recomputed: list[nn.Module] = []
+        self._offloads = False
+
+    @property
+    def swapped(self) -> Mapping[str, int]:
+        """How many calls of each function were swapped."""
+        return Counter() if self._mode is None else self._mode.swapped
+
+    @property
+    def plain(self) -> Mapping[tuple[str, str], int]:
+        """How many calls that lean execution knows ran plainly, by function and reason."""
+        return Counter() if self._mode is None else self._mode.plain
 
     def active(self) -> AbstractContextManager[Any]:
         """To be entered around the forward pass."""
-        return nullcontext() if self.off_because else self._mode
+        mode = nullcontext() if self.off_because or self._mode is None else self._mode
+        return self._saving(mode) if self._recomputed or self._offloads else mode
+
+    def save_more(self, device: torch.device) -> str:
+        """Takes the next measure that saves memory and costs time; returns which, or "" if none is left."""
+        if not self._recomputed:
+            blocks = repeated_blocks(self._module)
+            self._recomputed = [block for block in blocks if not set(self._hooked) & set(block.modules())]
+            if self._recomputed:
+                return f"{len(self._recomputed)} repeated blocks of the model computed again in the backward pass"
+        if not self._offloads and device.type == "cuda":
+            self._offloads = True
+            return "what the backward pass needs kept in main memory"
+        return ""
+
+    @contextmanager
+    def _saving(self, mode: AbstractContextManager[Any]) -> Iterator[None]:
+        with ExitStack() as stack:
+            if self._offloads:
+                stack.enter_context(torch.autograd.graph.save_on_cpu(pin_memory=True))
+            stack.enter_context(mode)
+            if self._mode is not None and not self.off_because:
+                stack.enter_context(self._mode.ignoring_hooks())
+            if self._recomputed:
+                stack.enter_context(recomputed(self._recomputed, self._recomputation_contexts))
+            yield
+
+    def _recomputation_contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        """What a block runs in: forward, where the mode is active already, and when it is computed again."""
+        if self.off_because:
+            return nullcontext(), nullcontext()
+        again = _new_mode()
+        again.ignores_hooks = True
+        return nullcontext(), again
 
     def attempt(self, evaluate: Callable[[], _Result]) -> _Result:
         """Evaluates a chunk; if that raises what plain execution does not raise, plainly, from then on.
@@ -51,6 +109,8 @@ class LeanExecution:
         try:
             return evaluate()
         except Exception as error:  # whatever a model raises when something in it does not fit
+            if is_out_of_memory(error):
+                raise
             failure = error
         torch.set_rng_state(random_state)
         because = f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
@@ -70,7 +130,7 @@ class LeanExecution:
         return result
 
 
-def _new_mode() -> AbstractContextManager[Any]:
+def _new_mode() -> Any:
     from igfast.lean._mode import LeanMode  # its operators have to be loaded first, see why_not
 
     return LeanMode()

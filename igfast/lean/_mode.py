@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,6 +34,15 @@ class LeanMode(TorchFunctionMode):
         self.swapped: Counter[str] = Counter()
         self.plain: Counter[tuple[str, str]] = Counter()
         self.ignores_hooks = False
+
+    @contextmanager
+    def ignoring_hooks(self) -> Iterator[None]:
+        """Swaps calls under hooks on saved tensors during the block."""
+        before, self.ignores_hooks = self.ignores_hooks, True
+        try:
+            yield
+        finally:
+            self.ignores_hooks = before
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

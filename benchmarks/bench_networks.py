@@ -1,0 +1,70 @@
+"""Five networks, 50 steps: a call without options, Captum's, and Captum tuned; lean execution on and off.
+
+Calls take turns in one process. Writes results/networks.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import captum.attr
+
+import igfast
+from benchmarks import cases, harness
+
+N_STEPS = 50
+CAPTUM_SIZES = (1, 2, 5, 10, 25)
+LEAN_STEPS, LEAN_SIZE, LEAN_ROUNDS = 12, 4, 7
+
+NETWORKS: dict[str, Callable[[], Callable[..., Any]]] = {
+    "ResNet-50, 224x224": lambda: partial(cases.image_call, *cases.resnet50()),
+    "EfficientNet-Lite0, 224x224": lambda: partial(cases.image_call, *cases.efficientnet()),
+    "VGG-16, 224x224": lambda: partial(cases.image_call, *cases.vgg16()),
+    "ViT-B/16, 224x224": lambda: partial(cases.image_call, *cases.vit()),
+    "BERT-base, 128 tokens": lambda: partial(cases.text_call, *cases.bert(batch=1, tokens=128)),
+}
+
+
+def lean_ratio(call: Callable[..., Any]) -> float:
+    """The time with lean execution over that without: median of the ratios of neighbouring calls."""
+    options = {"n_steps": LEAN_STEPS, "internal_batch_size": LEAN_SIZE}
+    on, off = (partial(call(igfast, lean=lean), **options) for lean in (True, False))
+    seconds = harness.alternate({"on": on, "off": off}, LEAN_ROUNDS)
+    return statistics.median(a / b for a, b in zip(seconds["on"], seconds["off"], strict=True))
+
+
+def measure(name: str, rounds: int) -> list[dict[str, Any]]:
+    """A record for each provider."""
+    call = NETWORKS[name]()
+    ratio = lean_ratio(call)
+    print(f"{name}: lean on / off {ratio:.3f}", flush=True)
+    calls = {"igfast": partial(call(igfast), n_steps=N_STEPS), "captum": partial(call(captum.attr), n_steps=N_STEPS)}
+    for size in CAPTUM_SIZES:
+        label = f"captum, internal_batch_size={size}"
+        calls[label] = partial(call(captum.attr), n_steps=N_STEPS, internal_batch_size=size)
+    seconds = harness.alternate(calls, rounds, warm_up=False)
+    records = []
+    for provider, taken in seconds.items():
+        times = harness.percentiles(taken)
+        print(f"{name:<30} {provider:<32} {times['p50']:7.2f} s", flush=True)
+        record = {"benchmark": "networks", "case": f"{name}, {N_STEPS} steps, float32", "network": name}
+        records.append({**record, "provider": provider, "seconds": times, "rounds": rounds, "lean_ratio": ratio})
+    return records
+
+
+def main() -> None:
+    """Measures all networks and writes the records."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    options = parser.parse_args()
+    records = [record for name in options.networks for record in measure(name, options.rounds)]
+    print(harness.write("networks", records))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Recomputation: a model's repeated blocks keep their inputs alone and run again in the backward pass.
+
+The last resort before giving up, for about a third more time. The blocks are run by `torch.utils.checkpoint`.
+
+Source: Chen, Xu, Zhang, Guestrin 2016, "Training Deep Nets with Sublinear Memory Cost", arXiv:1604.06174.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from torch import nn
+
+_lock = threading.Lock()
+_recomputing: Counter[nn.Module] = Counter()  # how many threads recompute each block
+_local = threading.local()
+
+Contexts = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]
+
+
+def repeated_blocks(module: nn.Module | None) -> list[nn.Module]:
+    """The outermost modules of several parts that stand beside another of their kind: layers, stages, blocks."""
+    found: list[nn.Module] = []
+    for parent in module.children() if module is not None else ():
+        found.extend(repeated_blocks(parent))
+    kinds = Counter(type(child) for child in _composite_children(module))
+    repeated = [child for child in _composite_children(module) if kinds[type(child)] > 1]
+    if not repeated:
+        return found
+    inside = {part for block in repeated for part in block.modules()}
+    return repeated + [block for block in found if block not in inside]
+
+
+def _composite_children(module: nn.Module | None) -> list[nn.Module]:
+    children = module.children() if module is not None else ()
+    return [child for child in children if next(child.children(), None) is not None]
+
+
+@contextmanager
+def recomputed(blocks: list[nn.Module], contexts: Contexts) -> Iterator[None]:
+    """Has this thread's calls of the blocks recompute them in the backward pass.
+
+    Args:
+        blocks: the modules; each gets a `forward` of its own, removed again when no thread needs it.
+        contexts: makes what the forward pass and what the recomputation run in.
+    """
+    with _lock:
+        for block in blocks:
+            if _recomputing[block] == 0:
+                block.forward = _recomputing_forward(block.forward)
+            _recomputing[block] += 1
+    outer = getattr(_local, "contexts", None)
+    _local.contexts = contexts
+    try:
+        yield
+    finally:
+        _local.contexts = outer
+        with _lock:
+            for block in blocks:
+                _recomputing[block] -= 1
+                if _recomputing[block] == 0:
+                    del _recomputing[block]
+                    _restore(block)
+
+
+def _recomputing_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        """The block's forward pass, recomputed in threads that asked for that."""
+        contexts = getattr(_local, "contexts", None)
+        if contexts is None:
+            return forward(*args, **kwargs)
+        from torch.utils.checkpoint import checkpoint  # imports much that is hardly ever needed
+
+        return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+
+    run.forward = forward  # type: ignore[attr-defined]
+    return run
+
+
+def _restore(block: nn.Module) -> None:
+    forward = block.__dict__.pop("forward").forward
+    if getattr(forward, "__self__", None) is not block:  # it had one of its own
+        block.forward = forward

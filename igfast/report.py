@@ -1,0 +1,80 @@
+"""What a call did and what it cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LeanReport:
+    """What lean execution did in a call.
+
+    Attributes:
+        off_because: why it was off, or was turned off during the call; empty if it was on throughout.
+        swapped: how many calls of each PyTorch function were swapped.
+        plain: how many calls of functions that it knows ran plainly, by function and reason.
+    """
+
+    off_because: str
+    swapped: Mapping[str, int]
+    plain: Mapping[tuple[str, str], int]
+
+    def __bool__(self) -> bool:
+        """Whether it was on throughout."""
+        return not self.off_because
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a call of `attribute` did and what it cost; `print` shows it as a short table.
+
+    Attributes:
+        n_rows: path points of the quadrature, examples times steps.
+        n_evaluations: rows that went forward and backward; more than `n_rows` where chunks had to be repeated.
+        chunks: how many chunks there were of each number of rows.
+        channels_last: whether the path points of the last chunk were channels-last by igfast's choice.
+        lean: what lean execution did.
+        peak_bytes: the most that PyTorch's allocator held during the call over what it held before, kept blocks
+            included; None where it was not measured (other devices than the CPU, unless it was the process's highest;
+            a replaced allocator). On the CPU, attributions in other threads at the same time are in it.
+        budget_bytes: what `memory_budget` came to, all that was free (less a tenth) if there was none; None where there
+            was no telling.
+        seconds: wall-clock time of the call, without the parsing of its arguments.
+        device: where it ran.
+        kernels: the instruction set of the compiled operators, or "none" where plain PyTorch was used.
+        notes: what had to be done against lack of memory, in order.
+    """
+
+    n_rows: int
+    n_evaluations: int
+    chunks: Mapping[int, int]
+    channels_last: bool
+    lean: LeanReport
+    peak_bytes: int | None
+    budget_bytes: int | None
+    seconds: float
+    device: str
+    kernels: str
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        sizes = ", ".join(f"{count} of {rows}" for rows, count in sorted(self.chunks.items(), reverse=True))
+        layout = ", channels-last" if self.channels_last else ""
+        lines = [
+            ("path points", f"{self.n_rows}, {self.n_evaluations} evaluated"),
+            ("chunks", f"{sizes or 'none'}{layout}"),
+            ("peak memory", f"{_mebibytes(self.peak_bytes)}, allowed {_mebibytes(self.budget_bytes)}"),
+            ("time", f"{self.seconds:.3f} s"),
+            ("device", f"{self.device}, kernels {self.kernels}"),
+            ("lean execution", f"off: {self.lean.off_because}" if self.lean.off_because else "on"),
+            *(("  swapped", f"{count} x {name}") for name, count in Counter(self.lean.swapped).most_common()),
+            *(("  plain", f"{n} x {name}: {why}") for (name, why), n in Counter(self.lean.plain).most_common()),
+            *(("note", note) for note in self.notes),
+        ]
+        return "\n".join(f"{name:<16}{value}" for name, value in lines)
+
+
+def _mebibytes(n_bytes: int | None) -> str:
+    return "not measured" if n_bytes is None else f"{n_bytes / 2**20:.0f} MiB"

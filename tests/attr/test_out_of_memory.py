@@ -1,0 +1,233 @@
+"""A budget is kept, a chunk that does not fit is repeated with less, and the result is the undisturbed one."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import igfast
+from igfast.lean._recompute import recomputed, repeated_blocks
+from tests import models
+from tests.oracle import relative_difference
+
+MIB = 2**20
+X = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+ERRORS = {
+    "python": lambda: MemoryError(),
+    "cpu": lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+    "cuda": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+}
+
+
+class Failing(nn.Module):
+    """A network whose k-th pass with a gradient fails, in the forward or the backward pass."""
+
+    def __init__(self, network, k, error, in_backward=False):
+        super().__init__()
+        self.network, self.k, self.error, self.in_backward, self.passes = network, k, error, in_backward, 0
+
+    def forward(self, x):
+        output = self.network(x)
+        self.passes += torch.is_grad_enabled()
+        if torch.is_grad_enabled() and self.passes == self.k:
+            if not self.in_backward:
+                raise self.error()
+            output.register_hook(self.fail)
+        return output
+
+    def fail(self, grad):
+        raise self.error()
+
+
+@pytest.mark.parametrize("in_backward", [False, True])
+@pytest.mark.parametrize("kind", ERRORS)
+@pytest.mark.parametrize("k", range(1, 11))
+def test_a_failure_at_any_chunk(k, kind, in_backward):
+    network = models.convnet()
+    options = {"target": 1, "n_steps": 20, "internal_batch_size": 4, "return_convergence_delta": True}
+    wanted, wanted_delta = igfast.IntegratedGradients(network).attribute(X, **options)
+    failing = Failing(network, k, ERRORS[kind], in_backward)
+    with pytest.warns(igfast.IgfastWarning, match="out of memory, so .* chunks of 2 instead of 4 rows") as caught:
+        got, delta, report = igfast.IntegratedGradients(failing).attribute(X, **options, return_report=True)
+    assert len(caught) == 1
+    assert relative_difference(got, wanted) <= 1e-12
+    assert torch.allclose(delta, wanted_delta, rtol=0, atol=1e-12)
+    assert report.n_rows == 40
+    assert report.n_evaluations == 44
+    assert report.chunks == {4: k - 1, 2: 2 * (11 - k)} if k > 1 else {2: 20}
+    assert report.notes == ("chunks of 2 instead of 4 rows",)
+
+
+def test_later_calls_begin_with_the_size_that_fitted():
+    failing = Failing(models.convnet(), 3, ERRORS["cpu"])
+    explainer = igfast.IntegratedGradients(failing)
+    with pytest.warns(igfast.IgfastWarning, match="out of memory"):
+        explainer.attribute(X, target=1, n_steps=20, internal_batch_size=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", igfast.IgfastWarning)
+        _, report = explainer.attribute(X, target=1, n_steps=20, internal_batch_size=4, return_report=True)
+    assert report.chunks == {2: 20}
+
+
+def test_random_draws_of_a_failed_chunk_are_drawn_once():
+    drops, x = nn.Sequential(models.mlp(), nn.Dropout(0.5)).train(), torch.randn(2, 3, dtype=torch.float64)
+    torch.manual_seed(3)
+    wanted = igfast.IntegratedGradients(drops).attribute(x, target=1, n_steps=6, internal_batch_size=2)
+    torch.manual_seed(3)
+    failing = Failing(drops, 1, ERRORS["cpu"])
+    with pytest.warns(igfast.IgfastWarning, match="chunks of 2 instead of 4"):
+        got = igfast.IntegratedGradients(failing).attribute(x, target=1, n_steps=6, internal_batch_size=4)
+    assert relative_difference(got, wanted) <= 1e-12
+
+
+def test_lean_execution_is_not_blamed():
+    failing = Failing(models.convnet(), 2, ERRORS["cpu"])
+    with pytest.warns(igfast.IgfastWarning, match="out of memory"):
+        _, report = igfast.IntegratedGradients(failing, lean=True).attribute(
+            X, target=1, n_steps=20, internal_batch_size=4, return_report=True
+        )
+    assert report.lean
+
+
+class Wide(nn.Module):
+    """Needs `mebibytes` for each row in each of its layers, which are repeated blocks."""
+
+    def __init__(self, mebibytes, n_layers):
+        super().__init__()
+        self.mebibytes = mebibytes
+        self.layers = nn.ModuleList(nn.Sequential(Sine(), Sine()) for _ in range(n_layers))
+
+    def forward(self, x):
+        h = x.repeat(1, self.mebibytes * MIB // (8 * x.shape[1]))
+        for layer in self.layers:
+            h = layer(h)
+        return h.mean(1)
+
+
+class Sine(nn.Module):
+    def forward(self, x):
+        return x.sin()
+
+
+class Blocks(nn.Module):
+    """Three blocks with residual connections."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU()) for _ in range(3)
+        )
+        self.double().eval()
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = x + block(x)
+        return x.flatten(1)
+
+
+FEATURES = torch.randn(8, 64, dtype=torch.float64)
+
+
+def test_a_budget_is_kept():
+    network = Wide(4, 2)  # some 20 MiB for each row
+    wanted = igfast.IntegratedGradients(network).attribute(FEATURES, n_steps=4)
+    with pytest.warns(igfast.IgfastWarning, match="out of memory"):
+        got, report = igfast.IntegratedGradients(network, memory_budget="160MiB").attribute(
+            FEATURES, n_steps=4, return_report=True
+        )
+    assert relative_difference(got, wanted) <= 1e-12
+    assert report.budget_bytes == 160 * MIB
+    assert 20 * MIB < report.peak_bytes <= 160 * MIB
+    assert max(report.chunks) < 8
+
+
+def test_sizes_that_would_not_fit_are_not_tried():
+    network = Wide(4, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", igfast.IgfastWarning)
+        x = torch.randn(1, 2**17, dtype=torch.float64)  # 1 MiB: the first chunk has 2 rows, and would grow to 4
+        _, report = igfast.IntegratedGradients(network, memory_budget="90MiB").attribute(
+            x, n_steps=40, return_report=True
+        )
+    assert set(report.chunks) == {2}
+
+
+def test_blocks_are_recomputed_where_one_row_does_not_fit():
+    network = Wide(8, 6)  # 13 tensors of 8 MiB; recomputed, 6 and what one block needs
+    wanted = igfast.IntegratedGradients(network).attribute(FEATURES[:1], n_steps=4)
+    explainer = igfast.IntegratedGradients(network, memory_budget="112MiB")
+    with pytest.warns(igfast.IgfastWarning) as caught:
+        got, report = explainer.attribute(FEATURES[:1], n_steps=4, return_report=True)
+    assert relative_difference(got, wanted) <= 1e-12
+    assert report.notes[-1] == "6 repeated blocks of the model computed again in the backward pass"
+    assert len(caught) == len(report.notes) == 3  # 4 rows, 2 rows, 1 row
+    assert report.peak_bytes <= 112 * MIB
+    assert all("forward" not in layer.__dict__ for layer in network.layers)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", igfast.IgfastWarning)
+        assert relative_difference(explainer.attribute(FEATURES[:1], n_steps=4), wanted) <= 1e-12
+
+
+def test_one_row_that_does_not_fit():
+    explainer = igfast.IntegratedGradients(Wide(8, 2), memory_budget="24MiB")
+    with (
+        pytest.warns(igfast.IgfastWarning),
+        pytest.raises(
+            igfast.IgfastMemoryError, match=r"one path point, \(1, 64\), does not fit .* of 24 MiB .* needs more"
+        ),
+    ):
+        explainer.attribute(FEATURES, n_steps=4)
+
+
+def test_results_that_do_not_fit():
+    x = torch.randn(64, 2**16, dtype=torch.float64)
+    with pytest.raises(igfast.IgfastMemoryError, match="the attribution does not fit in the memory of cpu"):
+        igfast.IntegratedGradients(lambda x: x.sum(1), memory_budget="16MiB").attribute(x, n_steps=4)
+
+
+@pytest.mark.parametrize("lean", ["auto", False])
+def test_recomputation_has_the_same_gradients(lean):
+    network = Blocks()
+    wanted = igfast.IntegratedGradients(network).attribute(X, target=1, n_steps=5)
+    failing = Failing(network, 1, ERRORS["cpu"])
+    with pytest.warns(igfast.IgfastWarning, match="3 repeated blocks"):
+        got, report = igfast.IntegratedGradients(failing, lean=lean).attribute(
+            X, target=1, n_steps=5, internal_batch_size=1, return_report=True
+        )
+    assert relative_difference(got, wanted) <= 1e-12
+    assert bool(report.lean) is (lean == "auto")
+
+
+def test_a_layer_inside_a_repeated_block_is_not_recomputed_around():
+    # The recomputation would not see the layer's replaced values.
+    network = Blocks()
+    layer = network.blocks[1][0]
+    wanted = igfast.LayerIntegratedGradients(network, layer).attribute(X, target=1, n_steps=5)
+    failing = Failing(network, 1, ERRORS["cpu"])
+    with pytest.warns(igfast.IgfastWarning, match="2 repeated blocks"):
+        got = igfast.LayerIntegratedGradients(failing, layer).attribute(X, target=1, n_steps=5, internal_batch_size=1)
+    assert relative_difference(got, wanted) <= 1e-12
+
+
+def test_repeated_blocks_are_the_outermost_of_a_kind():
+    block = lambda: nn.Sequential(nn.Linear(2, 2), nn.ReLU())  # noqa: E731
+    stage = lambda: nn.ModuleList([block(), block()])  # noqa: E731
+    network = nn.ModuleDict({"stages": nn.ModuleList([stage(), stage(), stage()]), "head": block()})
+    assert repeated_blocks(network) == list(network["stages"])
+    only = stage()
+    assert repeated_blocks(nn.ModuleDict({"only": only})) == list(only)
+    assert repeated_blocks(nn.Linear(2, 2)) == []
+    assert repeated_blocks(None) == []
+
+
+def test_a_forward_of_the_blocks_own_is_put_back():
+    block = nn.Sequential(nn.Linear(2, 2))
+    block.forward = own = lambda x: x + 1
+    with recomputed([block], lambda: (torch.no_grad(), torch.no_grad())):
+        assert block.forward is not own
+        with recomputed([block], lambda: (torch.no_grad(), torch.no_grad())):
+            pass
+        assert block.forward is not own
+    assert block.forward is own

@@ -1,0 +1,100 @@
+"""What a call says about itself."""
+
+import captum.attr
+import pytest
+import torch
+from torch import nn
+
+import igfast
+from tests import models
+from tests.attr.layer_models import BiLSTM
+
+X = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+
+
+def report_of(function=None, **options):
+    explainer = igfast.IntegratedGradients(function or models.convnet(), **options.pop("constructor", {}))
+    return explainer.attribute(X, target=1, n_steps=options.pop("n_steps", 7), return_report=True, **options)[-1]
+
+
+def test_it_comes_last():
+    explainer = igfast.IntegratedGradients(models.convnet())
+    alone = explainer.attribute(X, target=1)
+    attributions, report = explainer.attribute(X, target=1, return_report=True)
+    assert torch.equal(attributions, alone)
+    assert isinstance(report, igfast.RunReport)
+    attributions, delta, report = explainer.attribute(X, target=1, return_report=True, return_convergence_delta=True)
+    assert delta.shape == (2,)
+    assert isinstance(report, igfast.RunReport)
+
+
+def test_layers_and_neurons_have_one():
+    network, text = models.convnet(), BiLSTM()
+    ids = torch.randint(0, 30, (2, 6))
+    layer = igfast.LayerIntegratedGradients(text, text.embedding)
+    _, delta, report = layer.attribute(ids, target=1, n_steps=7, return_convergence_delta=True, return_report=True)
+    assert delta.shape == (2,)
+    assert report.n_rows == 14
+    neuron = igfast.NeuronIntegratedGradients(network, network[0])
+    _, report = neuron.attribute(X, (1, 2, 3), n_steps=7, return_report=True)
+    assert report.lean.swapped == {"conv2d": 1}
+
+
+def test_what_was_done():
+    report = report_of(internal_batch_size=4)
+    assert report.n_rows == report.n_evaluations == 14
+    assert report.chunks == {4: 3, 2: 1}
+    assert not report.channels_last or report.n_rows == 14
+    assert report.lean
+    assert report.lean.swapped == {"conv2d": 4, "relu": 4, "avg_pool2d": 4, "linear": 4}
+    assert report.lean.plain == {}
+    assert report.device == "cpu"
+    assert report.kernels == igfast.ops.build_info()["isa"]
+    assert report.notes == ()
+    assert 0 < report.seconds < 60
+    assert 0 < report.peak_bytes < 2**24 < report.budget_bytes
+
+
+def test_no_examples():
+    report = igfast.IntegratedGradients(models.convnet()).attribute(X[:0], target=1, return_report=True)[-1]
+    assert report.n_rows == report.n_evaluations == 0
+    assert "none" in str(report)
+
+
+def test_why_lean_execution_is_off():
+    assert report_of(constructor={"lean": False}).lean.off_because == "lean=False"
+    assert "is compiled" in report_of(torch.compile(models.convnet(), backend="eager")).lean.off_because
+
+    class Differentiates(nn.Module):
+        def forward(self, x):
+            (grad,) = torch.autograd.grad((x**3).sum(), x, create_graph=True)
+            return grad.flatten(1)
+
+    with pytest.warns(igfast.IgfastWarning, match="lean execution does not fit"):
+        report = report_of(Differentiates(), internal_batch_size=4)
+    assert "differentiates inside its forward pass" in report.lean.off_because
+    assert report.n_evaluations == 14 + 4  # a chunk was repeated in the caller's layout
+
+
+def test_what_ran_plainly_and_why():
+    report = report_of(nn.Sequential(nn.BatchNorm2d(3), nn.Flatten()).double().train())
+    assert report.lean.plain == {("batch_norm", "batch norm in training mode"): 1}
+    assert "  plain         1 x batch_norm: batch norm in training mode" in str(report).splitlines()
+
+
+def test_a_report_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        report_of().n_rows = 3
+
+
+def test_it_prints_as_a_table():
+    lines = str(report_of(internal_batch_size=4)).splitlines()
+    assert lines[0] == "path points     14, 14 evaluated"
+    assert lines[1].startswith("chunks          3 of 4, 1 of 2")
+    assert "  swapped       4 x conv2d" in lines
+    assert all(len(line) < 120 for line in lines)
+
+
+def test_captums_tools_pass_it_through():
+    explainer = captum.attr.NoiseTunnel(igfast.IntegratedGradients(models.convnet()))
+    assert explainer.attribute(X, target=1, nt_samples=2, n_steps=5).shape == X.shape
