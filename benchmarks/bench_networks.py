@@ -17,8 +17,8 @@ import igfast
 from benchmarks import cases, harness
 
 N_STEPS = 50
-CAPTUM_SIZES = (1, 2, 5, 10, 25)
-LEAN_STEPS, LEAN_SIZE, LEAN_ROUNDS = 12, 4, 7
+CAPTUM_SIZES = (2, 5, 10, 25)
+LEAN_STEPS, LEAN_SIZE, LEAN_ROUNDS = 8, 4, 7
 
 NETWORKS: dict[str, Callable[[], Callable[..., Any]]] = {
     "ResNet-50, 224x224": lambda: partial(cases.image_call, *cases.resnet50()),
@@ -59,7 +59,7 @@ def measure(name: str, rounds: int) -> list[dict[str, Any]]:
 def main() -> None:
     """Measures all networks and writes the records."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     options = parser.parse_args()
     records = [record for name in options.networks for record in measure(name, options.rounds)]

@@ -32,7 +32,7 @@ def text() -> list[str]:
 
 def memory() -> list[str]:
     """Large images: peaks, and igfast's over those of the others."""
-    records = harness.read("memory")
+    records = [r for r in harness.read("memory") if r["side"] == 1024]
     lines = [
         "| network | igfast | captum, internal_batch_size=1 | inference | captum / igfast | igfast / inference |",
         "|---|---|---|---|---|---|",
@@ -42,6 +42,32 @@ def memory() -> list[str]:
         ours, captums, inference = peaks["igfast"], peaks["captum, internal_batch_size=1"], peaks["inference"]
         mib = " | ".join(f"{peak / 2**20:.0f} MiB" for peak in (ours, captums, inference))
         lines.append(f"| {network} | {mib} | {captums / ours:.1f} x | {ours / inference:.1f} x |")
+    return lines
+
+
+def within_budget() -> list[str]:
+    """ResNet-50 on images that do not fit otherwise."""
+    lines = ["| image | call | peak memory |", "|---|---|---|"]
+    for r in harness.read("memory"):
+        if r["side"] > 1024:
+            lines.append(f"| {r['side']}x{r['side']} | {r['provider']} | {r['peak_bytes'] / 2**20:.0f} MiB |")
+    return lines
+
+
+def networks() -> list[str]:
+    """Seconds of each provider, and lean execution's share in time."""
+    records = harness.read("networks")
+    lines = [
+        "| network | igfast | captum | captum, best size | captum / igfast | best / igfast | lean on / off |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for network in dict.fromkeys(r["network"] for r in records):
+        seconds = {r["provider"]: r["seconds"]["p50"] for r in records if r["network"] == network}
+        ratio = next(r["lean_ratio"] for r in records if r["network"] == network)
+        ours, captums = seconds.pop("igfast"), seconds.pop("captum")
+        best = min(seconds, key=lambda provider: seconds[provider])
+        times = f"{ours:.1f} s | {captums:.1f} s | {seconds[best]:.1f} s ({best.rpartition('=')[2]})"
+        lines.append(f"| {network} | {times} | {captums / ours:.2f} x | {seconds[best] / ours:.2f} x | {ratio:.2f} |")
     return lines
 
 
@@ -67,7 +93,7 @@ def operators() -> list[str]:
     return lines
 
 
-TABLES = (demo, integrated_gradients, memory, text, operators)
+TABLES = (demo, memory, within_budget, integrated_gradients, networks, text, operators)
 
 if __name__ == "__main__":
     print("\n\n".join("\n".join(table()) for table in TABLES))

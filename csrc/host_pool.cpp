@@ -6,12 +6,18 @@
 // times of what is alive. Blocks here are ordinary ones of c10::alloc_cpu, so they may be freed by either allocator.
 //
 // It also counts, which is how a peak is known without asking the kernel and how a memory budget is kept.
+//
+// Blocks that nobody uses stay resident only as far as that does not raise the peak: beyond what tensors alone have
+// needed so far, the pages of those that were freed first go back to the system, and come back zeroed with the next use
+// of the block. The blocks themselves stay, because the C library would not find room for them again.
 #include "host_pool.h"
 
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/alloc_cpu.h>
 #include <malloc.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -27,55 +33,94 @@ namespace {
 constexpr size_t kSmall = 1 << 16;
 constexpr size_t kLarge = 1 << 25;
 
-std::mutex mutex;
+// Bytes that may be resident in any case; pages that come and go take a quarter of the time of a large image's chunk.
+constexpr int64_t kResident = 1 << 27;
+
+struct Idle {
+  void* block;
+  uint64_t freed_at;  // a count of frees, and the key in `resident`; 0 if its pages went back
+};
+using IdleBlocks = std::multimap<size_t, Idle>;  // by usable size
+
+std::mutex mutex;  // of all up to the atomics
 int64_t n_users = 0;
-std::multimap<size_t, void*> idle;  // by usable size
+uint64_t n_freed = 0;
+IdleBlocks idle;
+std::map<uint64_t, IdleBlocks::iterator> resident;  // those of `idle` that have their pages, the first freed first
 c10::Allocator* previous = nullptr;
 
-std::atomic<int64_t> held = 0, peak = 0;  // bytes, of blocks in use and idle ones
-thread_local int64_t limit = -1;          // of `held`, for requests of this thread
-
-void count(int64_t n_bytes) {
-  const int64_t now = held += n_bytes;
-  int64_t highest = peak;
-  while (now > highest && !peak.compare_exchange_weak(highest, now)) {
-  }
-}
-
-void release(void* block) {
-  held -= static_cast<int64_t>(malloc_usable_size(block));
-  c10::free_cpu(block);
-}
+std::atomic<int64_t> live = 0, kept = 0;  // bytes of blocks in use, of resident idle ones
+std::atomic<int64_t> peak = 0, live_peak = 0;
+thread_local int64_t limit = -1;  // of live + kept, for requests of this thread
 
 bool is_pooled(size_t n_bytes) { return n_bytes >= kSmall && n_bytes < kLarge; }
 
 // A request takes an idle block that is at most this much larger.
 bool fits(size_t block, size_t request) { return block <= request + request / 8; }
 
-void* take(size_t n_bytes) {
-  if (is_pooled(n_bytes)) {
+void raise(std::atomic<int64_t>& highest, int64_t value) {
+  int64_t before = highest;
+  while (value > before && !highest.compare_exchange_weak(before, value)) {
+  }
+}
+
+void discard_pages(void* block, size_t n_bytes) {
+  static const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto begin = (reinterpret_cast<uintptr_t>(block) + page - 1) / page * page;
+  const auto end = (reinterpret_cast<uintptr_t>(block) + n_bytes) / page * page;
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
+// Counts a block that comes into use and makes room for it.
+void use(size_t n_bytes) {
+  live += static_cast<int64_t>(n_bytes);
+  raise(live_peak, live);
+  if (kept > 0 && live + kept > std::max<int64_t>(live_peak, kResident)) {
     const std::lock_guard<std::mutex> lock(mutex);
-    const auto found = idle.lower_bound(n_bytes);
-    if (found != idle.end() && fits(found->first, n_bytes)) {
-      void* block = found->second;
-      idle.erase(found);
-      return block;
+    while (!resident.empty() && live + kept > std::max<int64_t>(live_peak, kResident)) {
+      const auto oldest = resident.begin()->second;
+      discard_pages(oldest->second.block, oldest->first);
+      kept -= static_cast<int64_t>(oldest->first);
+      oldest->second.freed_at = 0;
+      resident.erase(resident.begin());
     }
   }
-  const auto request = static_cast<int64_t>(n_bytes);
-  if (limit >= 0 && held + request > limit) {
-    empty_host_pool();
-    TORCH_CHECK_WITH(OutOfMemoryError, held + request <= limit, "igfast: out of memory: ", request,
-                     " bytes were asked for, and ", std::max<int64_t>(0, limit - held), " are left of the budget");
+  raise(peak, live + kept);
+}
+
+// An idle block for a request, or null.
+void* reuse(size_t n_bytes) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = idle.lower_bound(n_bytes);
+  if (found == idle.end() || !fits(found->first, n_bytes)) return nullptr;
+  void* block = found->second.block;
+  if (found->second.freed_at != 0) {
+    kept -= static_cast<int64_t>(found->first);
+    resident.erase(found->second.freed_at);
   }
-  void* block = nullptr;
-  try {
-    block = c10::alloc_cpu(n_bytes);
-  } catch (const c10::Error&) {  // out of memory, unless the idle blocks make up for it
-    empty_host_pool();
-    block = c10::alloc_cpu(n_bytes);
+  idle.erase(found);
+  return block;
+}
+
+void check_limit(int64_t request) {
+  if (limit < 0 || live + kept + request <= limit) return;
+  empty_host_pool();
+  TORCH_CHECK_WITH(OutOfMemoryError, live + request <= limit, "igfast: out of memory: ", request,
+                   " bytes were asked for, and ", std::max<int64_t>(0, limit - live), " are left of the budget");
+}
+
+void* take(size_t n_bytes) {
+  void* block = is_pooled(n_bytes) ? reuse(n_bytes) : nullptr;
+  if (block == nullptr) {
+    check_limit(static_cast<int64_t>(n_bytes));
+    try {
+      block = c10::alloc_cpu(n_bytes);
+    } catch (const c10::Error&) {  // out of memory, unless the idle blocks make up for it
+      empty_host_pool();
+      block = c10::alloc_cpu(n_bytes);
+    }
   }
-  count(static_cast<int64_t>(malloc_usable_size(block)));
+  use(malloc_usable_size(block));
   return block;
 }
 
@@ -83,14 +128,17 @@ void give(void* block) {
   if (block == nullptr) return;
   c10::profiledCPUMemoryReporter().Delete(block);
   const size_t n_bytes = malloc_usable_size(block);
+  live -= static_cast<int64_t>(n_bytes);
   if (is_pooled(n_bytes)) {
     const std::lock_guard<std::mutex> lock(mutex);
     if (n_users > 0) {
-      idle.emplace(n_bytes, block);
+      ++n_freed;
+      resident.emplace(n_freed, idle.emplace(n_bytes, Idle{block, n_freed}));
+      kept += static_cast<int64_t>(n_bytes);
       return;
     }
   }
-  release(block);
+  c10::free_cpu(block);
 }
 
 class HostPool final : public c10::Allocator {
@@ -114,7 +162,7 @@ bool enter_host_pool() {
     if (c10::GetCPUAllocator() != c10::GetDefaultCPUAllocator()) return false;  // the user's own
     previous = c10::GetCPUAllocator();
     c10::SetCPUAllocator(&pool);
-    peak = held.load();
+    peak = live_peak = live.load();
   }
   ++n_users;
   return true;
@@ -127,11 +175,13 @@ void leave_host_pool() {
 
 void empty_host_pool() {
   const std::lock_guard<std::mutex> lock(mutex);
-  for (const auto& [n_bytes, block] : idle) release(block);
+  for (const auto& [n_bytes, free_block] : idle) c10::free_cpu(free_block.block);
   idle.clear();
+  resident.clear();
+  kept = 0;
 }
 
-int64_t host_pool_bytes() { return held; }
+int64_t host_pool_bytes() { return live + kept; }
 
 int64_t host_pool_peak() { return peak; }
 

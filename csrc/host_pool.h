@@ -13,7 +13,7 @@ void leave_host_pool();
 // Frees the blocks that nobody uses.
 void empty_host_pool();
 
-// Bytes of the pool's blocks, those in use and those that nobody uses.
+// Bytes of the pool's blocks that are resident, those in use and those that nobody uses.
 int64_t host_pool_bytes();
 
 // The most of that since the pool was entered by its first user.

@@ -10,6 +10,9 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <vector>
+
 #include "kernels.h"
 #include "tensors.h"
 
@@ -146,6 +149,35 @@ Tensor batch_norm(const Tensor& input, const optional<Tensor>& weight, const opt
       [&] { return make_node<BatchNormBackward>(variance, weight, eps); }, weight, bias);
 }
 
+// Bytes that stay in the cache between PyTorch's kernel and the copy back.
+constexpr int64_t kPieceBytes = 1 << 19;
+
+// Overwrites x piece by piece, along the channels or, if those are last in memory, along the height (or depth).
+Tensor& batch_norm_(Tensor& x, const optional<Tensor>& weight, const optional<Tensor>& bias, const Tensor& mean,
+                    const Tensor& variance, double eps) {
+  TORCH_CHECK_VALUE(x.dim() >= 2, "igfast::lean_batch_norm_: x must be (batch, channels, *sizes), got ", x.sizes());
+  const int64_t along = x.dim() > 2 && x.stride(1) == 1 ? 2 : 1;
+  const auto overwrite = [&](Tensor example) {  // (1, channels, *sizes)
+    const int64_t bytes_each = std::max<int64_t>(1, static_cast<int64_t>(example.nbytes()) / example.size(along));
+    const int64_t step = std::max<int64_t>(1, kPieceBytes / bytes_each);
+    for (int64_t begin = 0; begin < example.size(along); begin += step) {
+      const int64_t n = std::min(step, example.size(along) - begin);
+      const auto part = [&](const optional<Tensor>& of) {
+        return of.has_value() && along == 1 ? optional<Tensor>(of->narrow(0, begin, n)) : of;
+      };
+      Tensor piece = example.narrow(along, begin, n);
+      piece.copy_(at::batch_norm(piece, part(weight), part(bias), part(mean), part(variance), /*training=*/false,
+                                 /*momentum=*/0.0, eps, at::globalContext().userEnabledCuDNN()));
+    }
+  };
+  return run_in_place(
+      x,
+      [&] {
+        for (int64_t e = 0; e < x.size(0); ++e) overwrite(x.narrow(0, e, 1));
+      },
+      [&] { return make_node<BatchNormBackward>(variance, weight, eps); }, weight, bias);
+}
+
 // ---------------------------------------------------------------------------------------------- gates
 
 constexpr int64_t kGrainBlocks = kGrainElements / kGateBlock;
@@ -220,26 +252,21 @@ Tensor gate(const Tensor& x, std::string_view activation, double low, double hig
 
 Tensor& gate_(Tensor& x, std::string_view activation, double low, double high, double slope) {
   GateArgs args = gate_args(x, activation, low, high, slope);
-  const bool records = torch::autograd::compute_requires_grad(x);
-  torch::autograd::check_inplace(x, records);
-  TORCH_CHECK_NOT_IMPLEMENTED(!torch::autograd::isFwGradDefined(x),
-                              "igfast: lean execution has no forward-mode derivative");
-  auto edges = records ? torch::autograd::collect_next_edges(x) : torch::autograd::edge_list{};
   Tensor y = x, bits;
-  {
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    const bool dense = x.is_non_overlapping_and_dense();
-    if (!dense) y = x.clone();
-    bits = gate_forward(args, y, y);
-    if (!dense) x.copy_(y);
-  }
-  torch::autograd::increment_version(x);
-  if (records) {
-    auto node = make_node<GateBackward>(args, y, bits);
-    node->set_next_edges(std::move(edges));
-    torch::autograd::rebase_history(x, node);
-  }
-  return x;
+  return run_in_place(
+      x,
+      [&] {
+        const bool dense = x.is_non_overlapping_and_dense();
+        if (!dense) y = x.clone();
+        bits = gate_forward(args, y, y);
+        if (!dense) x.copy_(y);
+      },
+      [&] { return make_node<GateBackward>(args, y, bits); });
+}
+
+// How many hold a tensor, and how many its memory: igfast/lean/_liveness.py knows what they may be.
+std::vector<int64_t> use_counts(const Tensor& x) {
+  return {static_cast<int64_t>(x.use_count()), static_cast<int64_t>(x.storage().use_count())};
 }
 
 }  // namespace
@@ -254,6 +281,10 @@ TORCH_LIBRARY_FRAGMENT(igfast, m) {
   m.def("lean_mul(Tensor input, Tensor weight) -> Tensor");
   m.def(
       "lean_batch_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, float eps) -> Tensor");
+  m.def(
+      "lean_batch_norm_(Tensor(a!) x, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, float eps) -> "
+      "Tensor(a!)");
+  m.def("lean_use_counts(Tensor x) -> int[]");
   m.def("lean_gate(Tensor x, str activation, float low, float high, float slope) -> Tensor");
   m.def("lean_gate_(Tensor(a!) x, str activation, float low, float high, float slope) -> Tensor(a!)");
 }
@@ -265,6 +296,8 @@ TORCH_LIBRARY_IMPL(igfast, CompositeImplicitAutograd, m) {
   m.impl("lean_addmm", &addmm);
   m.impl("lean_mul", &mul);
   m.impl("lean_batch_norm", &batch_norm);
+  m.impl("lean_batch_norm_", &batch_norm_);
+  m.impl("lean_use_counts", &use_counts);
 }
 
 TORCH_LIBRARY_IMPL(igfast, CPU, m) {

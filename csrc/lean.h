@@ -106,4 +106,25 @@ Tensor run(const Tensor& input, const Forward& forward, const MakeNode& node_of,
   return result;
 }
 
+// As `run`, for a forward function that overwrites the input.
+template <typename Forward, typename MakeNode, typename... Constants>
+Tensor& run_in_place(Tensor& x, const Forward& forward, const MakeNode& node_of, const Constants&... constants) {
+  const bool records = torch::autograd::compute_requires_grad(x);
+  torch::autograd::check_inplace(x, records);
+  TORCH_CHECK_NOT_IMPLEMENTED(!torch::autograd::isFwGradDefined(x),
+                              "igfast: lean execution has no forward-mode derivative");
+  auto edges = records ? torch::autograd::collect_next_edges(x, constants...) : torch::autograd::edge_list{};
+  {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    forward();
+  }
+  torch::autograd::increment_version(x);
+  if (records) {
+    auto node = node_of();
+    node->set_next_edges(std::move(edges));
+    torch::autograd::rebase_history(x, node);
+  }
+  return x;
+}
+
 }  // namespace igfast::lean

@@ -21,8 +21,13 @@ from igfast.quadrature import Rule
 class Evaluator(Protocol):
     """What the engine asks of a model: gradients and values at path points."""
 
-    def gradient(self, points: tuple[Tensor, ...], example: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """Gradients, shaped as `points`, and values, (rows,), or None where they are not known."""
+    def gradient(
+        self, make_points: Callable[[], tuple[Tensor, ...]], example: Tensor
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """Gradients, shaped as the path points, and values, (rows,), or None where they are not known.
+
+        Points are the evaluator's: it may empty their storage once they are not needed, and make them again.
+        """
 
     def value(self, points: tuple[Tensor, ...], example: Tensor) -> Tensor:
         """Values, (rows,), forward only."""
@@ -33,6 +38,8 @@ class Evaluator(Protocol):
 
 _Result = TypeVar("_Result")
 _LONG_SECONDS = 0.05  # a chunk that takes less leaves little behind, and giving it back takes milliseconds
+_CORNER = 96  # cells of each side: enough for networks that halve their input five times
+_CONTIGUOUS = torch.contiguous_format
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by number of dimensions
 
 
@@ -57,7 +64,7 @@ class Path:
         """
         n_rows = example.shape[0]
         memory_format = _CHANNELS_LAST[self.x.dim()] if channels_last and self.has_channels else self.memory_format
-        fits = self._buffer and self._buffer[0].shape[0] >= n_rows
+        fits = self._buffer and self._buffer[0].shape[0] >= n_rows and self._buffer[0].untyped_storage().nbytes() > 0
         if not fits or not self._buffer[0].is_contiguous(memory_format=memory_format):
             self._buffer.clear()  # freed before the next one is made
             shape = (n_rows, *self.x.shape[1:])
@@ -259,7 +266,7 @@ def integrate(
             ops.accumulate_(acc, grad, example[chunk], weight[chunk], finite[chunk])
         if with_ends and values is not None:
             ends.record(rows, chunk, values)
-        del grads, values
+        del grads, grad, values
         loop.chunks[chunk.stop - chunk.start] += 1
         plan.record(chunk.stop - chunk.start, time.perf_counter() - began)
         if memory.allowed is not None and (peak := memory.peak()):
@@ -288,52 +295,58 @@ def _gradient(loop: _Loop, example: Tensor, alpha: Tensor) -> tuple[tuple[Tensor
     """Gradients and values of one chunk, in the caller's layout if the model does not take the plan's."""
     paths, evaluator, plan = loop.paths, loop.evaluator, loop.plan
 
-    def gradient(points: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    def gradient(channels_last: bool) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """Of this chunk's rows."""
         loop.n_evaluations += example.shape[0]
-        return evaluator.gradient(points, example)
+        return evaluator.gradient(lambda: tuple(path.points(example, alpha, channels_last) for path in paths), example)
 
-    grads, values = _in_planned_layout(paths, plan, example, alpha, gradient)
     if plan.channels_last and not plan.layout_verified:
         plan.layout_verified = True
-        if values is None or not _same_in_callers_layout(paths, evaluator, example[:1], alpha[:1], values[:1]):
+        if not _takes_channels_last(paths, evaluator):
             plan.reject_layout()
-            return _in_planned_layout(paths, plan, example, alpha, gradient)
-    return grads, values
-
-
-def _in_planned_layout(
-    paths: Sequence[Path],
-    plan: ChunkPlan,
-    example: Tensor,
-    alpha: Tensor,
-    evaluate: Callable[[tuple[Tensor, ...]], _Result],
-) -> _Result:
-    """Evaluates path points in the plan's layout; if the model refuses that, in the caller's from then on."""
     try:
-        return evaluate(tuple(path.points(example, alpha, plan.channels_last) for path in paths))
+        return gradient(plan.channels_last)
     except Exception as error:  # a model may check its input and raise anything
         if is_out_of_memory(error) or not plan.reject_layout():
             raise
-    return evaluate(tuple(path.points(example, alpha, False) for path in paths))
+    return gradient(False)
 
 
-def _same_in_callers_layout(
-    paths: Sequence[Path], evaluator: Evaluator, example: Tensor, alpha: Tensor, values: Tensor
-) -> bool:
-    """Whether a row has the same value in the caller's layout up to rounding.
+def _takes_channels_last(paths: Sequence[Path], evaluator: Evaluator) -> bool:
+    """Whether the first example has the same value in both layouts, up to rounding.
 
     A model that reads memory by strides of its own would silently see other pixels. One that draws random numbers, or
-    whose rows depend on each other, or that fails without a gradient, fails this too and merely keeps the caller's.
+    that fails without a gradient, fails this too and merely keeps the caller's layout. Where a corner of the example
+    says it, that is enough: a large one in the caller's layout would set the peak of the whole call.
     """
+    examples = tuple(path.x[:1] for path in paths)
+    random_state = torch.get_rng_state()
     try:
-        wanted = evaluator.value(tuple(path.points(example, alpha, False) for path in paths), example)
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
+        for crop in (_corner(examples), examples):
+            try:
+                values, wanted = (_value_in(crop, evaluator, channels_last) for channels_last in (True, False))
+            except Exception as error:  # a model may take images of one size only
+                if is_out_of_memory(error):
+                    raise
+                continue
+            rounding = min(1e4 * torch.finfo(values.dtype).eps, 2e-2)
+            return torch.allclose(values, wanted, rtol=rounding, atol=0, equal_nan=True)
         return False
-    rounding = min(1e4 * torch.finfo(values.dtype).eps, 2e-2)
-    return torch.allclose(values, wanted, rtol=rounding, atol=0, equal_nan=True)
+    finally:
+        torch.set_rng_state(random_state)
+
+
+def _corner(examples: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    corner = (slice(None), slice(None), *[slice(_CORNER)] * 3)
+    return tuple(x[corner[: x.dim()]] if x.dim() in _CHANNELS_LAST else x for x in examples)
+
+
+def _value_in(examples: tuple[Tensor, ...], evaluator: Evaluator, channels_last: bool) -> Tensor:
+    copies = tuple(
+        x.clone(memory_format=_CHANNELS_LAST[x.dim()] if channels_last and x.dim() in _CHANNELS_LAST else _CONTIGUOUS)
+        for x in examples
+    )
+    return evaluator.value(copies, torch.zeros(1, dtype=torch.int64, device=examples[0].device))
 
 
 def _evaluate_ends(loop: _Loop, ends: _Ends) -> None:

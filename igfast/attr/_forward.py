@@ -75,28 +75,31 @@ class ForwardFunction:
         if not callable(self.forward_func):
             raise ArgumentTypeError(f"forward_func must be callable; got {describe(self.forward_func)}")
 
-    def gradient(self, points: tuple[Tensor, ...], example: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    def gradient(
+        self, make_points: Callable[[], tuple[Tensor, ...]], example: Tensor
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Gradients of the target with respect to the path points, and the target's values.
 
         Args:
-            points: (rows, *features) each, detached.
+            make_points: returns the path points, (rows, *features) each, detached.
             example: (rows,) int64.
 
         Returns:
-            The gradients, shaped as `points`, and the values, (rows,), without graph.
+            The gradients, shaped as the points, and the values, (rows,), without graph.
 
         Raises:
             OutputError: the output has no graph to the inputs, or is not one number per row.
             InputError: the output does not depend on one of the inputs.
             LeanError: lean execution is required, and the model does not take it.
         """
-        return self.lean.attempt(lambda: self._gradient(points, example))
+        return self.lean.attempt(lambda: self._gradient(make_points(), example))
 
     def _gradient(self, points: tuple[Tensor, ...], example: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         with torch.enable_grad():
             leaves = tuple(point.detach().requires_grad_() for point in points)
             with self.lean.active():
                 values = self._values(leaves, example)
+            self.lean.empty_unused(leaves)
             # Of the sum: one for each row is what grad_outputs= would say, but that imports 45 MB of symbolic shapes.
             grads = torch.autograd.grad(values.sum(), leaves, allow_unused=True)
         if self.unused_is_zero:
@@ -208,8 +211,11 @@ class CustomGradient(ForwardFunction):
 
     gradient_func: Callable[..., tuple[Tensor, ...]]
 
-    def gradient(self, points: tuple[Tensor, ...], example: Tensor) -> tuple[tuple[Tensor, ...], None]:  # type: ignore[override]
+    def gradient(  # type: ignore[override]
+        self, make_points: Callable[[], tuple[Tensor, ...]], example: Tensor
+    ) -> tuple[tuple[Tensor, ...], None]:
         """As `ForwardFunction.gradient`, without values: `gradient_func` does not return them."""
+        points = make_points()
         with torch.enable_grad():
             leaves = tuple(point.detach().requires_grad_() for point in self.inputs.join(points))
             grads = self.gradient_func(

@@ -8,9 +8,10 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from igfast.errors import LeanError, warn
+from igfast.lean._liveness import empty_unused
 from igfast.lean._recompute import recomputed, repeated_blocks
 from igfast.memory import is_out_of_memory
 from igfast.ops._load import kernels_loaded
@@ -96,6 +97,11 @@ class LeanExecution:
         again = _new_mode()
         again.ignores_hooks = True
         return nullcontext(), again
+
+    def empty_unused(self, leaves: tuple[Tensor, ...]) -> None:
+        """After the forward pass, frees the memory of large inputs whose values the backward pass does not ask for."""
+        if not self.off_because:
+            empty_unused(leaves)
 
     def attempt(self, evaluate: Callable[[], _Result]) -> _Result:
         """Evaluates a chunk; if that raises what plain execution does not raise, plainly, from then on.

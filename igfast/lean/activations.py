@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from igfast.lean._handlers import NOTHING_TO_SAVE, Plain, refuses
+from igfast.lean._liveness import is_dead
 
 _lean_gate = torch.ops.igfast.lean_gate.default
 _lean_gate_ = torch.ops.igfast.lean_gate_.default
@@ -23,7 +24,7 @@ def _gate(
         return why
     if not x.is_cpu:
         return Plain(f"no kernel for {x.device.type}")
-    if not inplace:
+    if not inplace and not is_dead(x):
         return _lean_gate(x, activation, low, high, slope)  # type: ignore[no-any-return]
     if x.grad_fn is None or x._is_view():  # an error that autograd raises, or its business
         return NOTHING_TO_SAVE

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from igfast.lean._handlers import NOTHING_TO_SAVE, Plain, is_parameter, refuses, sizes
+from igfast.lean._liveness import is_dead
 
 _Size = int | Sequence[int]
 _lean_convolution = torch.ops.igfast.lean_convolution.default
@@ -18,6 +19,7 @@ _lean_matmul = torch.ops.igfast.lean_matmul.default
 _lean_addmm = torch.ops.igfast.lean_addmm.default
 _lean_mul = torch.ops.igfast.lean_mul.default
 _lean_batch_norm = torch.ops.igfast.lean_batch_norm.default
+_lean_batch_norm_ = torch.ops.igfast.lean_batch_norm_.default
 
 
 def _convolution(n: int) -> Callable[..., Any]:
@@ -129,9 +131,8 @@ def _batch_norm(
     why = refuses(input, running_var, *([] if weight is None else [weight]))
     if why is not None:
         return why
-    return _lean_batch_norm(  # type: ignore[no-any-return]
-        input, weight, bias, running_mean, running_var, eps
-    )
+    norm = _lean_batch_norm_ if input.is_cpu and is_dead(input) else _lean_batch_norm
+    return norm(input, weight, bias, running_mean, running_var, eps)  # type: ignore[no-any-return]
 
 
 def _torch_batch_norm(

@@ -115,7 +115,7 @@ def test_never_more_rows_than_internal_batch_size():
     x = torch.randn(5, 3, 8, 8, dtype=torch.float64)
     explainer.attribute(x, target=0, n_steps=4, internal_batch_size=3, return_convergence_delta=True)
     assert max(rows) == 3
-    assert sum(rows) == 5 * 4 + 5 * 2 + 1  # the path, its ends, and one row that verifies the channels-last layout
+    assert sum(rows) == 5 * 4 + 5 * 2 + 2  # the path, its ends, and one row in both layouts, which are compared
 
 
 @pytest.mark.parametrize("multiply_by_inputs", [True, False])

@@ -1,0 +1,334 @@
+"""Tensors are overwritten where nobody will see them again, and nowhere else."""
+
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import igfast
+from igfast.ops._load import kernels_loaded
+from tests.oracle import relative_difference
+
+assert kernels_loaded()
+from igfast.lean import _liveness  # noqa: E402
+from igfast.lean._mode import LeanMode  # noqa: E402
+
+X = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def any_size(monkeypatch):
+    monkeypatch.setattr(_liveness, "WORTHWHILE_BYTES", 0)
+
+
+class Block(nn.Module):
+    """Convolution, batch norm, activation; `self.seen` are the addresses of what comes out of each."""
+
+    def __init__(self, activation=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.norm.running_mean.normal_()
+        self.norm.running_var.uniform_(0.5, 2)
+        self.activation = activation or nn.ReLU()
+        self.seen = []
+        self.double().eval()
+
+    def forward(self, x):
+        return self.run(x).flatten(1)
+
+    def note(self, x):
+        self.seen.append(x.data_ptr())
+        return x
+
+
+class Reassigns(Block):
+    def run(self, x):
+        x = self.conv(x)
+        self.seen.append(x.data_ptr())
+        x = self.norm(x)
+        self.seen.append(x.data_ptr())
+        x = self.activation(x)
+        self.seen.append(x.data_ptr())
+        return x
+
+
+class Nests(Block):
+    def run(self, x):
+        return self.note(self.activation(self.norm(self.conv(x))))
+
+
+class Functional(Block):
+    def run(self, x):
+        x = self.conv(x)
+        self.seen.append(x.data_ptr())
+        x = F.relu(x)
+        self.seen.append(x.data_ptr())
+        return self.note(torch.relu(self.conv(x)))
+
+
+class InSequential(Block):
+    def run(self, x):
+        return nn.Sequential(self.conv, Notes(self), self.norm, Notes(self), self.activation, Notes(self))(x)
+
+
+class Notes(nn.Module):
+    def __init__(self, block):
+        super().__init__()
+        self.__dict__["block"] = block
+
+    def forward(self, x):
+        self.block.note(x)
+        return x
+
+
+class Returns(Block):
+    def run(self, x):
+        return self.note(self.last(self.conv(x)))
+
+    def last(self, x):
+        self.seen.append(x.data_ptr())
+        return self.norm(x)
+
+
+class KeepsAnother(Block):
+    def run(self, x):
+        kept = x = self.conv(x)
+        x = self.norm(x)
+        return x + kept
+
+
+class KeepsInAList(Block):
+    def run(self, x):
+        x = self.conv(x)
+        kept = [x]
+        x = self.activation(x)
+        return x + kept[0]
+
+
+class KeepsInItself(Block):
+    def run(self, x):
+        x = self.conv(x)
+        self.kept = x
+        x = self.norm(x)
+        return x + self.kept
+
+
+class StoresElsewhere(Block):
+    def run(self, x):
+        x = self.conv(x)
+        y = self.norm(x)
+        return x + y
+
+
+class KeepsAView(Block):
+    def run(self, x):
+        x = self.conv(x)
+        kept = x[:, :1]
+        x = self.norm(x)
+        return x + kept
+
+
+class KeepsDetached(Block):
+    def run(self, x):
+        x = self.conv(x)
+        kept = x.detach()
+        x = self.norm(x)
+        return x * kept
+
+
+class KeepsTheStorage(Block):
+    def run(self, x):
+        x = self.conv(x)
+        shape, kept = x.shape, x.untyped_storage()
+        x = self.norm(x)
+        return x + torch.empty(0, dtype=x.dtype).set_(kept, 0, shape)
+
+
+class SavedByAutograd(Block):
+    def run(self, x):
+        x = self.conv(x)
+        squared = x * x
+        x = self.norm(x)
+        return x + squared
+
+
+class Generator(Block):
+    def run(self, x):
+        def parts(x):
+            yield x
+            x = self.norm(x)
+            yield x
+
+        return sum(parts(self.conv(x)))
+
+
+class InAClosure(Block):
+    def run(self, x):
+        x = self.conv(x)
+
+        def again():
+            return x + 1
+
+        before = again()
+        x = self.norm(x)
+        return x + before
+
+
+class BoundCall(Block):
+    def run(self, x):
+        call = self.norm.__call__
+        x = self.conv(x)
+        kept, also = x, x
+        x = call(x)
+        return x + kept * also
+
+
+class Partial(Block):
+    def run(self, x):
+        relu = functools.partial(F.relu)
+        x = self.conv(x)
+        kept = x
+        x = relu(x)
+        return x + kept
+
+
+class FirstOfAll(Block):
+    def run(self, x):
+        x = self.norm(x)
+        return self.activation(x)
+
+
+class AView(Block):
+    def run(self, x):
+        both = self.conv(x)
+        x = both[:, :]
+        x = self.norm(x)
+        return x + both
+
+
+KEEPERS = [
+    *(KeepsAnother, KeepsInAList, KeepsInItself, StoresElsewhere, KeepsAView, KeepsDetached, KeepsTheStorage),
+    *(SavedByAutograd, Generator, InAClosure, BoundCall, Partial, FirstOfAll, AView),
+]
+OVERWRITERS = [Reassigns, Nests, Functional, InSequential, Returns]
+
+
+def attribute(network, x=X, lean=True):
+    return igfast.IntegratedGradients(network, lean=lean).attribute(x, target=7, n_steps=3)
+
+
+@pytest.mark.parametrize("kind", KEEPERS + OVERWRITERS)
+def test_the_result_is_that_of_the_plain_model(kind):
+    before = X.clone()
+    assert relative_difference(attribute(kind()), attribute(kind(), lean=False)) <= 1e-12
+    assert torch.equal(X, before)
+
+
+@pytest.mark.parametrize("kind", KEEPERS)
+def test_forward_values_where_an_argument_is_seen_again(kind):
+    network = kind()
+    x = X.clone().requires_grad_()
+    wanted = network(x)
+    with LeanMode():
+        assert torch.equal(network(x), wanted)
+
+
+@pytest.mark.parametrize("kind", [Reassigns, Functional, InSequential, Returns])
+def test_dead_arguments_are_overwritten(kind):
+    network = kind()
+    with LeanMode():
+        network(X.clone().requires_grad_())
+    first = network.seen[:3] if kind in (Reassigns, InSequential) else network.seen[:2]
+    assert len(set(first)) == 1
+
+
+@pytest.mark.parametrize(
+    "activation", [nn.ReLU(), nn.ReLU6(), nn.Hardtanh(), nn.LeakyReLU(0.1), nn.Threshold(0.1, -2.0)]
+)
+def test_every_activation_overwrites(activation):
+    network = Reassigns(activation)
+    with LeanMode():
+        network(X.clone().requires_grad_())
+    assert len(set(network.seen)) == 1
+    assert relative_difference(attribute(network), attribute(Reassigns(activation), lean=False)) <= 1e-12
+
+
+def test_results_of_calls_are_overwritten():
+    network, pointers = Nests(), []
+    handle = network.conv.register_forward_hook(lambda _, args, out: pointers.append(out.data_ptr()))
+    with LeanMode():
+        network(X.clone().requires_grad_())
+    handle.remove()
+    assert network.seen == pointers
+
+
+@pytest.mark.parametrize("on", ["norm", "activation"])
+def test_what_a_hook_sees_is_not_overwritten(on):
+    network, seen = Reassigns(), []
+    x = X.clone().requires_grad_()
+    getattr(network, on).register_forward_hook(lambda _, args, out: seen.append((args[0].clone(), out.clone())))
+    network(x)
+    with LeanMode():
+        network(x)
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+
+
+def test_what_a_hook_keeps_is_not_overwritten():
+    network, kept = Reassigns(), []
+    x = X.clone().requires_grad_()
+    network.conv.register_forward_hook(lambda _, args, out: kept.append(out))
+    network(x)
+    with LeanMode():
+        network(x)
+    assert torch.equal(*kept)
+
+
+def test_small_tensors_are_left_alone(monkeypatch):
+    monkeypatch.setattr(_liveness, "WORTHWHILE_BYTES", X.nbytes * 2)
+    network = Reassigns()
+    with LeanMode():
+        network(X.clone().requires_grad_())
+    assert len(set(network.seen)) == 3
+
+
+LAYOUTS = {
+    "contiguous": lambda: torch.randn(2, 64, 40, 40),
+    "channels-last": lambda: torch.randn(2, 64, 40, 40).to(memory_format=torch.channels_last),
+    "one": lambda: torch.randn(1, 70, 33, 31),
+    "one channels-last": lambda: torch.randn(1, 70, 33, 31).to(memory_format=torch.channels_last),
+    "volume": lambda: torch.randn(2, 5, 9, 8, 70),
+    "volume channels-last": lambda: torch.randn(2, 5, 40, 8, 70).to(memory_format=torch.channels_last_3d),
+    "sequence": lambda: torch.randn(2, 64, 3000),
+    "table": lambda: torch.randn(300, 64),
+    "strided": lambda: torch.randn(2, 64, 40, 80)[..., ::2],
+    "no examples": lambda: torch.randn(0, 64, 4, 4),
+}
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_batch_norm_in_place_has_the_values_of_pytorchs(layout, dtype, affine):
+    torch.manual_seed(0)
+    x = LAYOUTS[layout]().to(dtype)
+    n = x.shape[1]
+    mean, variance = torch.randn(n, dtype=dtype), torch.rand(n, dtype=dtype) + 0.5
+    weight, bias = (torch.randn(n, dtype=dtype), torch.randn(n, dtype=dtype)) if affine else (None, None)
+    wanted = F.batch_norm(x, mean, variance, weight, bias, False, 0.0, 1e-5)
+    got = torch.empty_strided(x.shape, x.stride(), dtype=dtype).copy_(x)
+    assert torch.ops.igfast.lean_batch_norm_(got, weight, bias, mean, variance, 1e-5) is got
+    assert torch.equal(got, wanted)
+
+
+def test_batch_norm_in_place_is_differentiable():
+    mean, variance, weight = torch.randn(3), torch.rand(3) + 0.5, torch.randn(3)
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    (wanted,) = torch.autograd.grad((F.batch_norm(x, mean, variance, weight) ** 2).sum(), x)
+    y = torch.ops.igfast.lean_batch_norm_(x * 1, weight, None, mean, variance, 1e-5)
+    (got,) = torch.autograd.grad((y**2).sum(), x)
+    assert torch.allclose(got, wanted, rtol=1e-5)
+    with pytest.raises(RuntimeError, match="leaf Variable that requires grad"):
+        torch.ops.igfast.lean_batch_norm_(x, weight, None, mean, variance, 1e-5)
