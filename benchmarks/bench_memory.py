@@ -1,8 +1,8 @@
 """Large images: peak memory of an attribution against Captum's least and against inference, a process for each.
 
 Writes results/memory.jsonl. Peaks are resident memory over that of the loaded network and image, after a call on a
-small image, in which libraries load their code. Three networks at 1024x1024; ResNet-50 at 4096x4096 within a budget, and
-what Captum takes for a quarter of that image; and what a process holds after 20 and 300 calls.
+small image, in which libraries load their code. Three networks at 1024x1024; ResNet-50 at 4096x4096 within a budget,
+and what Captum takes for a quarter of that image; and what a process holds after 20 and 300 calls.
 """
 
 from __future__ import annotations
