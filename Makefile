@@ -53,7 +53,10 @@ format: setup
 
 bench: setup
 	IGFAST_REQUIRE_KERNELS=1 $(BIN)/python -m benchmarks.bench_ops
+	IGFAST_REQUIRE_KERNELS=1 $(BIN)/python -m benchmarks.bench_memory
 	IGFAST_REQUIRE_KERNELS=1 $(BIN)/python -m benchmarks.bench_integrated_gradients
+	IGFAST_REQUIRE_KERNELS=1 $(BIN)/python -m benchmarks.bench_networks
+	IGFAST_REQUIRE_KERNELS=1 $(BIN)/python -m benchmarks.bench_text
 
 clean:
 	rm -rf .venv build dist *.egg-info igfast/_C*.so

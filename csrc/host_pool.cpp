@@ -36,6 +36,10 @@ constexpr size_t kLarge = 1 << 25;
 // Bytes that may be resident in any case; pages that come and go take a quarter of the time of a large image's chunk.
 constexpr int64_t kResident = 1 << 27;
 
+// Bytes of a block whose pages go back to the system before the C library has it again. For smaller ones the faults of
+// the next call would cost more.
+constexpr size_t kDiscarded = 1 << 20;
+
 struct Idle {
   void* block;
   uint64_t freed_at;  // a count of frees, and the key in `resident`; 0 if its pages went back
@@ -175,7 +179,11 @@ void leave_host_pool() {
 
 void empty_host_pool() {
   const std::lock_guard<std::mutex> lock(mutex);
-  for (const auto& [n_bytes, free_block] : idle) c10::free_cpu(free_block.block);
+  for (const auto& [n_bytes, block] : idle) {
+    // Not left to the C library, whose heap would hold on to some of the pages, now more of them and now less.
+    if (block.freed_at != 0 && n_bytes >= kDiscarded) discard_pages(block.block, n_bytes);
+    c10::free_cpu(block.block);
+  }
   idle.clear();
   resident.clear();
   kept = 0;

@@ -1,4 +1,6 @@
 import mmap
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -195,3 +197,24 @@ def test_results_that_outlive_their_call_are_not_in_the_next_ones_budget():
 )
 def test_what_says_that_memory_ran_out(error, is_it):
     assert memory.is_out_of_memory(error) is is_it
+
+
+MANY_CALLS = """
+import torch, igfast
+from igfast.memory import resident_bytes
+from torch import nn
+
+layers = [nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3), nn.ReLU()]
+network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)).eval()
+images = torch.randn(2, 3, 64, 64)
+for n in range(1, 301):
+    igfast.IntegratedGradients(network).attribute(images, target=3, n_steps=8)
+    if n in (20, 300):
+        print(resident_bytes())
+"""
+
+
+def test_many_calls_do_not_grow_the_process():
+    output = subprocess.run([sys.executable, "-c", MANY_CALLS], capture_output=True, text=True, check=True).stdout
+    after_20, after_300 = map(int, output.split())
+    assert after_300 <= 1.02 * after_20

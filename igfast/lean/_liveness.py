@@ -45,6 +45,7 @@ _POINT_HOLDERS = 3  # of a path point's memory: the buffer, its slice, the leaf
 _CONTAINER = "torch.nn.modules.container"
 _LOADS = frozenset({"LOAD_FAST", "LOAD_FAST_LOAD_FAST"})
 _CALLEES = frozenset({"LOAD_METHOD", "LOAD_ATTR", "LOAD_GLOBAL"})
+_NO_OPERATION = frozenset({"CACHE", "EXTENDED_ARG", "PRECALL", "PUSH_NULL"})
 _STORES = frozenset({"STORE_FAST", "STORE_FAST_LOAD_FAST", "STORE_FAST_STORE_FAST"})
 
 _Way = tuple[bool, tuple[CodeType, ...]]
@@ -114,11 +115,14 @@ def _dropped_from(code: CodeType, at: int, in_container: bool) -> bool | None:
     """
     if "__call__" in code.co_names:
         return None
-    instructions = [i for i in dis.get_instructions(code) if i.opname not in ("PRECALL", "CACHE", "EXTENDED_ARG")]
+    everything = list(dis.get_instructions(code))
+    instructions = [i for i in everything if i.opname not in _NO_OPERATION]
     index = bisect.bisect_right([i.offset for i in instructions], at) - 1
     if not 1 <= index < len(instructions) - 1 or instructions[index].opname != "CALL" or instructions[index].arg != 1:
         return None
     argument, after = instructions[index - 1], instructions[index + 1]
+    if any(i.is_jump_target for i in everything if argument.offset < i.offset <= at):
+        return None  # the argument may have been read elsewhere: f(x if a else y)
     if argument.opname == "CALL":
         return False
     if argument.opname not in _LOADS or not (in_container or _names_callee(instructions[index - 2])):

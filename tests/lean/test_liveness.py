@@ -201,6 +201,22 @@ class FirstOfAll(Block):
         return self.activation(x)
 
 
+class EitherOfTwo(Block):
+    def run(self, x):
+        y = self.conv(x)
+        x = self.conv(y)
+        x = self.norm(y if self.activation else x)
+        return x + y
+
+
+class FirstThatIs(Block):
+    def run(self, x):
+        y = [self.conv(x)].pop()
+        z = x = None
+        x = self.norm(z if z is not None else y)
+        return x + y
+
+
 class AView(Block):
     def run(self, x):
         both = self.conv(x)
@@ -211,7 +227,7 @@ class AView(Block):
 
 KEEPERS = [
     *(KeepsAnother, KeepsInAList, KeepsInItself, StoresElsewhere, KeepsAView, KeepsDetached, KeepsTheStorage),
-    *(SavedByAutograd, Generator, InAClosure, BoundCall, Partial, FirstOfAll, AView),
+    *(SavedByAutograd, Generator, InAClosure, BoundCall, Partial, FirstOfAll, AView, EitherOfTwo, FirstThatIs),
 ]
 OVERWRITERS = [Reassigns, Nests, Functional, InSequential, Returns]
 
