@@ -97,8 +97,10 @@ void* reuse(size_t n_bytes) {
   const std::lock_guard<std::mutex> lock(mutex);
   const auto found = idle.lower_bound(n_bytes);
   if (found == idle.end() || !fits(found->first, n_bytes)) return nullptr;
+  const bool is_resident = found->second.freed_at != 0;
+  if (!is_resident && limit >= 0 && live + kept + static_cast<int64_t>(found->first) > limit) return nullptr;
   void* block = found->second.block;
-  if (found->second.freed_at != 0) {
+  if (is_resident) {
     kept -= static_cast<int64_t>(found->first);
     resident.erase(found->second.freed_at);
   }

@@ -173,7 +173,7 @@ Tensor& batch_norm_(Tensor& x, const optional<Tensor>& weight, const optional<Te
   return run_in_place(
       x,
       [&] {
-        for (int64_t e = 0; e < x.size(0); ++e) overwrite(x.narrow(0, e, 1));
+        for (int64_t e = 0; x.numel() > 0 && e < x.size(0); ++e) overwrite(x.narrow(0, e, 1));
       },
       [&] { return make_node<BatchNormBackward>(variance, weight, eps); }, weight, bias);
 }

@@ -194,14 +194,14 @@ class _Loop:
                 give_back_freed_blocks()  # those of one chunk size do not fit the next
             began = time.perf_counter()
             random_state = torch.get_rng_state()
-            said = ""
+            said: str | None = None
             try:
                 result = evaluate(chunk)
             except Exception as error:  # a model or a library may raise anything when memory runs out
                 if not is_out_of_memory(error):
                     raise
-                said = str(error).splitlines()[0] if str(error) else type(error).__name__
-            if said:  # out of the handler, whose traceback holds what the failed chunk held
+                said = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+            if said is not None:  # out of the handler, whose traceback holds what the failed chunk held
                 torch.set_rng_state(random_state)
                 self._save_memory(n_rows, said)
                 continue
@@ -269,8 +269,8 @@ def integrate(
         del grads, grad, values
         loop.chunks[chunk.stop - chunk.start] += 1
         plan.record(chunk.stop - chunk.start, time.perf_counter() - began)
-        if memory.allowed is not None and (peak := memory.peak()):
-            plan.limit(memory.allowed * max(loop.chunks) // peak)
+        if memory.for_tensors is not None and (peak := memory.peak()):
+            plan.limit(memory.for_tensors * max(loop.chunks) // peak)
         on_rows(chunk.stop - chunk.start)
     if with_ends:
         _evaluate_ends(loop, ends)
@@ -301,9 +301,9 @@ def _gradient(loop: _Loop, example: Tensor, alpha: Tensor) -> tuple[tuple[Tensor
         return evaluator.gradient(lambda: tuple(path.points(example, alpha, channels_last) for path in paths), example)
 
     if plan.channels_last and not plan.layout_verified:
-        plan.layout_verified = True
         if not _takes_channels_last(paths, evaluator):
             plan.reject_layout()
+        plan.layout_verified = True
     try:
         return gradient(plan.channels_last)
     except Exception as error:  # a model may check its input and raise anything
@@ -316,18 +316,19 @@ def _takes_channels_last(paths: Sequence[Path], evaluator: Evaluator) -> bool:
     """Whether the first example has the same value in both layouts, up to rounding.
 
     A model that reads memory by strides of its own would silently see other pixels. One that draws random numbers, or
-    that fails without a gradient, fails this too and merely keeps the caller's layout. Where a corner of the example
-    says it, that is enough: a large one in the caller's layout would set the peak of the whole call.
+    that fails without a gradient, or does not fit in memory in the caller's layout, fails this too and merely keeps it.
+    Where a corner of the example says it, that is enough: a large one in the caller's layout would set the peak of the
+    whole call.
     """
     examples = tuple(path.x[:1] for path in paths)
+    corner = _corner(examples)
+    is_flat = all(float(x.min()) == float(x.max()) for x in corner if x.numel() and not x.is_complex())  # says nothing
     random_state = torch.get_rng_state()
     try:
-        for crop in (_corner(examples), examples):
+        for crop in (examples,) if is_flat else (corner, examples):
             try:
                 values, wanted = (_value_in(crop, evaluator, channels_last) for channels_last in (True, False))
-            except Exception as error:  # a model may take images of one size only
-                if is_out_of_memory(error):
-                    raise
+            except Exception:  # a model may take images of one size only
                 continue
             rounding = min(1e4 * torch.finfo(values.dtype).eps, 2e-2)
             return torch.allclose(values, wanted, rtol=rounding, atol=0, equal_nan=True)

@@ -47,8 +47,15 @@ def available_bytes() -> int:
     free = int(psutil.virtual_memory().available)
     limit, used = _cgroup_limit(), _CGROUP / "memory.current"
     if limit is not None and used.exists():
-        free = min(free, limit - int(used.read_text()))
+        free = min(free, limit - int(used.read_text()) + _reclaimable_bytes(_CGROUP / "memory.stat"))
     return max(free, 0)
+
+
+def _reclaimable_bytes(statistics: Path) -> int:
+    """What a cgroup is charged for that the kernel gives up when memory is short: cached files."""
+    lines = statistics.read_text().splitlines() if statistics.exists() else []
+    fields = dict(line.split(maxsplit=1) for line in lines)
+    return sum(int(fields.get(name, 0)) for name in ("active_file", "inactive_file", "slab_reclaimable"))
 
 
 def _cgroup_limit() -> int | None:
@@ -118,12 +125,14 @@ class MemoryUse:
     Attributes:
         device: where the memory is.
         allowed: what the budget comes to; None where there is no telling.
+        for_tensors: what of that is for tensors; the rest is for code and libraries' scratch space.
         peak: returns the most that PyTorch's allocator held so far; None where it is not measured. On the CPU,
             attributions in other threads at the same time are in it.
     """
 
     device: torch.device
     allowed: int | None
+    for_tensors: int | None = None
     peak: Callable[[], int | None] = lambda: None
 
 
@@ -138,12 +147,13 @@ def memory_lent(device: torch.device, budget: MemoryBudget) -> Iterator[MemoryUs
     compiled operators, or where the user has replaced PyTorch's CPU allocator, none of this happens. Threads may be in
     it at the same time.
 
-    On CUDA the process's share of the device is lowered for as long.
+    On CUDA only the growth of chunks heeds the budget.
 
     Raises:
         IgfastMemoryError: memory ran out in the block.
     """
-    use = MemoryUse(device, allowed_bytes(budget, device))
+    allowed = allowed_bytes(budget, device)
+    use = MemoryUse(device, allowed, allowed)
     with _LENDERS.get(device.type, _lent_unlimited)(device, use, budget is not None):
         try:
             yield use
@@ -157,7 +167,7 @@ def memory_lent(device: torch.device, budget: MemoryBudget) -> Iterator[MemoryUs
 def _lent_unlimited(device: torch.device, use: MemoryUse, is_explicit: bool) -> Iterator[None]:
     if is_explicit:
         warn(f"memory_budget cannot be kept on {device.type}: chunks are as large as without it")
-        use.allowed = None
+        use.allowed = use.for_tensors = None
     yield
 
 
@@ -170,10 +180,9 @@ def _lent_by_host(device: torch.device, use: MemoryUse, is_explicit: bool) -> It
         return
     began, before = time.monotonic(), pool.host_pool_bytes()
     use.peak = lambda: max(0, pool.host_pool_peak() - before)
-    limit = -1
-    if use.allowed is not None:
-        limit = before + use.allowed - (min(use.allowed // 8, _UNCOUNTED_BYTES) if is_explicit else 0)
-    outer = pool.set_host_pool_limit(limit)
+    if use.allowed is not None and is_explicit:
+        use.for_tensors = use.allowed - min(use.allowed // 8, _UNCOUNTED_BYTES)
+    outer = pool.set_host_pool_limit(-1 if use.for_tensors is None else before + use.for_tensors)
     try:
         yield
     finally:
@@ -188,11 +197,9 @@ def _lent_by_host(device: torch.device, use: MemoryUse, is_explicit: bool) -> It
 
 @contextmanager
 def _lent_by_cuda(device: torch.device, use: MemoryUse, is_explicit: bool) -> Iterator[None]:
+    if is_explicit:
+        warn("memory_budget is not enforced on CUDA: chunks stop growing below it, but the first may exceed it")
     before, highest = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
-    share = torch.cuda.get_per_process_memory_fraction(device)
-    if is_explicit and use.allowed is not None:
-        total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(share, (before + use.allowed) / total), device)
 
     def peak() -> int | None:
         """Known where it is the highest of the process: the user's statistics are not reset."""
@@ -203,7 +210,6 @@ def _lent_by_cuda(device: torch.device, use: MemoryUse, is_explicit: bool) -> It
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(share, device)
         taken = peak()
         use.peak = lambda: taken
 

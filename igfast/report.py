@@ -32,7 +32,8 @@ class RunReport:
 
     Attributes:
         n_rows: path points of the quadrature, examples times steps.
-        n_evaluations: rows that went forward and backward; more than `n_rows` where chunks had to be repeated.
+        n_evaluations: rows that went forward and backward; more than `n_rows` where chunks had to be repeated, in
+            smaller ones or in another layout.
         chunks: how many chunks there were of each number of rows.
         channels_last: whether the path points of the last chunk were channels-last by igfast's choice.
         lean: what lean execution did.

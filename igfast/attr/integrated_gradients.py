@@ -51,6 +51,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
             "2GiB", a fraction of the device's memory (a float up to 1.0), or None for all that is free, less a tenth.
             Chunks that do not fit are halved and repeated; where one path point does not fit, repeated blocks of the
             model are recomputed in the backward pass, and on CUDA saved tensors go to main memory, with a warning each.
+            What attributions in other threads hold counts too. CUDA itself does not enforce it yet.
         show_progress: show a progress bar over path points.
 
     Raises:

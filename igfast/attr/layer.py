@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import captum.attr
 import torch
@@ -18,10 +18,12 @@ from igfast.attr._layers import LayerTap, Values
 from igfast.attr._model_inputs import ModelInputs, parse_model_inputs
 from igfast.attr._state import buffers_restored
 from igfast.attr._targets import parse_target
-from igfast.errors import ArgumentError, LayerError
+from igfast.errors import ArgumentError, LayerError, warn
+from igfast.memory import free_memory, is_out_of_memory
 from igfast.planner import FIRST_CHUNK_BYTES
 from igfast.quadrature import quadrature_rule
 
+_Result = TypeVar("_Result")
 _GRAD_OPTIONS = frozenset({"allow_unused", "materialize_grads"})
 
 
@@ -187,10 +189,12 @@ def _from_layer(forward: ForwardFunction, given: ModelInputs, tap: LayerTap, siz
 
 def _layer_values(forward: ForwardFunction, xs: Values, tap: LayerTap, size: int | None) -> list[Values]:
     """What each layer takes in or gives out for all examples, a chunk of them at a time."""
-    chunks: list[list[Values]] = []
-    for example in _chunks(forward, size):
-        values, _ = tap.read(lambda example=example: _call(forward, xs, example), stop=True)  # type: ignore[misc]
-        chunks.append(values)
+
+    def read(example: Tensor) -> list[Values]:
+        """The values for some examples."""
+        return tap.read(lambda: _call(forward, xs, example), stop=True)[0]
+
+    chunks = _in_chunks(forward, size, read)
     if len(chunks) == 1:
         return chunks[0]
     return [tuple(torch.cat(column) for column in zip(*layer, strict=True)) for layer in zip(*chunks, strict=True)]
@@ -198,8 +202,12 @@ def _layer_values(forward: ForwardFunction, xs: Values, tap: LayerTap, size: int
 
 def _values(forward: ForwardFunction, xs: Values, size: int) -> Tensor:
     """The target's values of all examples, (batch,), a chunk of them at a time."""
-    parts = [forward.target.select(_call(forward, xs, example), example) for example in _chunks(forward, max(1, size))]
-    return torch.cat(parts)
+
+    def values(example: Tensor) -> Tensor:
+        """Those of some examples."""
+        return forward.target.select(_call(forward, xs, example), example)
+
+    return torch.cat(_in_chunks(forward, max(1, size), values))
 
 
 def _call(forward: ForwardFunction, xs: Values, example: Tensor) -> Any:
@@ -207,11 +215,26 @@ def _call(forward: ForwardFunction, xs: Values, example: Tensor) -> Any:
     return forward.forward_func(*repeated)
 
 
-def _chunks(forward: ForwardFunction, size: int | None) -> Sequence[Tensor]:
-    """The examples in chunks of `size`, or of about `FIRST_CHUNK_BYTES` of input."""
-    size = size or max(1, FIRST_CHUNK_BYTES // max(1, forward.inputs.row_bytes))
-    chunks: Sequence[Tensor] = torch.arange(forward.inputs.batch, device=forward.inputs.device).split(size)
-    return chunks
+def _in_chunks(forward: ForwardFunction, size: int | None, evaluate: Callable[[Tensor], _Result]) -> list[_Result]:
+    """Evaluates examples in chunks of `size`, or of about `FIRST_CHUNK_BYTES` of input; halved if they do not fit."""
+    results: list[_Result] = []
+    start, batch, device = 0, forward.inputs.batch, forward.inputs.device
+    size = min(batch, size or max(1, FIRST_CHUNK_BYTES // max(1, forward.inputs.row_bytes)))
+    while start < batch:
+        fits = True
+        try:
+            results.append(evaluate(torch.arange(start, min(start + size, batch), device=device)))
+        except Exception as error:  # a model or a library may raise anything when memory runs out
+            if size == 1 or not is_out_of_memory(error):
+                raise
+            fits = False
+        if fits:
+            start += size
+        else:  # out of the handler, whose traceback holds what the failed chunk held
+            size //= 2
+            free_memory(device)
+            warn(f"out of memory, so the layer's values are read {size} examples at a time")
+    return results
 
 
 def _group(value: Tensor, baseline: Tensor, batch: int, what: str) -> int:

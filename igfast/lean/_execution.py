@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from igfast.errors import LeanError, warn
-from igfast.lean._liveness import empty_unused
+from igfast.lean._liveness import count_once, empty_unused
 from igfast.lean._recompute import recomputed, repeated_blocks
 from igfast.memory import is_out_of_memory
 from igfast.ops._load import kernels_loaded
@@ -49,6 +50,7 @@ class LeanExecution:
         self._module = module
         self._hooked = hooked
         self._recomputed: list[nn.Module] = []
+        self._tried_recomputing = False
         self._offloads = False
 
     @property
@@ -68,7 +70,8 @@ class LeanExecution:
 
     def save_more(self, device: torch.device) -> str:
         """Takes the next measure that saves memory and costs time; returns which, or "" if none is left."""
-        if not self._recomputed:
+        if not self._tried_recomputing:
+            self._tried_recomputing = True
             blocks = repeated_blocks(self._module)
             self._recomputed = [block for block in blocks if not set(self._hooked) & set(block.modules())]
             if self._recomputed:
@@ -109,6 +112,8 @@ class LeanExecution:
         Raises:
             LeanError: it failed in lean execution only, and that is required.
         """
+        if self._recomputed:
+            evaluate = functools.partial(self._evaluate_recomputing, evaluate)
         if self.off_because:
             return evaluate()
         random_state = torch.get_rng_state()
@@ -117,7 +122,7 @@ class LeanExecution:
         except Exception as error:  # whatever a model raises when something in it does not fit
             if is_out_of_memory(error):
                 raise
-            failure = error
+            failure = error.with_traceback(None)  # which holds what the model holds
         torch.set_rng_state(random_state)
         because = f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
         self.off_because = because
@@ -135,10 +140,21 @@ class LeanExecution:
         )
         return result
 
+    def _evaluate_recomputing(self, evaluate: Callable[[], _Result]) -> _Result:
+        """Evaluates a chunk; blocks that do not do the same twice are no help against lack of memory."""
+        from torch.utils.checkpoint import CheckpointError
+
+        try:
+            return evaluate()
+        except CheckpointError as error:
+            self._recomputed = []
+            raise MemoryError("the model's repeated blocks cannot be computed again") from error
+
 
 def _new_mode() -> Any:
     from igfast.lean._mode import LeanMode  # its operators have to be loaded first, see why_not
 
+    count_once()
     return LeanMode()
 
 

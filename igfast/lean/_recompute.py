@@ -17,6 +17,7 @@ from torch import nn
 
 _lock = threading.Lock()
 _recomputing: Counter[nn.Module] = Counter()  # how many threads recompute each block
+_own_forwards: dict[nn.Module, Callable[..., Any] | None] = {}  # what each has in place of its class's
 _local = threading.local()
 
 Contexts = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]
@@ -51,6 +52,7 @@ def recomputed(blocks: list[nn.Module], contexts: Contexts) -> Iterator[None]:
     with _lock:
         for block in blocks:
             if _recomputing[block] == 0:
+                _own_forwards[block] = block.__dict__.get("forward")
                 block.forward = _recomputing_forward(block.forward)
             _recomputing[block] += 1
     outer = getattr(_local, "contexts", None)
@@ -64,7 +66,7 @@ def recomputed(blocks: list[nn.Module], contexts: Contexts) -> Iterator[None]:
                 _recomputing[block] -= 1
                 if _recomputing[block] == 0:
                     del _recomputing[block]
-                    _restore(block)
+                    _restore(block, _own_forwards.pop(block))
 
 
 def _recomputing_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -77,11 +79,10 @@ def _recomputing_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
 
         return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
-    run.forward = forward  # type: ignore[attr-defined]
     return run
 
 
-def _restore(block: nn.Module) -> None:
-    forward = block.__dict__.pop("forward").forward
-    if getattr(forward, "__self__", None) is not block:  # it had one of its own
-        block.forward = forward
+def _restore(block: nn.Module, own_forward: Callable[..., Any] | None) -> None:
+    del block.__dict__["forward"]
+    if own_forward is not None:
+        block.forward = own_forward

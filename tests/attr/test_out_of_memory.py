@@ -1,5 +1,6 @@
 """A budget is kept, a chunk that does not fit is repeated with less, and the result is the undisturbed one."""
 
+import types
 import warnings
 
 import pytest
@@ -222,12 +223,55 @@ def test_repeated_blocks_are_the_outermost_of_a_kind():
     assert repeated_blocks(None) == []
 
 
-def test_a_forward_of_the_blocks_own_is_put_back():
+@pytest.mark.parametrize("bound", [False, True])
+def test_a_forward_of_the_blocks_own_is_put_back(bound):
     block = nn.Sequential(nn.Linear(2, 2))
-    block.forward = own = lambda x: x + 1
+    own = types.MethodType(lambda self, x: x + 1, block) if bound else lambda x: x + 1
+    block.forward = own
     with recomputed([block], lambda: (torch.no_grad(), torch.no_grad())):
         assert block.forward is not own
         with recomputed([block], lambda: (torch.no_grad(), torch.no_grad())):
             pass
         assert block.forward is not own
     assert block.forward is own
+
+
+def test_blocks_that_do_not_do_the_same_twice():
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.calls = nn.Identity(), 0
+
+        def forward(self, x):
+            self.calls += 1
+            return x.sin() if self.calls % 2 else x.sin().cos()
+
+    network = nn.Sequential(Counts(), Counts(), nn.Flatten())
+    failing = Failing(network, 1, ERRORS["cpu"])
+    with (
+        pytest.warns(igfast.IgfastWarning, match="2 repeated blocks"),
+        pytest.raises(igfast.IgfastMemoryError, match="cannot be computed again"),
+    ):
+        igfast.IntegratedGradients(failing).attribute(X, target=1, n_steps=5, internal_batch_size=1)
+
+
+def test_layer_values_are_read_in_smaller_chunks():
+    network = models.convnet()
+    wanted = igfast.LayerIntegratedGradients(network, network[1]).attribute(X, target=1, n_steps=5)
+    calls = []
+
+    class FailsOnce(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def forward(self, x):
+            calls.append(x.shape[0])
+            if len(calls) == 1:
+                raise MemoryError
+            return self.network(x)
+
+    with pytest.warns(igfast.IgfastWarning, match="layer's values are read 1 examples at a time"):
+        got = igfast.LayerIntegratedGradients(FailsOnce(), network[1]).attribute(X, target=1, n_steps=5)
+    assert relative_difference(got, wanted) <= 1e-12
+    assert calls[:3] == [2, 1, 1]

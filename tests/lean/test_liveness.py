@@ -1,6 +1,8 @@
 """Tensors are overwritten where nobody will see them again, and nowhere else."""
 
 import functools
+import itertools
+import sys
 
 import pytest
 import torch
@@ -16,6 +18,9 @@ from igfast.lean import _liveness  # noqa: E402
 from igfast.lean._mode import LeanMode  # noqa: E402
 
 X = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+overwrites = pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="how Python 3.10 calls is not looked into, so nothing is overwritten"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -217,6 +222,52 @@ class FirstThatIs(Block):
         return x + y
 
 
+class Mapped(Block):
+    def run(self, x):
+        kept = [self.conv(x), self.conv(x)]
+        ys = map(self.activation, kept)
+        ys = list(ys)
+        return ys[0] + kept[0] * kept[1]
+
+
+class MappedAtOnce(Block):
+    def run(self, x):
+        kept = [self.conv(x)]
+        return self.all_of(kept) + kept[0]
+
+    def all_of(self, kept):
+        ys = map(torch.relu, kept)
+        return sum(ys)
+
+
+class StarMapped(Block):
+    def run(self, x):
+        arguments = [(self.conv(x),), (self.conv(x),)]
+        ys = list(itertools.starmap(self.activation, arguments))
+        return ys[0] + arguments[0][0] * arguments[1][0]
+
+
+class BoundCallElsewhere(Block):
+    def run(self, x):
+        self.__dict__["fn"] = self.norm.__call__
+        features = []
+        x = self.conv(x)
+        features.append(x)
+        skip = x
+        x = self.fn(x)
+        return x + skip * features[0]
+
+
+class Catches(Block):
+    def run(self, x):
+        x = self.conv(x)
+        try:
+            x = self.norm(x)
+        except RuntimeError:
+            x = x * 2
+        return self.activation(x)
+
+
 class AView(Block):
     def run(self, x):
         both = self.conv(x)
@@ -227,7 +278,21 @@ class AView(Block):
 
 KEEPERS = [
     *(KeepsAnother, KeepsInAList, KeepsInItself, StoresElsewhere, KeepsAView, KeepsDetached, KeepsTheStorage),
-    *(SavedByAutograd, Generator, InAClosure, BoundCall, Partial, FirstOfAll, AView, EitherOfTwo, FirstThatIs),
+    *(
+        SavedByAutograd,
+        Generator,
+        InAClosure,
+        BoundCall,
+        Partial,
+        FirstOfAll,
+        AView,
+        EitherOfTwo,
+        FirstThatIs,
+        Mapped,
+        MappedAtOnce,
+        StarMapped,
+        BoundCallElsewhere,
+    ),
 ]
 OVERWRITERS = [Reassigns, Nests, Functional, InSequential, Returns]
 
@@ -236,7 +301,7 @@ def attribute(network, x=X, lean=True):
     return igfast.IntegratedGradients(network, lean=lean).attribute(x, target=7, n_steps=3)
 
 
-@pytest.mark.parametrize("kind", KEEPERS + OVERWRITERS)
+@pytest.mark.parametrize("kind", [*KEEPERS, *OVERWRITERS, Catches])
 def test_the_result_is_that_of_the_plain_model(kind):
     before = X.clone()
     assert relative_difference(attribute(kind()), attribute(kind(), lean=False)) <= 1e-12
@@ -252,6 +317,7 @@ def test_forward_values_where_an_argument_is_seen_again(kind):
         assert torch.equal(network(x), wanted)
 
 
+@overwrites
 @pytest.mark.parametrize("kind", [Reassigns, Functional, InSequential, Returns])
 def test_dead_arguments_are_overwritten(kind):
     network = kind()
@@ -261,6 +327,7 @@ def test_dead_arguments_are_overwritten(kind):
     assert len(set(first)) == 1
 
 
+@overwrites
 @pytest.mark.parametrize(
     "activation", [nn.ReLU(), nn.ReLU6(), nn.Hardtanh(), nn.LeakyReLU(0.1), nn.Threshold(0.1, -2.0)]
 )
@@ -272,6 +339,7 @@ def test_every_activation_overwrites(activation):
     assert relative_difference(attribute(network), attribute(Reassigns(activation), lean=False)) <= 1e-12
 
 
+@overwrites
 def test_results_of_calls_are_overwritten():
     network, pointers = Nests(), []
     handle = network.conv.register_forward_hook(lambda _, args, out: pointers.append(out.data_ptr()))
@@ -307,7 +375,8 @@ def test_small_tensors_are_left_alone(monkeypatch):
     network = Reassigns()
     with LeanMode():
         network(X.clone().requires_grad_())
-    assert len(set(network.seen)) == 3
+    first, second, third = network.seen
+    assert first != second != third
 
 
 LAYOUTS = {
@@ -348,3 +417,30 @@ def test_batch_norm_in_place_is_differentiable():
     assert torch.allclose(got, wanted, rtol=1e-5)
     with pytest.raises(RuntimeError, match="leaf Variable that requires grad"):
         torch.ops.igfast.lean_batch_norm_(x, weight, None, mean, variance, 1e-5)
+
+
+CONV = nn.Conv2d(3, 2, 3).requires_grad_(False)
+KEPT = []
+USES = {
+    "for its shape": (lambda x: CONV(x), True),
+    "not at all": (lambda x: x + 1, True),
+    "saved": (lambda x: x * x, False),
+    "kept": (lambda x: KEPT.append(x) or x + 1, False),
+    "a view saved": (lambda x: x[:, :1] * x[:, 1:2], False),
+    "a view kept": (lambda x: KEPT.append(x[:, 1:]) or x + 1, False),
+    "memory kept": (lambda x: KEPT.append(x.untyped_storage()) or x + 1, False),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_path_points_are_freed_where_nothing_asks_for_them(use):
+    function, frees = USES[use]
+    buffer = torch.zeros(2, 3, 6, 6)
+    point = buffer[:1]
+    leaves = (point.detach().requires_grad_(),)
+    with LeanMode():
+        output = function(leaves[0])
+    _liveness.empty_unused(leaves)
+    assert (buffer.untyped_storage().nbytes() == 0) is frees
+    assert output.requires_grad
+    assert point.shape == (1, 3, 6, 6)
