@@ -54,6 +54,23 @@ def within_budget() -> list[str]:
     return lines
 
 
+def networks() -> list[str]:
+    """Seconds of each provider, and lean execution's share in time."""
+    records = harness.read("networks")
+    lines = [
+        "| network | igfast | captum | captum, best size | captum / igfast | best / igfast | lean on / off |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for network in dict.fromkeys(r["network"] for r in records):
+        seconds = {r["provider"]: r["seconds"]["p50"] for r in records if r["network"] == network}
+        ratio = next(r["lean_ratio"] for r in records if r["network"] == network)
+        ours, captums = seconds.pop("igfast"), seconds.pop("captum")
+        best = min(seconds, key=lambda provider: seconds[provider])
+        times = f"{ours:.1f} s | {captums:.1f} s | {seconds[best]:.1f} s ({best.rpartition('=')[2]})"
+        lines.append(f"| {network} | {times} | {captums / ours:.2f} x | {seconds[best] / ours:.2f} x | {ratio:.2f} |")
+    return lines
+
+
 def demo() -> list[str]:
     """The demo's four measurements."""
     lines = ["| image | call | seconds | peak memory | convergence delta |", "|---|---|---|---|---|"]
@@ -76,7 +93,7 @@ def operators() -> list[str]:
     return lines
 
 
-TABLES = (demo, memory, within_budget, integrated_gradients, text, operators)
+TABLES = (demo, memory, within_budget, integrated_gradients, networks, text, operators)
 
 if __name__ == "__main__":
     print("\n\n".join("\n".join(table()) for table in TABLES))
