@@ -33,7 +33,7 @@ namespace {
 constexpr size_t kSmall = 1 << 16;
 constexpr size_t kLarge = 1 << 25;
 
-// Bytes that may be resident in any case; pages that come and go take a quarter of the time of a large image's chunk.
+// Bytes that may be resident in any case, so that small chunks do not wait for pages. A choice, not a measurement.
 constexpr int64_t kResident = 1 << 27;
 
 // Bytes of a block whose pages go back to the system before the C library has it again. For smaller ones the faults of

@@ -31,7 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 WORTHWHILE_BYTES = 2**20
-"""Smaller tensors are not worth the look at the call, about 10 microseconds."""
+"""Smaller tensors are not worth the look at the call. With 8 times as much, a ResNet-50 and an EfficientNet-Lite0 at
+224x224 took 0.99 and 1.06 of the time."""
 
 _ON_THE_WAY = frozenset(
     {

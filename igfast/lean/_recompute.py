@@ -28,8 +28,9 @@ def repeated_blocks(module: nn.Module | None) -> list[nn.Module]:
     found: list[nn.Module] = []
     for parent in module.children() if module is not None else ():
         found.extend(repeated_blocks(parent))
-    kinds = Counter(type(child) for child in _composite_children(module))
-    repeated = [child for child in _composite_children(module) if kinds[type(child)] > 1]
+    children = _composite_children(module)
+    kinds = Counter(map(type, children))
+    repeated = [child for child in children if kinds[type(child)] > 1]
     if not repeated:
         return found
     inside = {part for block in repeated for part in block.modules()}
