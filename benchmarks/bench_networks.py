@@ -6,7 +6,6 @@ Calls take turns in one process. Writes results/networks.jsonl.
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -34,7 +33,7 @@ def lean_ratio(call: Callable[..., Any]) -> float:
     options = {"n_steps": LEAN_STEPS, "internal_batch_size": LEAN_SIZE}
     on, off = (partial(call(igfast, lean=lean), **options) for lean in (True, False))
     seconds = harness.alternate({"on": on, "off": off}, LEAN_ROUNDS)
-    return statistics.median(a / b for a, b in zip(seconds["on"], seconds["off"], strict=True))
+    return harness.ratio(seconds["on"], seconds["off"])
 
 
 def measure(name: str, rounds: int) -> list[dict[str, Any]]:
@@ -50,9 +49,11 @@ def measure(name: str, rounds: int) -> list[dict[str, Any]]:
     records = []
     for provider, taken in seconds.items():
         times = harness.percentiles(taken)
-        print(f"{name:<30} {provider:<32} {times['p50']:7.2f} s", flush=True)
+        to_ours = harness.ratio(taken, seconds["igfast"])
+        print(f"{name:<30} {provider:<32} {times['p50']:7.2f} s {to_ours:6.2f} x {taken}", flush=True)
         record = {"benchmark": "networks", "case": f"{name}, {N_STEPS} steps, float32", "network": name}
-        records.append({**record, "provider": provider, "seconds": times, "rounds": rounds, "lean_ratio": ratio})
+        of_provider = {"provider": provider, "seconds": times, "time_ratio": to_ours, "rounds": rounds}
+        records.append({**record, **of_provider, "lean_ratio": ratio})
     return records
 
 

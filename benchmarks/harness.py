@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import statistics
 import subprocess
 import sys
 import time
@@ -70,6 +71,11 @@ def alternate(cases: Mapping[str, Callable[[], object]], rounds: int, warm_up: b
             if round_number >= 0:
                 seconds[name].append(time.perf_counter() - began)
     return seconds
+
+
+def ratio(seconds: Sequence[float], to: Sequence[float]) -> float:
+    """The median of the rounds' ratios: a machine that slows down between rounds does not move it."""
+    return statistics.median(a / b for a, b in zip(seconds, to, strict=True))
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:

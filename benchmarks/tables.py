@@ -15,7 +15,7 @@ def _providers(name: str, call: str) -> list[str]:
     ]
     for r in records:
         seconds, peak = r["seconds"]["p50"], r["peak_bytes"]
-        ratios = f"{seconds / ours['seconds']['p50']:.2f} x | {peak / ours['peak_bytes']:.1f} x"
+        ratios = f"{r['time_ratio']:.2f} x | {peak / ours['peak_bytes']:.1f} x"
         lines.append(f"| {r['provider']} | {seconds:.2f} | {peak / 2**20:.0f} MiB | {ratios} |")
     return lines
 
@@ -62,12 +62,12 @@ def networks() -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     for network in dict.fromkeys(r["network"] for r in records):
-        seconds = {r["provider"]: r["seconds"]["p50"] for r in records if r["network"] == network}
-        ratio = next(r["lean_ratio"] for r in records if r["network"] == network)
-        ours, captums = seconds.pop("igfast"), seconds.pop("captum")
-        best = min(seconds, key=lambda provider: seconds[provider])
-        times = f"{ours:.1f} s | {captums:.1f} s | {seconds[best]:.1f} s ({best.rpartition('=')[2]})"
-        lines.append(f"| {network} | {times} | {captums / ours:.2f} x | {seconds[best] / ours:.2f} x | {ratio:.2f} |")
+        ours, captums, *tuned = (r for r in records if r["network"] == network)
+        best = min(tuned, key=lambda r: float(r["time_ratio"]))
+        times = " | ".join(f"{r['seconds']['p50']:.1f} s" for r in (ours, captums, best))
+        ratios = " | ".join(f"{r['time_ratio']:.2f} x" for r in (captums, best))
+        size = best["provider"].rpartition("=")[2]
+        lines.append(f"| {network} | {times} ({size}) | {ratios} | {ours['lean_ratio']:.2f} |")
     return lines
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from igfast import ops
 from igfast.errors import IgfastMemoryError, warn
-from igfast.memory import MemoryUse, free_memory, give_back_freed_blocks, is_out_of_memory
+from igfast.memory import MemoryUse, free_memory, give_back_freed_blocks, is_out_of_memory, reuse_larger_blocks
 from igfast.planner import ChunkPlan
 from igfast.quadrature import Rule
 
@@ -183,15 +183,15 @@ class _Loop:
     chunks: Counter[int] = field(default_factory=Counter)
     n_evaluations: int = 0
     notes: list[str] = field(default_factory=list)
+    _blocks: tuple[int, bool] = (0, False)  # rows and layout of the chunk that freed blocks are from
 
     def over(self, rows: _Rows, evaluate: Callable[[slice], _Result]) -> Iterator[tuple[slice, _Result, float]]:
         """Evaluates all rows, a chunk at a time; one that does not fit in memory again, with less of it."""
-        start, seconds, last_rows = 0, 0.0, 0
+        start, seconds = 0, 0.0
         while start < len(rows):
             chunk = slice(start, start + self.plan.next_rows(len(rows) - start))
             n_rows = chunk.stop - start
-            if n_rows != last_rows and seconds > _LONG_SECONDS:
-                give_back_freed_blocks()  # those of one chunk size do not fit the next
+            self._fit_blocks(n_rows, seconds)
             began = time.perf_counter()
             random_state = torch.get_rng_state()
             said: str | None = None
@@ -205,12 +205,25 @@ class _Loop:
                 torch.set_rng_state(random_state)
                 self._save_memory(n_rows, said)
                 continue
-            seconds, last_rows, start = time.perf_counter() - began, n_rows, chunk.stop
+            seconds, start = time.perf_counter() - began, chunk.stop
             yield chunk, result, began
             del result
 
+    def _fit_blocks(self, n_rows: int, seconds: float) -> None:
+        """Sees to the blocks that earlier chunks freed, the last of which took some seconds."""
+        rows, channels_last = self._blocks
+        if n_rows < rows and self.plan.channels_last == channels_last:
+            reuse_larger_blocks(rows / n_rows)
+            return
+        if (n_rows, self.plan.channels_last) != self._blocks:
+            reuse_larger_blocks(1.0)
+            if seconds > _LONG_SECONDS:
+                give_back_freed_blocks()  # they do not fit what comes
+        self._blocks = n_rows, self.plan.channels_last
+
     def _save_memory(self, n_rows: int, said: str) -> None:
         free_memory(self.memory.device)
+        self._blocks = 0, False
         if self.plan.halve(n_rows):
             done = f"chunks of {self.plan.size} instead of {n_rows} rows"
         else:
@@ -268,7 +281,7 @@ def integrate(
             ends.record(rows, chunk, values)
         del grads, grad, values
         loop.chunks[chunk.stop - chunk.start] += 1
-        plan.record(chunk.stop - chunk.start, time.perf_counter() - began)
+        plan.record(chunk.stop - chunk.start, time.perf_counter() - began, len(rows) - chunk.stop)
         if memory.for_tensors is not None and (peak := memory.peak()):
             plan.limit(memory.for_tensors * max(loop.chunks) // peak)
         on_rows(chunk.stop - chunk.start)

@@ -233,6 +233,12 @@ def give_back_freed_blocks() -> None:
         _malloc_trim(0)
 
 
+def reuse_larger_blocks(times: float) -> None:
+    """Lets freed blocks serve requests for as little as 1 / times of them, until they are given back."""
+    if kernels_loaded():
+        importlib.import_module("igfast._C").set_host_pool_slack(times)
+
+
 @dataclass
 class PeakMemory:
     """What `peak_memory` measured, in bytes; final when its block ends.

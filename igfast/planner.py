@@ -8,43 +8,48 @@ from dataclasses import dataclass, field
 FIRST_CHUNK_BYTES = 2**21
 """Input bytes of the first chunk: 4 images of 224x224, 3 texts of 512 tokens. Small enough that one chunk's activations
 stay far below those of `n_steps` inputs, large enough that a small model sees all its steps at once. With half of it
-a ResNet-50 took 1.27 times and an EfficientNet-Lite0 2.3 times as long per row (2 cores)."""
+a ResNet-50 and an EfficientNet-Lite0 took 1.25 times as long per row (2 cores)."""
 
 _LARGE_ROW_BYTES = 2**20
-"""Rows from here on are channels-last from the start: on large images convolutions in it are faster and need no
-reordered copies of their inputs and outputs, which are what sets the peak there."""
+"""Rows from here on are channels-last from the start and stay so: on large images convolutions in it are faster and
+need no reordered copies of their inputs and outputs, which are what sets the peak there."""
 
 _LARGEST_CHUNK_BYTES = 2**22
-"""Input bytes that a growing chunk stays within: 6 images of 224x224, 5 texts of 512 tokens. From 4 images on a
-ResNet-50 and a VGG-16 are flat, an EfficientNet-Lite0 takes 0.83 of the time at 8 (2 cores)."""
+"""Input bytes that a growing chunk stays within: 6 images of 224x224, 5 texts of 512 tokens. From 4 images on the time
+per row changes by less than a busy machine does from one second to the next (2 cores)."""
 
 _LARGEST_SHARE = 5
 """A chunk that grows stays below this fraction of all rows, so that the peak stays below a tenth of the peak of a call
 that takes all rows at once: lean execution keeps less for each row, too."""
+
+_TRIED_SHARE = 8
+"""One in so many rows of all calls may be spent on candidates. They are rarely better: in a call of 50 images on an
+EfficientNet-Lite0, seven of twelve chunks were candidates or waited for one, and it took 1.4 times as long as the next
+call."""
 
 _WORTHWHILE = 0.97
 """Another layout or a larger size is taken for 3 % less time per row: the one may be slower elsewhere in the model, the
 other takes memory for sure."""
 
 _CLEAR = 0.85
-"""A candidate that takes less of the time per row than this at its first chunk, which also pays for the libraries'
-set-up, is taken at once. Otherwise two of three chunks decide, each beside one of the other side: single chunks of a
-busy machine are off by 10 % and more, and it slows down and speeds up within seconds."""
-
-_PAIRS = 3
+"""A candidate that takes less of the time per row than this wins at once, one that takes less than `_WORTHWHILE` has to
+do so twice: single chunks of a busy machine are off by 10 % and more."""
 
 
 @dataclass
 class ChunkPlan:
     """Chooses the size and the layout of chunks by timing the chunks that are computed anyway, over several calls.
 
-    Where channels-last is a choice, that is tried first; then the size grows while that improves the time per row.
+    Where channels-last is a choice, the other layout is tried first; then the size grows while that improves the time
+    per row. A candidate is given two chunks in a row: the first after any change fills caches and is not counted. The
+    second is compared with the chunk just before the two.
 
     Attributes:
         batch: number of examples; a chunk of at least that many rows holds whole steps, so that models whose output
             depends on the composition of a batch see the batch that the caller made.
         size: rows of the next chunk.
         largest: rows that `size` never exceeds.
+        rows: rows of all calls, those of the present one included.
         may_change_layout: whether channels-last path points are a choice (4-d and 5-d inputs that are not already).
         channels_last: whether the next chunk's path points are to be channels-last.
         layout_verified: whether the model was seen to give the same values for channels-last points.
@@ -54,35 +59,55 @@ class ChunkPlan:
     batch: int
     size: int
     largest: int
+    rows: int
     may_change_layout: bool = False
     channels_last: bool = False
     layout_verified: bool = False
     savings: int = 0
-    _settled: bool = False
-    _is_first: bool = True
+    _rows_tried: int = 0
     _layout_tried: bool = False
-    _incumbent: _Candidate | None = None
-    _challenger: _Candidate | None = None
+    _is_settled: bool = False
+    _is_warm: bool = False  # whether a chunk was computed since the call began or the size or the layout changed
+    _seconds_per_row: float = 0.0  # of the last counted chunk of what is in use
+    _in_use: tuple[int, bool] | None = None  # size and layout to go back to while a candidate is tried
+    _ratios: list[float] = field(default_factory=list)  # the candidate's seconds per row to those of what is in use
 
     @staticmethod
-    def fixed(batch: int, size: int, may_change_layout: bool = False) -> ChunkPlan:
+    def fixed(
+        batch: int, n_rows: int, size: int, may_change_layout: bool = False, prefers_channels_last: bool = False
+    ) -> ChunkPlan:
         """Chunks of `size` rows, as the caller asked."""
-        return ChunkPlan(batch, size, size, may_change_layout)
-
-    @staticmethod
-    def growing(batch: int, n_rows: int, row_bytes: int, may_change_layout: bool = False) -> ChunkPlan:
-        """Chunks that start at about `FIRST_CHUNK_BYTES` of input and grow while that pays."""
-        first = min(n_rows, -(-FIRST_CHUNK_BYTES // max(row_bytes, 1)))
-        largest = min(n_rows // _LARGEST_SHARE, _LARGEST_CHUNK_BYTES // max(row_bytes, 1))
-        plan = ChunkPlan(batch, first, max(first, largest), may_change_layout)
-        if may_change_layout and row_bytes > _LARGE_ROW_BYTES:
-            plan.channels_last = plan._layout_tried = True
+        plan = ChunkPlan(batch, size, size, n_rows, may_change_layout)
+        plan.channels_last = may_change_layout and prefers_channels_last
         return plan
 
-    def resumed(self) -> ChunkPlan:
-        """A copy that goes on where this one is, for another call of the same kind."""
+    @staticmethod
+    def growing(
+        batch: int, n_rows: int, row_bytes: int, may_change_layout: bool = False, prefers_channels_last: bool = False
+    ) -> ChunkPlan:
+        """Chunks that start at about `FIRST_CHUNK_BYTES` of input and grow while that pays.
+
+        Args:
+            batch: number of examples.
+            n_rows: rows of a call.
+            row_bytes: bytes of one path point.
+            may_change_layout: whether channels-last path points are a choice.
+            prefers_channels_last: whether they are to be the first choice.
+        """
+        first = min(n_rows, -(-FIRST_CHUNK_BYTES // max(row_bytes, 1)))
+        largest = min(n_rows // _LARGEST_SHARE, _LARGEST_CHUNK_BYTES // max(row_bytes, 1))
+        plan = ChunkPlan(batch, first, max(first, largest), n_rows, may_change_layout)
+        is_large = row_bytes > _LARGE_ROW_BYTES
+        plan.channels_last = may_change_layout and (prefers_channels_last or is_large)
+        plan._layout_tried = is_large
+        return plan
+
+    def resumed(self, n_rows: int) -> ChunkPlan:
+        """A copy that goes on where this one is, for another call of the same kind and number of rows."""
         plan = copy.deepcopy(self)
-        plan._is_first = True
+        plan.rows += n_rows
+        plan._stop_trying()
+        plan._is_warm = False
         return plan
 
     def next_rows(self, rows_left: int) -> int:
@@ -92,36 +117,40 @@ class ChunkPlan:
             return rows_left % unit
         units_left, units = -(-rows_left // unit), self.size // unit
         n_chunks = -(-units_left // units)
-        return min(unit * -(-units_left // n_chunks), rows_left) if self._settled else min(unit * units, rows_left)
+        if self._in_use is not None:  # a candidate is tried at its size
+            return min(unit * units, rows_left)
+        return min(unit * -(-units_left // n_chunks), rows_left)
 
-    def record(self, n_rows: int, seconds: float) -> None:
-        """Takes in how long a chunk of `n_rows` took."""
-        unit = self.batch if self.size >= self.batch else 1
-        if self._settled or n_rows < self.size // unit * unit:  # one that finishes a step says nothing about its size
+    def record(self, n_rows: int, seconds: float, rows_left: int) -> None:
+        """Takes in how long a chunk of `n_rows` took, and how many rows of the call come after it."""
+        is_small = 4 * n_rows < 3 * self._whole(self.size)  # one that finishes a step says nothing about the size
+        if self._is_settled or is_small:
             return
-        if self._is_first:  # the first chunk of a call fills caches and is not counted
-            self._is_first = False
-            return
-        if self._incumbent is None:
-            self._incumbent = _Candidate(self.size, self.channels_last)
-        running = self._incumbent if self._is_next(self._incumbent) else self._challenger
-        if running is not None:
-            running.seconds_per_row.append(seconds / n_rows)
-        if self._challenger is None:
-            self._challenge()
+        if not self._is_warm:
+            self._is_warm = True
+        elif self._in_use is None:
+            self._seconds_per_row = seconds / n_rows
+            self._try(rows_left)
         else:
-            self._judge(self._incumbent, self._challenger)
+            self._ratios.append(seconds / n_rows / self._seconds_per_row)
+            self._judge(seconds / n_rows, rows_left)
 
     def limit(self, n_rows: int) -> None:
         """Keeps sizes that are still to be tried at or below `n_rows`."""
         self.largest = min(self.largest, max(n_rows, self.size))
 
     def halve(self, n_rows: int) -> bool:
-        """After a chunk of `n_rows` did not fit in memory: chunks of half of it, for good; False if it was one row."""
+        """After a chunk of `n_rows` did not fit in memory: chunks of half of it, for good; False if it was one row.
+
+        Where it was a candidate larger than what is in use, that did fit.
+        """
         if n_rows <= 1:
             return False
-        self.size = self.largest = n_rows // 2
-        self._settled = True
+        did_fit = self._in_use is not None and self._in_use[0] < n_rows
+        self._stop_trying()
+        if not did_fit:
+            self.size = n_rows // 2
+        self.largest, self._is_settled = self.size, True
         return True
 
     def reject_layout(self) -> bool:
@@ -131,8 +160,8 @@ class ChunkPlan:
         """
         if not self.may_change_layout or not self.channels_last:
             return False
-        self.channels_last, self.may_change_layout = False, False
-        self._incumbent, self._challenger = _Candidate(self.size, False), None
+        self._in_use = None
+        self.channels_last, self.may_change_layout, self._is_warm = False, False, False
         return True
 
     def keep_verified_layout(self) -> None:
@@ -140,49 +169,48 @@ class ChunkPlan:
         if not self.layout_verified:
             self.reject_layout()
 
-    def _is_next(self, candidate: _Candidate) -> bool:
-        return (self.size, self.channels_last) == (candidate.size, candidate.channels_last)
+    def _whole(self, size: int) -> int:
+        """Rows of a full chunk: whole steps where at least one fits."""
+        return size // self.batch * self.batch if size >= self.batch else size
 
-    def _use(self, candidate: _Candidate) -> None:
-        self.size, self.channels_last = candidate.size, candidate.channels_last
-
-    def _challenge(self) -> None:
-        """Puts the next candidate beside the incumbent: the other layout first, then larger sizes."""
+    def _candidate(self) -> tuple[int, bool] | None:
+        """What may be better than what is in use: the other layout first, then larger sizes."""
         if self.may_change_layout and not self._layout_tried:
-            self._layout_tried = True
-            self._challenger = _Candidate(self.size, True)
-            self.channels_last = True
-        elif self.size < self.largest:
-            self._challenger = _Candidate(min(2 * self.size, self.largest), self.channels_last)
-            self.size = self._challenger.size
-        else:
-            self._settled = True
+            return self.size, not self.channels_last
+        larger = min(2 * self.size, self.largest)
+        return (larger, self.channels_last) if self._whole(larger) > self._whole(self.size) else None
 
-    def _judge(self, incumbent: _Candidate, challenger: _Candidate) -> None:
-        """After a chunk of either: whose turn it is, or who has won and what comes next."""
-        changes_layout = challenger.channels_last != incumbent.channels_last
-        in_turns = zip(challenger.seconds_per_row, incumbent.seconds_per_row, strict=False)
-        ratios = [theirs / ours for theirs, ours in in_turns]
-        won = sum(ratio < _WORTHWHILE for ratio in ratios)
-        needed = _PAIRS // 2 + 1
-        wins = won >= needed or ratios[0] < _CLEAR
-        if not wins and len(ratios) - won < needed:
-            self._use(incumbent if self._is_next(challenger) else challenger)
+    def _try(self, rows_left: int) -> None:
+        """Puts a candidate in the place of what is in use for two chunks, if the rows are there for it."""
+        candidate = self._candidate()
+        if candidate is None:
+            self._is_settled = True
             return
-        winner = challenger if wins else incumbent
-        self._use(winner)
-        self._incumbent, self._challenger = _Candidate(winner.size, winner.channels_last), None
-        self._incumbent.seconds_per_row.append(winner.seconds_per_row[-1])
-        if wins or changes_layout:
-            self._challenge()
+        rows = 2 * self._whole(candidate[0])
+        if rows <= rows_left and self._rows_tried + rows <= self.rows // _TRIED_SHARE:
+            self._rows_tried += rows
+            self._in_use = self.size, self.channels_last
+            self.size, self.channels_last = candidate
+            self._is_warm = False
+
+    def _judge(self, seconds_per_row: float, rows_left: int) -> None:
+        """After a candidate's chunks: whether it is taken, is dropped or has to do it again."""
+        changes_layout = self._in_use is not None and self._in_use[1] != self.channels_last
+        is_faster = self._ratios[-1] < _WORTHWHILE
+        if is_faster and len(self._ratios) == 1 and self._ratios[0] >= _CLEAR:
+            self._stop_trying()
+            return
+        self._ratios.clear()
+        self._layout_tried = self._layout_tried or changes_layout
+        if is_faster:
+            self._in_use = None
+            self._seconds_per_row = seconds_per_row
+            self._try(rows_left)
         else:
-            self._settled = True
+            self._stop_trying()
+            self._is_settled = not changes_layout  # sizes beyond one that is no better are not tried
 
-
-@dataclass
-class _Candidate:
-    """A size and a layout that are tried, and what they cost in each chunk so far."""
-
-    size: int
-    channels_last: bool
-    seconds_per_row: list[float] = field(default_factory=list)
+    def _stop_trying(self) -> None:
+        if self._in_use is not None:
+            self.size, self.channels_last = self._in_use
+            self._in_use, self._is_warm = None, False

@@ -2,12 +2,13 @@ import mmap
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 
 import igfast
-from igfast import memory
+from igfast import _C, memory
 
 MIB = 2**20
 
@@ -69,6 +70,52 @@ def test_blocks_are_not_taken_for_much_smaller_requests():
         assert not large & {block.data_ptr() for block in blocks(2 * MIB, 20)}
 
 
+def test_blocks_of_a_larger_chunk_serve_a_smaller_one_if_told_so():
+    with lent():
+        large = {block.data_ptr() for block in blocks(4 * MIB, 20)}
+        memory.reuse_larger_blocks(2.0)
+        assert {block.data_ptr() for block in blocks(2 * MIB, 20)} == large
+        assert not large & {block.data_ptr() for block in blocks(MIB, 20)}
+        memory.give_back_freed_blocks()  # those that are made from here on are not for others
+        large = {block.data_ptr() for block in blocks(4 * MIB, 20)}
+        assert not large & {block.data_ptr() for block in blocks(2 * MIB, 20)}
+
+
+def test_a_large_block_is_kept_without_its_pages():
+    with lent() as use:
+        addresses = [torch.ones(300 * MIB, dtype=torch.uint8).data_ptr() for _ in range(3)]
+        assert len(set(addresses)) == 1
+        before = memory.resident_bytes()
+        small = blocks(n=250)
+        assert memory.resident_bytes() < before + 20 * MIB  # of 300 MiB at most, the peak of what was alive
+        assert use.peak() < 320 * MIB
+    del small
+
+
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(
+    not _HUGE_PAGES.exists() or "[madvise]" not in _HUGE_PAGES.read_text(),
+    reason="this system does not give huge pages to those who ask",
+)
+def test_large_blocks_ask_for_huge_pages_until_they_are_given_back():
+    def marked():
+        return Path("/proc/self/smaps").read_text().count(" hg")
+
+    with lent():
+        before = marked()
+        block = torch.ones(64 * MIB, dtype=torch.uint8)
+        assert marked() == before + 1
+        in_heap = blocks(8 * MIB, 4)
+        assert marked() > before + 1
+        del in_heap
+    assert int(block.sum()) == 64 * MIB  # outlives the pool
+    assert marked() == before + 1
+    del block
+    assert marked() == before
+
+
 def test_blocks_outlive_the_pool_and_the_pool_takes_foreign_ones():
     foreign = blocks()
     with lent():
@@ -83,13 +130,18 @@ def test_blocks_outlive_the_pool_and_the_pool_takes_foreign_ones():
 
 
 def test_the_pool_is_left_after_an_exception():
-    with pytest.raises(KeyError), lent():
+    held = _C.host_pool_bytes()
+
+    def fail():
+        blocks()
+        assert _C.host_pool_bytes() >= held + 190 * MIB
         raise KeyError
-    block = torch.ones(MIB, dtype=torch.uint8)
-    address = block.data_ptr()
-    del block
-    with lent():  # nothing is left in it from before
-        assert torch.ones(8 * MIB, dtype=torch.uint8).data_ptr() != address
+
+    with pytest.raises(KeyError), lent():
+        fail()
+    assert _C.host_pool_bytes() == held
+    blocks()
+    assert _C.host_pool_bytes() == held
 
 
 def test_the_pool_in_many_threads():
@@ -109,6 +161,7 @@ def test_without_kernels_nothing_happens(monkeypatch):
     monkeypatch.setattr(memory, "kernels_loaded", lambda: False)
     with lent():
         memory.give_back_freed_blocks()
+        memory.reuse_larger_blocks(2.0)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from igfast.attr._inputs import Inputs, warn_if_not_finite
 from igfast.attr._state import Remembered, module_of
 from igfast.engine import Integral, Path, integrate
 from igfast.errors import ArgumentError, warn
-from igfast.lean import LeanExecution, why_not
+from igfast.lean import LeanExecution, compiled, why_not
 from igfast.memory import MemoryUse, memory_lent, parse_memory_budget
 from igfast.planner import ChunkPlan
 from igfast.quadrature import Rule
@@ -135,15 +135,18 @@ class Run:
         budget = self.execution.memory_budget
         kind = (kind, tuple((x.shape, x.dtype, x.device) for x in inputs.x), layouts, n_rows, rows_allowed, budget)
         known = _remembered.get(self.evaluator.forward_func, kind)
-        may_change_layout = may_change_layout and any(
-            path.has_channels and path.memory_format is torch.contiguous_format for path in paths
+        may_change_layout = (
+            may_change_layout
+            and any(path.has_channels and path.memory_format is torch.contiguous_format for path in paths)
+            and not compiled(self.evaluator.forward_func, module_of(self.evaluator.forward_func))  # for one layout
         )
+        is_on_cpu = inputs.device.type == "cpu"  # where convolutions are as fast or faster on channels-last images
         if known is not None:
-            plan = known.resumed()
+            plan = known.resumed(n_rows)
         elif rows_allowed is None:
-            plan = ChunkPlan.growing(inputs.batch, n_rows, inputs.row_bytes, may_change_layout)
+            plan = ChunkPlan.growing(inputs.batch, n_rows, inputs.row_bytes, may_change_layout, is_on_cpu)
         else:
-            plan = ChunkPlan.fixed(inputs.batch, rows_allowed, may_change_layout)
+            plan = ChunkPlan.fixed(inputs.batch, n_rows, rows_allowed, may_change_layout, is_on_cpu)
         self._plan = plan
         with tqdm(total=n_rows, desc="igfast", unit="row", disable=not self.execution.show_progress) as bar:
             integral = integrate(

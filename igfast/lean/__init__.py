@@ -9,4 +9,5 @@ Prior art: "You Only Need the Necessary: selective differentiation", arXiv:2404.
 """
 
 from igfast.lean._execution import LeanExecution as LeanExecution
+from igfast.lean._execution import compiled as compiled
 from igfast.lean._execution import why_not as why_not

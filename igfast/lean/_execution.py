@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from igfast.errors import LeanError, warn
-from igfast.lean._liveness import count_once, empty_unused
+from igfast.lean._liveness import count_once, empty_unused, held_by_calls
 from igfast.lean._recompute import recomputed, repeated_blocks
 from igfast.memory import is_out_of_memory
 from igfast.ops._load import kernels_loaded
@@ -154,7 +154,7 @@ class LeanExecution:
 def _new_mode() -> Any:
     from igfast.lean._mode import LeanMode  # its operators have to be loaded first, see why_not
 
-    count_once()
+    count_once(held_by_calls())
     return LeanMode()
 
 
@@ -165,8 +165,11 @@ def why_not(forward_func: Callable[..., Any], module: nn.Module | None) -> str:
         forward_func: the function that is attributed.
         module: the module behind it, if there is one.
     """
-    if not kernels_loaded():
-        return "igfast's compiled operators are not built"
+    return compiled(forward_func, module) if kernels_loaded() else "igfast's compiled operators are not built"
+
+
+def compiled(forward_func: Callable[..., Any], module: nn.Module | None) -> str:
+    """What of a forward function is compiled by torch.compile, as a sentence; empty if nothing is."""
     if hasattr(forward_func, "_torchdynamo_orig_callable"):
         return "forward_func is compiled (torch.compile)"
     for part in module.modules() if module is not None else ():

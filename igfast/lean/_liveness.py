@@ -11,7 +11,8 @@ there: with large images that is the largest tensor of a forward pass, held twic
 
 What the calls on the way from the calling code to here hold is counted, twice, on tensors known to be dead. Calls that
 it was not counted for, those of modules with hooks among them, never overwrite; nor does anything on Python 3.10, whose
-instructions differ.
+instructions differ. Where the interpreter's evaluation of frames was replaced (PEP 523; torch.compile does it, and may
+leave it so after an error), every call holds more, and counts of the one kind say nothing about the other.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def is_dead(x: Tensor) -> bool:
     if is_counting:
         _counting.seen.setdefault(way, set()).add(counts)
         return False
-    return _counts().get(way) == counts and not x.is_leaf and not x._is_view() and _is_of(call, frame, x)
+    return _counts(held_by_calls()).get(way) == counts and not x.is_leaf and not x._is_view() and _is_of(call, frame, x)
 
 
 def empty_unused(leaves: tuple[Tensor, ...]) -> None:
@@ -197,21 +198,34 @@ def _count() -> dict[_Way, set[tuple[int, int, int]]]:
     return seen
 
 
+def held_by_calls() -> int:
+    """References to an argument of two nested calls, by which the ways to evaluate frames are told apart."""
+    return _outer(SimpleNamespace())
+
+
+def _outer(x: SimpleNamespace) -> int:
+    return _inner(x)
+
+
+def _inner(x: SimpleNamespace) -> int:
+    return sys.getrefcount(x)
+
+
 @functools.cache
-def count_once() -> dict[_Way, set[tuple[int, int, int]]]:
-    """The first of the two counts."""
+def count_once(held_by_calls: int) -> dict[_Way, set[tuple[int, int, int]]]:  # noqa: ARG001
+    """The first of the two counts, for a way to evaluate frames."""
     return _count()
 
 
 @functools.cache
-def _counts_of_both() -> dict[_Way, tuple[int, int, int]]:
-    first, second = count_once(), _count()
+def _counts_of_both(held_by_calls: int) -> dict[_Way, tuple[int, int, int]]:
+    first, second = count_once(held_by_calls), _count()
     return {way: next(iter(counts)) for way, counts in second.items() if len(counts) == 1 and first.get(way) == counts}
 
 
-def _counts() -> dict[_Way, tuple[int, int, int]]:
+def _counts(held_by_calls: int) -> dict[_Way, tuple[int, int, int]]:
     with _counting_lock:
-        return _counts_of_both()
+        return _counts_of_both(held_by_calls)
 
 
 def _call_with_dead_arguments(holder: SimpleNamespace, leaf: Tensor) -> None:

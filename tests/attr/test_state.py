@@ -222,21 +222,30 @@ def test_the_choice_of_chunks_is_remembered_for_the_model_and_forgotten_with_it(
     from igfast.attr._integration import _remembered
 
     network, x = models.convnet(), torch.randn(1, 3, 8, 8, dtype=torch.float64)
-    layouts = []
-    network.register_forward_pre_hook(lambda module, args: layouts.append(args[0].is_contiguous()))
+    passes = []
+    network.register_forward_pre_hook(lambda module, args: passes.append(args[0].shape[0]))
     explainer = igfast.IntegratedGradients(network)
     first = explainer.attribute(x, target=0, n_steps=20, internal_batch_size=2)
-    tried = len(set(layouts))
-    layouts.clear()
+    assert passes[:2] == [1, 1]  # one example in either layout
+    passes.clear()
     second = igfast.IntegratedGradients(network).attribute(x, target=0, n_steps=20, internal_batch_size=2)
-    assert tried == 2
-    assert len(set(layouts)) == 1
+    assert passes == [2] * 10
     assert relative_difference(second, first) <= 1e-12
     assert network in _remembered._values
     before = len(_remembered._values)
     del network, explainer
     gc.collect()
     assert len(_remembered._values) < before
+
+
+def test_a_compiled_model_sees_one_layout():
+    network, shapes = models.convnet(), []
+    handle = network.register_forward_pre_hook(lambda module, args: shapes.append((args[0].shape[0], args[0].stride())))
+    x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    igfast.IntegratedGradients(torch.compile(network, backend="eager")).attribute(x, target=0, n_steps=20)
+    handle.remove()
+    assert {stride for _, stride in shapes} == {x.stride()}
+    assert len(shapes) == 1  # and was not compiled for anything else
 
 
 class Unhashable:

@@ -2,7 +2,9 @@
 
 import functools
 import itertools
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -377,3 +379,9 @@ def test_small_tensors_are_left_alone(monkeypatch):
         network(X.clone().requires_grad_())
     first, second, third = network.seen
     assert first != second != third
+
+
+@overwrites
+def test_another_evaluation_of_frames_is_counted_by_itself():
+    script = Path(__file__).parent.parent / "scripts" / "frame_evaluation.py"
+    subprocess.run([sys.executable, str(script)], check=True)
