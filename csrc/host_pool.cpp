@@ -54,17 +54,16 @@ std::mutex mutex;  // of all up to the atomics
 int64_t n_users = 0;
 uint64_t n_freed = 0;
 IdleBlocks idle;
-double slack = 1;
 std::map<uint64_t, IdleBlocks::iterator> resident;  // those of `idle` that have their pages, the first freed first
 c10::Allocator* previous = nullptr;
 
 std::atomic<int64_t> live = 0, kept = 0;  // bytes of blocks in use, of resident idle ones
 std::atomic<int64_t> peak = 0, live_peak = 0;
 thread_local int64_t limit = -1;  // of live + kept, for requests of this thread
+thread_local double slack = 1;    // how much larger a block may be than a request of this thread
 
 bool is_pooled(size_t n_bytes) { return n_bytes >= kSmall; }
 
-// A request takes an idle block that is at most this much larger.
 bool fits(size_t block, size_t request) {
   return static_cast<double>(block) <= (slack + 0.125) * static_cast<double>(request);
 }
@@ -100,7 +99,7 @@ void want_huge_pages(void* block, size_t n_bytes, bool wanted) {
   if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, wanted ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
 }
 
-// Gives a block back to the C library as it was.
+// Gives a block back to the C library, on ordinary pages from here on.
 void free_block(void* block, size_t n_bytes) {
   want_huge_pages(block, n_bytes, false);
   c10::free_cpu(block);
@@ -222,13 +221,9 @@ void empty_host_pool() {
   idle.clear();
   resident.clear();
   kept = 0;
-  slack = 1;
 }
 
-void set_host_pool_slack(double times) {
-  const std::lock_guard<std::mutex> lock(mutex);
-  slack = times;
-}
+void set_host_pool_slack(double times) { slack = times; }
 
 int64_t host_pool_bytes() { return live + kept; }
 

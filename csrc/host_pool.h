@@ -13,8 +13,8 @@ void leave_host_pool();
 // Frees the blocks that nobody uses.
 void empty_host_pool();
 
-// Lets requests take blocks that are up to so many times as large, until the pool is emptied: the blocks of a larger
-// chunk for a smaller one.
+// Lets requests of the calling thread take blocks that are up to so many times as large: those of a larger chunk for a
+// smaller one.
 void set_host_pool_slack(double times);
 
 // Bytes of the pool's blocks that are resident, those in use and those that nobody uses.

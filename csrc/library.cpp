@@ -338,7 +338,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("leave_host_pool", &igfast::leave_host_pool, "Undoes one enter_host_pool.");
   m.def("empty_host_pool", &igfast::empty_host_pool, "Frees the kept blocks that nobody uses.");
   m.def("set_host_pool_slack", &igfast::set_host_pool_slack,
-        "Lets requests take kept blocks that are so many times as large, until the pool is emptied.");
+        "Lets this thread's requests take kept blocks that are so many times as large.");
   m.def("host_pool_bytes", &igfast::host_pool_bytes, "Bytes of the pool's blocks, in use or kept.");
   m.def("host_pool_peak", &igfast::host_pool_peak, "The most of host_pool_bytes() since the pool was entered.");
   m.def("set_host_pool_limit", &igfast::set_host_pool_limit,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from igfast import ops
-from igfast.errors import IgfastMemoryError, warn
+from igfast.errors import IgfastMemoryError, LeanError, warn
 from igfast.memory import MemoryUse, free_memory, give_back_freed_blocks, is_out_of_memory, reuse_larger_blocks
 from igfast.planner import ChunkPlan
 from igfast.quadrature import Rule
@@ -212,20 +212,20 @@ class _Loop:
     def _fit_blocks(self, n_rows: int, seconds: float) -> None:
         """Sees to the blocks that earlier chunks freed, the last of which took some seconds."""
         rows, channels_last = self._blocks
-        if n_rows < rows and self.plan.channels_last == channels_last:
-            reuse_larger_blocks(rows / n_rows)
-            return
-        if (n_rows, self.plan.channels_last) != self._blocks:
-            reuse_larger_blocks(1.0)
+        is_smaller = n_rows < rows and self.plan.channels_last == channels_last
+        if not is_smaller and (n_rows, self.plan.channels_last) != self._blocks:
             if seconds > _LONG_SECONDS:
                 give_back_freed_blocks()  # they do not fit what comes
-        self._blocks = n_rows, self.plan.channels_last
+            self._blocks = n_rows, self.plan.channels_last
+        reuse_larger_blocks(self._blocks[0] / n_rows)
 
     def _save_memory(self, n_rows: int, said: str) -> None:
         free_memory(self.memory.device)
         self._blocks = 0, False
-        if self.plan.halve(n_rows):
+        if self.plan.shrink(n_rows):
             done = f"chunks of {self.plan.size} instead of {n_rows} rows"
+            if self.plan.size == n_rows:
+                done = "the layout of the chunks before"
         else:
             done = self.evaluator.save_memory()
             self.plan.savings += 1
@@ -282,8 +282,8 @@ def integrate(
         del grads, grad, values
         loop.chunks[chunk.stop - chunk.start] += 1
         plan.record(chunk.stop - chunk.start, time.perf_counter() - began, len(rows) - chunk.stop)
-        if memory.for_tensors is not None and (peak := memory.peak()):
-            plan.limit(memory.for_tensors * max(loop.chunks) // peak)
+        if peak := memory.peak():
+            plan.limit_memory(peak / max(loop.chunks), memory.for_tensors)
         on_rows(chunk.stop - chunk.start)
     if with_ends:
         _evaluate_ends(loop, ends)
@@ -320,7 +320,7 @@ def _gradient(loop: _Loop, example: Tensor, alpha: Tensor) -> tuple[tuple[Tensor
     try:
         return gradient(plan.channels_last)
     except Exception as error:  # a model may check its input and raise anything
-        if is_out_of_memory(error) or not plan.reject_layout():
+        if isinstance(error, LeanError) or is_out_of_memory(error) or not plan.reject_layout():
             raise
     return gradient(False)
 
@@ -365,7 +365,6 @@ def _value_in(examples: tuple[Tensor, ...], evaluator: Evaluator, channels_last:
 
 def _evaluate_ends(loop: _Loop, ends: _Ends) -> None:
     """Forward passes for the ends that the rule did not visit."""
-    loop.plan.keep_verified_layout()
     rows = _Rows([end for end in (1.0, 0.0) if end not in ends.values], loop.plan.batch, loop.paths[0].x.device)
     example, alpha = rows.example(), rows.per_row(rows.nodes)
 

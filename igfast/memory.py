@@ -189,6 +189,7 @@ def _lent_by_host(device: torch.device, use: MemoryUse, is_explicit: bool) -> It
         peak = use.peak()
         use.peak = lambda: peak
         pool.set_host_pool_limit(outer)
+        pool.set_host_pool_slack(1.0)
         pool.leave_host_pool()
         pool.empty_host_pool()
         if time.monotonic() - began > _TRIM_AFTER_SECONDS:
@@ -234,7 +235,7 @@ def give_back_freed_blocks() -> None:
 
 
 def reuse_larger_blocks(times: float) -> None:
-    """Lets freed blocks serve requests for as little as 1 / times of them, until they are given back."""
+    """Lets freed blocks serve this thread's requests for as little as 1 / times of them."""
     if kernels_loaded():
         importlib.import_module("igfast._C").set_host_pool_slack(times)
 

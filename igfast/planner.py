@@ -14,9 +14,13 @@ _LARGE_ROW_BYTES = 2**20
 """Rows from here on are channels-last from the start and stay so: on large images convolutions in it are faster and
 need no reordered copies of their inputs and outputs, which are what sets the peak there."""
 
+_CHEAP_BYTES = 3 * 2**26
+"""Chunks grow to this peak without a trial, once the first has shown what a row takes: what csrc/host_pool.cpp keeps
+resident in any case. With 6 images of 224x224 instead of 4 a ResNet-50 took 0.84 of the time per row, with 8 as much,
+and an EfficientNet-Lite0 0.98 and 1.02 (2 cores)."""
+
 _LARGEST_CHUNK_BYTES = 2**22
-"""Input bytes that a growing chunk stays within: 6 images of 224x224, 5 texts of 512 tokens. From 4 images on the time
-per row changes by less than a busy machine does from one second to the next (2 cores)."""
+"""Input bytes that a growing chunk stays within: 6 images of 224x224, 5 texts of 512 tokens."""
 
 _LARGEST_SHARE = 5
 """A chunk that grows stays below this fraction of all rows, so that the peak stays below a tenth of the peak of a call
@@ -40,9 +44,10 @@ do so twice: single chunks of a busy machine are off by 10 % and more."""
 class ChunkPlan:
     """Chooses the size and the layout of chunks by timing the chunks that are computed anyway, over several calls.
 
-    Where channels-last is a choice, the other layout is tried first; then the size grows while that improves the time
-    per row. A candidate is given two chunks in a row: the first after any change fills caches and is not counted. The
-    second is compared with the chunk just before the two.
+    After the first chunk the size is what is cheap in memory. Where channels-last is a choice, the other layout is
+    tried next; then the size grows while that improves the time per row. A candidate is given two chunks in a row: the
+    first after any change fills caches and is not counted. The second is compared with the chunk just before the two.
+    So calls of fewer than four chunks try nothing.
 
     Attributes:
         batch: number of examples; a chunk of at least that many rows holds whole steps, so that models whose output
@@ -64,6 +69,7 @@ class ChunkPlan:
     channels_last: bool = False
     layout_verified: bool = False
     savings: int = 0
+    _is_fitted: bool = False  # to what is cheap in memory
     _rows_tried: int = 0
     _layout_tried: bool = False
     _is_settled: bool = False
@@ -74,12 +80,16 @@ class ChunkPlan:
 
     @staticmethod
     def fixed(
-        batch: int, n_rows: int, size: int, may_change_layout: bool = False, prefers_channels_last: bool = False
+        batch: int,
+        n_rows: int,
+        row_bytes: int,
+        size: int,
+        may_change_layout: bool = False,
+        prefers_channels_last: bool = False,
     ) -> ChunkPlan:
-        """Chunks of `size` rows, as the caller asked."""
+        """Chunks of `size` rows, as the caller asked; the rest as in `growing`."""
         plan = ChunkPlan(batch, size, size, n_rows, may_change_layout)
-        plan.channels_last = may_change_layout and prefers_channels_last
-        return plan
+        return plan._starting(row_bytes, prefers_channels_last)
 
     @staticmethod
     def growing(
@@ -97,10 +107,13 @@ class ChunkPlan:
         first = min(n_rows, -(-FIRST_CHUNK_BYTES // max(row_bytes, 1)))
         largest = min(n_rows // _LARGEST_SHARE, _LARGEST_CHUNK_BYTES // max(row_bytes, 1))
         plan = ChunkPlan(batch, first, max(first, largest), n_rows, may_change_layout)
+        return plan._starting(row_bytes, prefers_channels_last)
+
+    def _starting(self, row_bytes: int, prefers_channels_last: bool) -> ChunkPlan:
         is_large = row_bytes > _LARGE_ROW_BYTES
-        plan.channels_last = may_change_layout and (prefers_channels_last or is_large)
-        plan._layout_tried = is_large
-        return plan
+        self.channels_last = self.may_change_layout and (prefers_channels_last or is_large)
+        self._layout_tried = is_large
+        return self
 
     def resumed(self, n_rows: int) -> ChunkPlan:
         """A copy that goes on where this one is, for another call of the same kind and number of rows."""
@@ -123,8 +136,8 @@ class ChunkPlan:
 
     def record(self, n_rows: int, seconds: float, rows_left: int) -> None:
         """Takes in how long a chunk of `n_rows` took, and how many rows of the call come after it."""
-        is_small = 4 * n_rows < 3 * self._whole(self.size)  # one that finishes a step says nothing about the size
-        if self._is_settled or is_small:
+        finishes_step = self.size >= self.batch and n_rows % self.batch  # and says nothing about the size
+        if self._is_settled or finishes_step or 4 * n_rows < 3 * self._whole(self.size):
             return
         if not self._is_warm:
             self._is_warm = True
@@ -135,22 +148,28 @@ class ChunkPlan:
             self._ratios.append(seconds / n_rows / self._seconds_per_row)
             self._judge(seconds / n_rows, rows_left)
 
-    def limit(self, n_rows: int) -> None:
-        """Keeps sizes that are still to be tried at or below `n_rows`."""
-        self.largest = min(self.largest, max(n_rows, self.size))
+    def limit_memory(self, row_peak: float, allowed: int | None) -> None:
+        """Takes in what a row of the largest chunk so far took at its peak, and what all may take; both in bytes."""
+        if allowed is not None:
+            self.largest = min(self.largest, max(int(allowed / row_peak), self.size))
+        if not self._is_fitted and self._in_use is None:
+            self._is_fitted = True
+            cheap = min(int(_CHEAP_BYTES / row_peak), self.largest)
+            if self._whole(cheap) > self._whole(self.size):
+                self.size, self._is_warm = cheap, False
 
-    def halve(self, n_rows: int) -> bool:
-        """After a chunk of `n_rows` did not fit in memory: chunks of half of it, for good; False if it was one row.
+    def shrink(self, n_rows: int) -> bool:
+        """After a chunk of `n_rows` did not fit in memory: smaller ones, for good; False if it was one row.
 
-        Where it was a candidate larger than what is in use, that did fit.
+        A candidate makes way for what is in use, which did fit; otherwise they have half as many rows.
         """
-        if n_rows <= 1:
-            return False
-        did_fit = self._in_use is not None and self._in_use[0] < n_rows
-        self._stop_trying()
-        if not did_fit:
+        if self._in_use is not None:
+            self._stop_trying()
+        elif n_rows > 1:
             self.size = n_rows // 2
-        self.largest, self._is_settled = self.size, True
+        else:
+            return False
+        self.largest, self._is_settled, self._is_fitted = self.size, True, True
         return True
 
     def reject_layout(self) -> bool:
@@ -163,11 +182,6 @@ class ChunkPlan:
         self._in_use = None
         self.channels_last, self.may_change_layout, self._is_warm = False, False, False
         return True
-
-    def keep_verified_layout(self) -> None:
-        """Drops a layout that was about to be tried."""
-        if not self.layout_verified:
-            self.reject_layout()
 
     def _whole(self, size: int) -> int:
         """Rows of a full chunk: whole steps where at least one fits."""

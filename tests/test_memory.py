@@ -76,7 +76,8 @@ def test_blocks_of_a_larger_chunk_serve_a_smaller_one_if_told_so():
         memory.reuse_larger_blocks(2.0)
         assert {block.data_ptr() for block in blocks(2 * MIB, 20)} == large
         assert not large & {block.data_ptr() for block in blocks(MIB, 20)}
-        memory.give_back_freed_blocks()  # those that are made from here on are not for others
+        memory.give_back_freed_blocks()
+        memory.reuse_larger_blocks(1.0)
         large = {block.data_ptr() for block in blocks(4 * MIB, 20)}
         assert not large & {block.data_ptr() for block in blocks(2 * MIB, 20)}
 

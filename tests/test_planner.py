@@ -52,13 +52,13 @@ def test_no_more_than_an_eighth_of_all_rows_is_tried():
 
 
 def test_chunks_that_are_nearly_full_count():
-    # 12 rows make five chunks of 10; one that finishes a step, of 2 or 3 rows, does not count.
-    sizes = [n for n, _ in run(ChunkPlan.growing(1, 50, 180_000).resumed(1000), 50, lambda n, cl: 1 / n)]
-    assert sizes[:2] == [10, 10]
-    plan = ChunkPlan.growing(7, 700, MIB // 2)
-    for _ in range(9):
-        plan.record(2, 1.0, 600)
-    assert not plan._is_warm
+    # 12 rows make five chunks of 10. One that finishes a step, of 6 of its 8 rows, does not count.
+    chunks = run(ChunkPlan.growing(1, 50, 180_000, True).resumed(1000), 50, lambda n, cl: 1.0)
+    assert chunks[:4] == [(10, False), (10, False), (12, True), (12, True)]
+    sizes = [n for n, _ in run(ChunkPlan.growing(8, 400, 420_864), 400, lambda n, cl: 1 / n)]
+    assert sizes[:5] == [5, 5, 6, 8, 8]
+    slow = iter([1, 1, 1, 9, 0.5, 1])  # the first whole chunk fills caches
+    assert max(n for n, _ in run(ChunkPlan.growing(8, 400, 420_864), 400, lambda n, cl: next(slow, 0.5))[9:]) == 8
 
 
 def test_a_candidate_is_compared_by_its_second_chunk_with_the_one_before_the_two():
@@ -124,10 +124,40 @@ def test_a_candidate_that_does_not_fit_in_memory_is_dropped():
     for seconds in (9, 4):
         plan.record(4, seconds, 1000)
     assert plan.size == 6
-    assert plan.halve(6)
+    assert plan.shrink(6)
     assert plan.size == plan.largest == 4
-    assert plan.halve(4)
+    assert plan.shrink(4)
     assert plan.size == plan.largest == 2
+
+
+def test_a_layout_that_does_not_fit_in_memory_is_dropped():
+    plan = ChunkPlan.fixed(1, 80, MIB // 2, 1, may_change_layout=True, prefers_channels_last=True)
+    for seconds in (9, 1):
+        plan.record(1, seconds, 70)
+    assert not plan.channels_last
+    assert plan.shrink(1)
+    assert (plan.size, plan.channels_last) == (1, True)
+    assert not plan.shrink(1)
+
+
+def test_takes_as_many_rows_as_are_cheap_once_it_knows_what_one_takes():
+    for row_mib, wanted in ((1, 6), (32, 6), (40, 4), (100, 4)):
+        plan = ChunkPlan.growing(1, 1200, 600_000)
+        plan.limit_memory(row_mib * MIB, None)
+        assert plan.size == wanted
+        plan.limit_memory(MIB, None)
+        assert plan.size == wanted
+    fixed = ChunkPlan.fixed(1, 1200, 600_000, 4)
+    fixed.limit_memory(MIB, None)
+    assert fixed.size == 4
+
+
+def test_a_budget_limits_what_is_tried():
+    plan = ChunkPlan.growing(1, 1200, MIB // 2)
+    plan.limit_memory(100 * MIB, 600 * MIB)
+    assert (plan.size, plan.largest) == (4, 6)
+    plan.limit_memory(200 * MIB, 600 * MIB)
+    assert (plan.size, plan.largest) == (4, 4)
 
 
 def test_one_large_row_at_a_time():
@@ -144,7 +174,7 @@ def test_large_rows_are_channels_last_from_the_start():
 @pytest.mark.parametrize("prefers", [True, False])
 @pytest.mark.parametrize("faster", [True, False])
 def test_tries_the_other_layout_once_and_keeps_it_if_faster(prefers, faster):
-    plan = ChunkPlan.fixed(1, 80, 2, may_change_layout=True, prefers_channels_last=prefers)
+    plan = ChunkPlan.fixed(1, 80, MIB // 2, 2, may_change_layout=True, prefers_channels_last=prefers)
     chunks = run(plan, 80, lambda n, cl: 0.8 if cl == faster else 1.0)
     assert [cl for _, cl in chunks[:4]] == [prefers, prefers, not prefers, not prefers]
     assert {cl for _, cl in chunks[4:]} == {faster}
@@ -152,12 +182,12 @@ def test_tries_the_other_layout_once_and_keeps_it_if_faster(prefers, faster):
 
 @pytest.mark.parametrize("prefers", [True, False])
 def test_layout_is_not_touched_where_it_is_no_choice(prefers):
-    plan = ChunkPlan.fixed(1, 80, 2, prefers_channels_last=prefers)
+    plan = ChunkPlan.fixed(1, 80, MIB // 2, 2, prefers_channels_last=prefers)
     assert {cl for _, cl in run(plan, 80, lambda n, cl: 1.0)} == {False}
 
 
 def test_a_refused_layout_is_not_tried_again():
-    plan = ChunkPlan.fixed(1, 80, 2, may_change_layout=True)
+    plan = ChunkPlan.fixed(1, 80, MIB // 2, 2, may_change_layout=True)
     assert not plan.reject_layout()  # nothing to reject yet: the failure is the model's own
     for _ in range(2):
         plan.record(2, 1.0, 76)
@@ -169,7 +199,7 @@ def test_a_refused_layout_is_not_tried_again():
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 7, 11, 12, 100])
 @pytest.mark.parametrize("batch", [1, 3, 5])
 def test_chunks_hold_whole_steps_where_one_fits(batch, size):
-    sizes = [n for n, _ in run(ChunkPlan.fixed(batch, batch * 7, size), batch * 7, lambda n, cl: 1.0)]
+    sizes = [n for n, _ in run(ChunkPlan.fixed(batch, batch * 7, MIB // 2, size), batch * 7, lambda n, cl: 1.0)]
     assert sum(sizes) == batch * 7
     assert max(sizes) <= size
     if size >= batch:

@@ -132,21 +132,21 @@ class Run:
             return Integral(tuple(path.zeros() for path in paths), nothing, nothing, None)
         n_rows = inputs.batch * len(rule.nodes)
         layouts = tuple(path.memory_format for path in paths)
-        budget = self.execution.memory_budget
-        kind = (kind, tuple((x.shape, x.dtype, x.device) for x in inputs.x), layouts, n_rows, rows_allowed, budget)
-        known = _remembered.get(self.evaluator.forward_func, kind)
         may_change_layout = (
             may_change_layout
             and any(path.has_channels and path.memory_format is torch.contiguous_format for path in paths)
             and not compiled(self.evaluator.forward_func, module_of(self.evaluator.forward_func))  # for one layout
         )
+        shapes = tuple((x.shape, x.dtype, x.device) for x in inputs.x)
+        kind = (kind, shapes, layouts, may_change_layout, n_rows, rows_allowed, self.execution.memory_budget)
+        known = _remembered.get(self.evaluator.forward_func, kind)
         is_on_cpu = inputs.device.type == "cpu"  # where convolutions are as fast or faster on channels-last images
         if known is not None:
             plan = known.resumed(n_rows)
         elif rows_allowed is None:
             plan = ChunkPlan.growing(inputs.batch, n_rows, inputs.row_bytes, may_change_layout, is_on_cpu)
         else:
-            plan = ChunkPlan.fixed(inputs.batch, n_rows, rows_allowed, may_change_layout, is_on_cpu)
+            plan = ChunkPlan.fixed(inputs.batch, n_rows, inputs.row_bytes, rows_allowed, may_change_layout, is_on_cpu)
         self._plan = plan
         with tqdm(total=n_rows, desc="igfast", unit="row", disable=not self.execution.show_progress) as bar:
             integral = integrate(

@@ -128,10 +128,28 @@ def test_model_that_views_its_input_keeps_its_layout():
     got = igfast.IntegratedGradients(network).attribute(x, target=0, n_steps=12, internal_batch_size=1)
     wanted = naive_integrated_gradients(lambda x: network(x)[:, 0], (x,), (x * 0,), 12)
     assert relative_difference(got, wanted[0]) <= 1e-12
-    assert network.layouts.count(False) == 2  # tried once, in lean execution and, as that failed, plainly
+    assert (
+        network.layouts.count(False) == 2
+    )  # a corner and the whole, to compare layouts
 
 
-def test_model_that_views_its_input_when_only_the_ends_are_left():
+class ViewsWithGradient(Views):
+    """Refuses channels-last path points only where a gradient is asked for, after the comparison of layouts."""
+
+    def forward(self, x):
+        return super().forward(x if torch.is_grad_enabled() else x.contiguous())
+
+
+@pytest.mark.parametrize("lean", ["auto", True, False])
+def test_model_that_views_its_input_after_the_comparison_of_layouts(lean):
+    network, x = ViewsWithGradient(), torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    explainer = igfast.IntegratedGradients(network, lean=lean)
+    got = explainer.attribute(x, target=0, n_steps=12, internal_batch_size=1)
+    wanted = naive_integrated_gradients(lambda x: network(x)[:, 0], (x,), (x * 0,), 12)
+    assert relative_difference(got, wanted[0]) <= 1e-12
+
+
+def test_model_that_views_its_input_and_the_ends():
     network, x = Views(), torch.randn(4, 3, 8, 8, dtype=torch.float64)
     explainer = igfast.IntegratedGradients(network)
     got, delta = explainer.attribute(x, target=0, n_steps=3, internal_batch_size=4, return_convergence_delta=True)

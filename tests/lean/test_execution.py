@@ -106,6 +106,19 @@ def test_backward_inside_the_model_is_seen_whichever_way_it_is_called():
         assert relative_difference(got, wanted) <= 1e-12
 
 
+def test_images_do_not_hide_that_lean_execution_failed():
+    # Path points in the caller's layout are another attempt where channels-last ones fail, but not for this.
+    def own_backward(x):
+        leaf = x.detach().requires_grad_()
+        with torch.enable_grad():
+            (leaf**2).sum().backward()
+        return (x * leaf.grad).flatten(1)
+
+    images = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    with pytest.raises(igfast.LeanError):
+        igfast.IntegratedGradients(own_backward, lean=True).attribute(images, target=1, n_steps=5)
+
+
 def test_custom_backward_that_asks_for_a_weights_gradient():
     # Meets no call in the mode: the node itself refuses.
     weight = nn.Parameter(torch.randn(3, 8, dtype=torch.float64))
