@@ -128,9 +128,7 @@ def test_model_that_views_its_input_keeps_its_layout():
     got = igfast.IntegratedGradients(network).attribute(x, target=0, n_steps=12, internal_batch_size=1)
     wanted = naive_integrated_gradients(lambda x: network(x)[:, 0], (x,), (x * 0,), 12)
     assert relative_difference(got, wanted[0]) <= 1e-12
-    assert (
-        network.layouts.count(False) == 2
-    )  # a corner and the whole, to compare layouts
+    assert network.layouts.count(False) == 2  # a corner and the whole, to compare layouts
 
 
 class ViewsWithGradient(Views):
