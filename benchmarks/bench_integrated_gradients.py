@@ -62,7 +62,6 @@ def main() -> None:
             "case": f"ResNet-50, 224x224, {N_STEPS} steps, float32",
             "provider": label,
             "seconds": harness.percentiles(seconds[label]),
-            "time_ratio": harness.ratio(seconds[label], seconds["igfast"]),
             "rounds": options.rounds,
             **peaks[label],
         }

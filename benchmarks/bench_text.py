@@ -56,7 +56,6 @@ def main() -> None:
             "case": f"6-layer BERT, batch 8, 512 tokens, {options.n_steps} steps, float32, embedding layer",
             "provider": label,
             "seconds": harness.percentiles(seconds[label]),
-            "time_ratio": harness.ratio(seconds[label], seconds["igfast"]),
             "rounds": options.rounds,
             **peaks[label],
         }

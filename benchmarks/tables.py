@@ -15,7 +15,7 @@ def _providers(name: str, call: str) -> list[str]:
     ]
     for r in records:
         seconds, peak = r["seconds"]["p50"], r["peak_bytes"]
-        ratios = f"{r['time_ratio']:.2f} x | {peak / ours['peak_bytes']:.1f} x"
+        ratios = f"{seconds / ours['seconds']['p50']:.2f} x | {peak / ours['peak_bytes']:.1f} x"
         lines.append(f"| {r['provider']} | {seconds:.2f} | {peak / 2**20:.0f} MiB | {ratios} |")
     return lines
 

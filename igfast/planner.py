@@ -180,6 +180,7 @@ class ChunkPlan:
         if not self.may_change_layout or not self.channels_last:
             return False
         self._in_use = None
+        self._ratios.clear()
         self.channels_last, self.may_change_layout, self._is_warm = False, False, False
         return True
 
