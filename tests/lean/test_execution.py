@@ -86,13 +86,14 @@ def test_random_draws_of_a_chunk_that_fell_back_are_drawn_once():
     assert relative_difference(got, wanted) <= 1e-12
 
 
-def test_backward_inside_the_model_is_seen_whichever_way_it_is_called():
-    def own_backward(x):
-        leaf = x.detach().requires_grad_()
-        with torch.enable_grad():
-            (leaf**2).sum().backward()
-        return (x * leaf.grad).flatten(1)
+def own_backward(x):
+    leaf = x.detach().requires_grad_()
+    with torch.enable_grad():
+        (leaf**2).sum().backward()
+    return (x * leaf.grad).flatten(1)
 
+
+def test_backward_inside_the_model_is_seen_whichever_way_it_is_called():
     def module_backward(x):
         leaf = x.detach().requires_grad_()
         with torch.enable_grad():
@@ -108,12 +109,6 @@ def test_backward_inside_the_model_is_seen_whichever_way_it_is_called():
 
 def test_images_do_not_hide_that_lean_execution_failed():
     # Path points in the caller's layout are another attempt where channels-last ones fail, but not for this.
-    def own_backward(x):
-        leaf = x.detach().requires_grad_()
-        with torch.enable_grad():
-            (leaf**2).sum().backward()
-        return (x * leaf.grad).flatten(1)
-
     images = torch.randn(1, 3, 8, 8, dtype=torch.float64)
     with pytest.raises(igfast.LeanError):
         igfast.IntegratedGradients(own_backward, lean=True).attribute(images, target=1, n_steps=5)
