@@ -212,8 +212,7 @@ class _Loop:
     def _fit_blocks(self, n_rows: int, seconds: float) -> None:
         """Sees to the blocks that earlier chunks freed, the last of which took some seconds."""
         rows, channels_last = self._blocks
-        is_smaller = n_rows < rows and self.plan.channels_last == channels_last
-        if not is_smaller and (n_rows, self.plan.channels_last) != self._blocks:
+        if n_rows > rows or self.plan.channels_last != channels_last:
             if seconds > _LONG_SECONDS:
                 give_back_freed_blocks()  # they do not fit what comes
             self._blocks = n_rows, self.plan.channels_last

@@ -128,11 +128,11 @@ class ChunkPlan:
         unit = self.batch if self.size >= self.batch else 1
         if rows_left % unit:  # chunks were smaller than a step so far: finish the one that was begun
             return rows_left % unit
-        units_left, units = -(-rows_left // unit), self.size // unit
-        n_chunks = -(-units_left // units)
+        whole = self._whole(self.size)
         if self._in_use is not None:  # a candidate is tried at its size
-            return min(unit * units, rows_left)
-        return min(unit * -(-units_left // n_chunks), rows_left)
+            return min(whole, rows_left)
+        n_chunks = -(-rows_left // whole)
+        return unit * -(-rows_left // (unit * n_chunks))
 
     def record(self, n_rows: int, seconds: float, rows_left: int) -> None:
         """Takes in how long a chunk of `n_rows` took, and how many rows of the call come after it."""
