@@ -61,11 +61,13 @@ def origin() -> dict[str, Any]:
 def alternate(cases: Mapping[str, Callable[[], object]], rounds: int, warm_up: bool = True) -> dict[str, list[float]]:
     """Seconds of every case in every round, after one round that only warms up (calls of minutes do without).
 
-    The cases take turns, so that a machine that slows down for a while slows all of them.
+    The cases take turns, every other round in reverse, so that a machine that slows down, for a while or steadily,
+    slows all of them.
     """
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for round_number in range(-1 if warm_up else 0, rounds):
-        for name, case in cases.items():
+        turns = list(cases.items())
+        for name, case in turns if round_number % 2 == 0 else reversed(turns):
             began = time.perf_counter()
             case()
             if round_number >= 0:
