@@ -1,8 +1,9 @@
-# make demo    sets up and explains a photograph, with Captum beside it
-# make test    sets up and runs the tests
-# make check   format, lint, types
-# make bench   writes benchmarks/results/*.jsonl
-# make setup   .venv with everything the tests need, igfast installed in it in editable form
+# make demo        sets up and explains a photograph, with Captum beside it
+# make test        sets up and runs the tests
+# make check       format, lint, types
+# make cuda-check  compiles, links and loads the CUDA kernels, where there is nvcc; needs no GPU
+# make bench       writes benchmarks/results/*.jsonl
+# make setup       .venv with everything the tests need, igfast installed in it in editable form
 #
 # PYTHON names the interpreter to make .venv with, TORCH the torch to install (TORCH="torch==2.12.0"). pip's own
 # environment variables (PIP_INDEX_URL and friends) are honoured, for instance to take torch's CPU wheels.
@@ -14,9 +15,9 @@ BIN := .venv/bin
 STAMP := .venv/.stamps
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := $(wildcard csrc/* csrc/*/*)
-FORMATTED := $(filter %.cpp %.h %.cu,$(SOURCES))
+FORMATTED := $(filter %.cpp %.h %.cu %.cuh,$(SOURCES)) $(wildcard tests/cuda/emulated/*)
 
-.PHONY: setup test demo check format bench clean
+.PHONY: setup test demo check cuda-check format bench clean
 
 setup: $(STAMP)/igfast
 
@@ -45,6 +46,12 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
+
+cuda-check: export IGFAST_CUDA := check
+cuda-check: export TORCH_CUDA_ARCH_LIST := 8.0 9.0
+cuda-check: setup
+	$(BIN)/python setup.py --quiet build_ext --build-lib build/cuda-check --build-temp build/cuda-check
+	$(BIN)/python -m tests.cuda.load_build build/cuda-check
 
 format: setup
 	$(BIN)/ruff format .

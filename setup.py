@@ -1,11 +1,14 @@
 """Builds igfast._C: the CPU kernels always, the CUDA kernels as the environment variable IGFAST_CUDA says.
 
 IGFAST_CUDA=auto (the default) builds CUDA kernels where that is possible and prints what it chose; 0 never builds
-them; 1 builds them or fails and says what is missing.
+them; 1 builds them or fails and says what is missing; check builds them against a CPU build of torch too, where they
+compile, link and load but find no CUDA tensor (`make cuda-check`).
 """
 
 import os
+import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pybind11
@@ -13,31 +16,72 @@ import torch
 from setuptools import setup
 from torch.utils import cpp_extension
 
+CHECKS_CUDA = os.environ.get("IGFAST_CUDA") == "check"
 CUDA_SOURCES = sorted(str(path) for path in Path("csrc/cuda").glob("*.cu"))
 CPU_SOURCES = sorted(str(path) for folder in ("csrc", "csrc/cpu") for path in Path(folder).glob("*.cpp"))
-HEADERS = sorted(str(path) for path in Path("csrc").rglob("*.h"))
+HEADERS = sorted(str(path) for pattern in ("*.h", "*.cuh") for path in Path("csrc").rglob(pattern))
+
+
+# Of the CUDA toolkit's compiler, as far as it knows them; the last one as PTX too, for devices yet to come.
+ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+
+
+def nvcc() -> str | None:
+    """Where CUDA's compiler is: in CUDA_HOME, in the path, or where toolkits are put."""
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
+    places = [f"{home}/bin" for home in homes] or [os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
+    return shutil.which("nvcc", path=os.pathsep.join(places))
 
 
 def missing_for_cuda() -> list[str]:
     """What stands between this environment and a CUDA build; empty when nothing does."""
     missing = []
-    if not CUDA_SOURCES:
-        missing.append("CUDA kernels (this version of igfast has none yet)")
-    if torch.version.cuda is None:
+    if torch.version.cuda is None and not CHECKS_CUDA:
         missing.append(f"a CUDA build of torch (torch {torch.__version__} is a CPU build)")
-    if cpp_extension.CUDA_HOME is None or shutil.which("nvcc", path=f"{cpp_extension.CUDA_HOME}/bin") is None:
-        missing.append("nvcc (set CUDA_HOME to the CUDA toolkit)")
+    compiler = nvcc()
+    if compiler is None:
+        missing.append("nvcc (set CUDA_HOME to the CUDA toolkit's folder)")
+    elif torch.version.cuda is not None and toolkit_version(compiler)[0] != torch.version.cuda.split(".")[0]:
+        missing.append(f"a CUDA toolkit {torch.version.cuda}, as torch has (nvcc is of {toolkit_version(compiler)})")
     return missing
+
+
+def toolkit_version(compiler: str) -> str:
+    """Of CUDA's compiler: "13.0"."""
+    said = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    return re.search(r"release (\d+\.\d+)", said)[1]
+
+
+def toolkit(compiler: str) -> Path:
+    """The toolkit's folder. The compiler itself says: what stands in the path may be a script that calls it."""
+    said = subprocess.run([compiler, "--dryrun", "-c", "any.cu"], capture_output=True, text=True, check=True).stderr
+    return Path(re.search(r"TOP=(\S+)", said)[1])
+
+
+def architectures(compiler: str) -> list[str]:
+    """The compute capabilities to build for: "9.0" for machine code, "9.0+PTX" for PTX too.
+
+    TORCH_CUDA_ARCH_LIST is honoured where it consists of such numbers.
+    """
+    chosen = re.split(r"[;,\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip())
+    if chosen != [""]:
+        unknown = [arch for arch in chosen if not re.fullmatch(r"\d+\.\d[a-z]?(\+PTX)?", arch)]
+        if unknown:
+            raise SystemExit(f"TORCH_CUDA_ARCH_LIST: {', '.join(unknown)} is not a compute capability such as 9.0+PTX")
+        return chosen
+    known = subprocess.run([compiler, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
+    built = [arch for arch in ARCHITECTURES if f"compute_{arch.replace('.', '')}" in known]
+    return [*built[:-1], f"{built[-1]}+PTX"]
 
 
 def wants_cuda() -> bool:
     """Whether to build the CUDA kernels, from IGFAST_CUDA and what is installed."""
     choice = os.environ.get("IGFAST_CUDA", "auto")
-    if choice not in {"auto", "0", "1"}:
-        raise SystemExit(f"IGFAST_CUDA={choice!r} is not one of auto, 0, 1")
+    if choice not in {"auto", "0", "1", "check"}:
+        raise SystemExit(f"IGFAST_CUDA={choice!r} is not one of auto, 0, 1, check")
     missing = missing_for_cuda()
-    if choice == "1" and missing:
-        raise SystemExit(f"IGFAST_CUDA=1, but these are missing: {'; '.join(missing)}")
+    if choice in {"1", "check"} and missing:
+        raise SystemExit(f"IGFAST_CUDA={choice}, but these are missing: {'; '.join(missing)}")
     if choice == "auto":
         chosen = f"CPU kernels only, missing for CUDA: {'; '.join(missing)}" if missing else "CPU and CUDA kernels"
         print(f"igfast: IGFAST_CUDA=auto builds {chosen}")
@@ -45,29 +89,60 @@ def wants_cuda() -> bool:
 
 
 class BuildExtension(cpp_extension.BuildExtension):
-    """torch's BuildExtension, with igfast's version from pyproject.toml passed to the compiler."""
+    """torch's BuildExtension, which also compiles CUDA kernels and passes igfast's version to the compiler."""
 
     def build_extensions(self) -> None:
-        """Adds the version and builds."""
+        """Adds the version and the objects of the CUDA kernels, and builds."""
         for extension in self.extensions:
             extension.define_macros.append(("IGFAST_VERSION", f'"{self.distribution.get_version()}"'))
+            extension.extra_objects += self.compiled_by_nvcc(extension.cuda_sources)
         super().build_extensions()
+
+    def compiled_by_nvcc(self, sources: list[str]) -> list[str]:
+        """Compiles each source to an object file; they include no header of torch, so this needs none of its flags."""
+        if not sources:
+            return []
+        compiler = nvcc()
+        generate = []
+        for arch in architectures(compiler):
+            number = arch.removesuffix("+PTX").replace(".", "")
+            codes = [f"sm_{number}", *([f"compute_{number}"] if arch.endswith("+PTX") else [])]
+            generate += [f"-gencode=arch=compute_{number},code=[{','.join(codes)}]"]
+        flags = ["-std=c++17", "-O3", "--threads=0", "-Werror=all-warnings", "-Xcompiler=-fPIC,-Wall,-Wextra,-Werror"]
+        folder = Path(self.build_temp) / "cuda"
+        folder.mkdir(parents=True, exist_ok=True)
+        objects = []
+        for source in sources:
+            objects.append(str(folder / f"{Path(source).stem}.o"))
+            command = [compiler, *flags, *generate, "-c", source, "-o", objects[-1]]
+            print(*command)
+            subprocess.run(command, check=True)
+        return objects
 
 
 def make_extension() -> cpp_extension.CppExtension:
     """The one extension module. Torch's and pybind11's headers are system headers, so -Werror judges only ours."""
-    wants_cuda()
+    has_cuda = wants_cuda()
     system_includes = [pybind11.get_include(), *cpp_extension.include_paths()]
     extension = cpp_extension.CppExtension(
         name="igfast._C",
         sources=CPU_SOURCES,
-        depends=HEADERS,
+        depends=HEADERS + CUDA_SOURCES,
         # -Wno-psabi: g++ notes that 64-byte vectors are passed differently without AVX-512; ours are always inlined.
         extra_compile_args=["-O3", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-Wno-psabi"]
         + [f"-isystem{path}" for path in system_includes],
         extra_link_args=["-fopenmp", "-s"],
     )
     extension.include_dirs = []
+    extension.cuda_sources = CUDA_SOURCES if has_cuda else []
+    if has_cuda:
+        built_for = ",".join(architectures(nvcc()))
+        extension.define_macros += [("IGFAST_CUDA", None), ("IGFAST_CUDA_ARCHITECTURES", f'"{built_for}"')]
+        libraries = str(toolkit(nvcc()) / "lib64")
+        extension.libraries.append("cudart")  # the one that torch has loaded, by its name
+        extension.library_dirs.append(libraries)
+        if CHECKS_CUDA:
+            extension.runtime_library_dirs.append(libraries)
     return extension
 
 

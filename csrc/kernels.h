@@ -1,4 +1,4 @@
-// The one contract between the operators (library.cpp) and the kernels (cpu/, later cuda/): plain structs and
+// The one contract between the operators (library.cpp, cuda_glue.cpp) and the kernels (cpu/, cuda/): plain structs and
 // launcher prototypes. No torch header here or in any kernel file, so a kernel compiles in seconds and can be read
 // without knowing PyTorch.
 //
@@ -43,42 +43,57 @@ struct RowGroups {
   const int64_t* row;      // [n_rows]
 };
 
+// Rows as they come, in a device's memory: a captured graph is replayed with other examples, alphas and weights in it.
+// A kernel that meets an example outside of [0, n_examples) stops the device (assert).
+struct DeviceRows {
+  int64_t n_rows;
+  int64_t n_examples;
+  const int64_t* example;  // [n_rows]
+};
+
 // out[r] = baseline[example[r]] + alpha[r] * (x[example[r]] - baseline[example[r]])
-struct InterpolateArgs {
+template <typename Rows>
+struct InterpolateArgsOf {
   DType dtype;  // of x, baseline and out
   Features features;
   Operand x, baseline, out;
-  RowGroups rows;
+  Rows rows;
   const double* alpha;  // [n_rows]
 };
+using InterpolateArgs = InterpolateArgsOf<RowGroups>;
+using CudaInterpolateArgs = InterpolateArgsOf<DeviceRows>;
 
 // acc[example[r]] += weight[r] * grads[r]; finite[r] = 0 where grads[r] holds a NaN or an infinity
-struct AccumulateArgs {
+template <typename Rows>
+struct AccumulateArgsOf {
   DType dtype;  // of grads; acc is float for half, bfloat16 and float, double for double
   Features features;
   Operand acc, grads;
-  RowGroups rows;
+  Rows rows;
   const double* weight;  // [n_rows]
   uint8_t* finite;       // [n_rows] or null
+  int64_t* links;        // CUDA's scratch, [n_examples + n_rows]; else null
 };
+using AccumulateArgs = AccumulateArgsOf<RowGroups>;
+using CudaAccumulateArgs = AccumulateArgsOf<DeviceRows>;
 
 // acc[e] *= x[e] - baseline[e]; partial_sums[item] = sum of the item's part of acc, in float64
 struct ScaleArgs {
   DType dtype;  // of x and baseline; acc is float for half, bfloat16 and float, double for double
   Features features;
   Operand acc, x, baseline;
-  double* partial_sums;  // [batch * n_outer * n_tiles]
+  double* partial_sums;  // [batch * n_outer * n_tiles]; on CUDA [scale_scratch_cuda()]
 };
 
 // Activations whose gradient is 1 where a gate is open and `slope` elsewhere (0 but for leaky_relu).
 enum class Activation : int32_t {
   kRelu,       // open where not x <= 0, so that a NaN passes, as in PyTorch; elsewhere 0
-  kHardtanh,   // open where low < x < high; elsewhere the nearer bound
+  kHardtanh,   // open where low < x < high (on CUDA for a NaN too, as in PyTorch); elsewhere the nearer bound
   kLeakyRelu,  // open where x > 0; elsewhere x * slope
   kThreshold,  // open where not x <= low; elsewhere high
 };
 
-constexpr int64_t kGateBlock = 512;  // elements that share kGateBytes bytes of bits
+constexpr int64_t kGateBlock = 512;  // elements that share kGateBytes bytes of bits, on the CPU
 constexpr int64_t kGateBytes = kGateBlock / 8;
 
 // Forward: to = activation(from), bits = gates. Backward: to = from where a gate is open, from * slope elsewhere.
@@ -88,7 +103,7 @@ struct GateArgs {
   int64_t n_elements;
   const void* from;
   void* to;
-  uint8_t* bits;  // [ceil(n_elements / kGateBlock) * kGateBytes]
+  uint8_t* bits;  // [ceil(n_elements / kGateBlock) * kGateBytes]; their order is the device's
   Activation activation;
   double low, high, slope;
 };
@@ -104,7 +119,7 @@ struct PoolArgs {
   uint8_t* cell;
 };
 
-// Work items are numbered (group or example, outer index, tile), the tile fastest; a launcher does [begin, end) of
+// CPU: work items are numbered (group or example, outer index, tile), the tile fastest; a launcher does [begin, end) of
 // them.
 inline int64_t items_per_group(const Features& features) { return features.n_outer * features.n_tiles; }
 
@@ -119,6 +134,20 @@ void gate_grad_cpu(const GateArgs& args, int64_t begin, int64_t end);
 // Work items are (batch, output depth, output height), the height fastest.
 void pool_cells_from_positions_cpu(const PoolArgs& args, int64_t begin, int64_t end);
 void pool_positions_from_cells_cpu(const PoolArgs& args, int64_t begin, int64_t end);
+
+// CUDA: a launcher puts its work on `stream`, a cudaStream_t of the current device, and does not wait for it. It
+// returns null or what CUDA says went wrong. There is work to do: no size is 0. All arrays are in the device's memory.
+const char* interpolate_cuda(const CudaInterpolateArgs& args, void* stream);
+const char* accumulate_cuda(const CudaAccumulateArgs& args, void* stream);
+
+// Also writes sums[e], the sum of acc[e], [n_examples].
+const char* scale_cuda(const ScaleArgs& args, int64_t n_examples, double* sums, void* stream);
+int64_t scale_scratch_cuda(const Features& features, int64_t n_examples);
+
+const char* gate_cuda(const GateArgs& args, void* stream);
+const char* gate_grad_cuda(const GateArgs& args, void* stream);
+const char* pool_cells_from_positions_cuda(const PoolArgs& args, void* stream);
+const char* pool_positions_from_cells_cuda(const PoolArgs& args, void* stream);
 
 // The instruction sets that the CPU kernels are compiled for; cpu_isa() is the one that this machine runs.
 enum class Isa : int32_t { kBaseline, kAvx2, kAvx512 };

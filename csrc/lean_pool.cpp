@@ -7,6 +7,7 @@
 
 #include <algorithm>
 
+#include "cuda_glue.h"
 #include "kernels.h"
 #include "lean.h"
 #include "tensors.h"
@@ -71,7 +72,11 @@ Tensor cells_of(const Window& window, IntArrayRef input, const Tensor& positions
   PoolArgs args = pool_args(window, input, positions);
   args.position = const_cast<int64_t*>(positions.const_data_ptr<int64_t>());
   args.cell = cells.mutable_data_ptr<uint8_t>();
-  for_pool_rows(args, pool_cells_from_positions_cpu);
+  if (cells.is_cuda()) {
+    pool_cells_from_positions_on_cuda("lean_max_pool", args, cells.device());
+  } else {
+    for_pool_rows(args, pool_cells_from_positions_cpu);
+  }
   return cells;
 }
 
@@ -80,7 +85,11 @@ Tensor positions_of(const Window& window, IntArrayRef input, const Tensor& cells
   PoolArgs args = pool_args(window, input, cells);
   args.position = positions.mutable_data_ptr<int64_t>();
   args.cell = const_cast<uint8_t*>(cells.const_data_ptr<uint8_t>());
-  for_pool_rows(args, pool_positions_from_cells_cpu);
+  if (cells.is_cuda()) {
+    pool_positions_from_cells_on_cuda("lean_max_pool", args, cells.device());
+  } else {
+    for_pool_rows(args, pool_positions_from_cells_cpu);
+  }
   return positions;
 }
 
@@ -114,9 +123,8 @@ Tensor max_pool(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, Int
                       "igfast::lean_max_pool: the window must not exceed the input, got ", kernel, " over ",
                       input.sizes());
   }
-  TORCH_CHECK_VALUE(n_cells <= 256 && input.device().is_cpu(),
-                    "igfast::lean_max_pool: the window must have at most 256 cells, got ", n_cells, " on ",
-                    input.device());
+  check_has_kernels("lean_max_pool", input);
+  TORCH_CHECK_VALUE(n_cells <= 256, "igfast::lean_max_pool: the window must have at most 256 cells, got ", n_cells);
   const Window window{at::DimVector(kernel), at::DimVector(stride), at::DimVector(padding), at::DimVector(dilation),
                       ceil_mode};
   Tensor positions;
@@ -234,6 +242,9 @@ TORCH_LIBRARY_FRAGMENT(igfast, m) {
 }
 
 TORCH_LIBRARY_IMPL(igfast, CPU, m) { m.impl("lean_max_pool", &max_pool); }
+#ifdef IGFAST_CUDA
+TORCH_LIBRARY_IMPL(igfast, CUDA, m) { m.impl("lean_max_pool", &max_pool); }
+#endif
 TORCH_LIBRARY_IMPL(igfast, Autograd, m) { m.impl("lean_max_pool", &max_pool); }
 TORCH_LIBRARY_IMPL(igfast, CompositeImplicitAutograd, m) {
   m.impl("lean_avg_pool", &avg_pool);

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from igfast.lean._handlers import NOTHING_TO_SAVE, Plain, refuses
 from igfast.lean._liveness import is_dead
+from igfast.ops._load import kernels_for
 
 _lean_gate = torch.ops.igfast.lean_gate.default
 _lean_gate_ = torch.ops.igfast.lean_gate_.default
@@ -22,7 +23,7 @@ def _gate(
     why = refuses(x)
     if why is not None:
         return why
-    if not x.is_cpu:
+    if not kernels_for(x.device.type):
         return Plain(f"no kernel for {x.device.type}")
     if not inplace and not is_dead(x):
         return _lean_gate(x, activation, low, high, slope)  # type: ignore[no-any-return]

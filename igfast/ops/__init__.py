@@ -14,7 +14,7 @@ from torch import Tensor
 
 from igfast.ops import reference as reference
 from igfast.ops._load import build_info as build_info
-from igfast.ops._load import kernels_loaded
+from igfast.ops._load import kernels_for
 
 _KERNEL_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 _KERNEL_DIMS = 16  # the batch and 15 feature dimensions; one more (csrc/kernels.h, kMaxDims) may be inserted
@@ -22,7 +22,8 @@ _KERNEL_DIMS = 16  # the batch and 15 feature dimensions; one more (csrc/kernels
 
 def has_kernels(tensor: Tensor) -> bool:
     """Whether the compiled operators take this tensor; if not, the plain-PyTorch reference does."""
-    return kernels_loaded() and tensor.is_cpu and tensor.dtype in _KERNEL_DTYPES and 1 <= tensor.dim() <= _KERNEL_DIMS
+    takes = tensor.dtype in _KERNEL_DTYPES and 1 <= tensor.dim() <= _KERNEL_DIMS
+    return takes and kernels_for(tensor.device.type)
 
 
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -64,10 +64,29 @@ def kernels_loaded() -> bool:
     return True
 
 
+@functools.cache
+def kernels_for(device_type: str) -> bool:
+    """Whether there are compiled operators for a kind of device; a CUDA device and a build without warns once.
+
+    Raises:
+        KernelsError: as `kernels_loaded`; or a build without CUDA kernels, and IGFAST_REQUIRE_KERNELS=1.
+    """
+    if not kernels_loaded():
+        return False
+    if device_type == "cuda" and not build_info()["cuda"]:
+        message = f"igfast was built without CUDA kernels; with nvcc, rebuild: IGFAST_CUDA=1 {_REBUILD}"
+        if os.environ.get("IGFAST_REQUIRE_KERNELS") == "1":
+            raise KernelsError(message)
+        warn(f"{message}. Until then slower plain PyTorch is used on CUDA.")
+        return False
+    return device_type in ("cpu", "cuda")
+
+
 def build_info() -> dict[str, object]:
     """What the compiled operators were built with and run on; empty where there are none.
 
-    Keys: version, torch, compiler, isa (as chosen on this machine), cuda, cuda_architectures.
+    Keys: version, torch, compiler, isa (as chosen on this machine), cuda (whether there are CUDA kernels),
+    cuda_architectures (the compute capabilities that they are for, with commas).
     """
     if not kernels_loaded():
         return {}

@@ -1,0 +1,150 @@
+// What the CUDA kernels share: dtypes, vectors of 16 bytes, offsets, launches. No torch header here or in any kernel.
+//
+// Kernels are launched by cudaLaunchKernelEx rather than in angle brackets, so that they are C++ to any compiler:
+// tests/cuda runs them on the CPU, thread after thread. So none of them needs its threads to wait for each other.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cassert>
+#include <cstring>
+#include <utility>
+
+#include "../kernels.h"
+
+namespace igfast::cuda {
+
+constexpr int64_t kThreads = 256;  // of a block
+constexpr int64_t kVectorBytes = 16;
+
+template <typename T>
+constexpr int kLanes = static_cast<int>(kVectorBytes / sizeof(T));
+
+// What numbers of a dtype are computed in, and accumulated in.
+template <typename T>
+struct MathOf {
+  using type = float;
+};
+template <>
+struct MathOf<double> {
+  using type = double;
+};
+template <typename T>
+using Math = typename MathOf<T>::type;
+
+__device__ inline float widened(__half v) { return __half2float(v); }
+__device__ inline float widened(__nv_bfloat16 v) { return __bfloat162float(v); }
+__device__ inline float widened(float v) { return v; }
+__device__ inline double widened(double v) { return v; }
+
+template <typename T>
+__device__ inline T narrowed(Math<T> v) {
+  return v;
+}
+template <>
+__device__ inline __half narrowed<__half>(float v) {
+  return __float2half_rn(v);
+}
+template <>
+__device__ inline __nv_bfloat16 narrowed<__nv_bfloat16>(float v) {
+  return __float2bfloat16_rn(v);
+}
+
+// n neighbours, in accesses of 16 bytes where they are that many; `from` and `to` are then aligned to it.
+template <int n, typename T>
+__device__ inline void load(T (&lanes)[n], const T* from) {
+  if constexpr (n * sizeof(T) % kVectorBytes == 0) {
+    for (size_t i = 0; i < n * sizeof(T) / kVectorBytes; ++i) {
+      const uint4 vector = reinterpret_cast<const uint4*>(from)[i];
+      memcpy(reinterpret_cast<char*>(lanes) + i * kVectorBytes, &vector, kVectorBytes);
+    }
+  } else {
+    for (int i = 0; i < n; ++i) lanes[i] = from[i];
+  }
+}
+
+template <int n, typename T>
+__device__ inline void store(T* to, const T (&lanes)[n]) {
+  if constexpr (n * sizeof(T) % kVectorBytes == 0) {
+    for (size_t i = 0; i < n * sizeof(T) / kVectorBytes; ++i) {
+      uint4 vector;
+      memcpy(&vector, reinterpret_cast<const char*>(lanes) + i * kVectorBytes, kVectorBytes);
+      reinterpret_cast<uint4*>(to)[i] = vector;
+    }
+  } else {
+    for (int i = 0; i < n; ++i) to[i] = lanes[i];
+  }
+}
+
+template <typename T>
+__device__ inline T* at(const Operand& operand, int64_t offset) {
+  return static_cast<T*>(operand.data) + offset;
+}
+
+__device__ inline int64_t thread_index() {
+  return static_cast<int64_t>(blockIdx.x) * static_cast<int64_t>(blockDim.x) + static_cast<int64_t>(threadIdx.x);
+}
+
+// Elements from the first feature of an operand to the index-th, counted in the order of `features`. A stretch that is
+// wider than one feature lies in a flat operand.
+template <int width>
+__device__ inline int64_t offset_of(const Features& features, const Operand& operand, int64_t index) {
+  if constexpr (width > 1) return index * width * operand.strides[features.n_dims - 1];
+  int64_t offset = 0;
+  for (int32_t d = features.n_dims - 1; d >= 0; --d) {
+    offset += index % features.sizes[d] * operand.strides[d];
+    index /= features.sizes[d];
+  }
+  return offset;
+}
+
+inline int64_t n_features(const Features& features) {
+  int64_t n = 1;
+  for (int32_t d = 0; d < features.n_dims; ++d) n *= features.sizes[d];
+  return n;
+}
+
+inline bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % kVectorBytes == 0; }
+
+// Whether an operand's features are one stretch, every `width` of which begin at a multiple of 16 bytes; so is one that
+// is a single number.
+template <typename T>
+bool is_flat(const Features& features, const Operand& operand, int64_t width) {
+  const int32_t inner = features.n_dims - 1;
+  for (int32_t d = 0; d < inner; ++d) {
+    if (features.sizes[d] != 1) return false;
+  }
+  if (operand.strides[inner] == 0) return true;
+  return operand.strides[inner] == 1 && features.sizes[inner] % width == 0 && operand.batch_stride % width == 0 &&
+         is_aligned(operand.data);
+}
+
+inline int64_t n_blocks(int64_t n_threads) { return (n_threads + kThreads - 1) / kThreads; }
+
+template <typename... Parameters, typename... Arguments>
+const char* launch(void (*kernel)(Parameters...), int64_t blocks_x, int64_t blocks_y, void* stream,
+                   Arguments&&... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks_x), static_cast<unsigned>(blocks_y));
+  config.blockDim = dim3(static_cast<unsigned>(kThreads));
+  config.stream = static_cast<cudaStream_t>(stream);
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+// Calls `of(T{})` with the type that a dtype names.
+template <typename Of>
+const char* for_dtype(DType dtype, const Of& of) {
+  switch (dtype) {
+    case DType::kHalf: return of(__half{});
+    case DType::kBFloat16: return of(__nv_bfloat16{});
+    case DType::kFloat: return of(float{});
+    case DType::kDouble: return of(double{});
+  }
+  return "not a dtype";
+}
+
+}  // namespace igfast::cuda

@@ -1,0 +1,165 @@
+"""csrc/cuda compiled for the CPU, thread after thread, behind the signatures of igfast.ops.
+
+It shows that indices, dtypes, layouts and sums are right. What only a device can show, races between threads, alignment
+and speed, is for tests/gpu.
+"""
+
+import ctypes
+import functools
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+MAX_DIMS = 16
+DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
+ACTIVATIONS = {"relu": 0, "hardtanh": 1, "leaky_relu": 2, "threshold": 3}
+i32, i64, f64, pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
+
+
+def struct(**fields):
+    return type("Args", (ctypes.Structure,), {"_fields_": list(fields.items())})
+
+
+# csrc/kernels.h
+Features = struct(n_dims=i32, sizes=i64 * MAX_DIMS, n_outer=i64, n_tiles=i64)
+Operand = struct(data=pointer, batch_stride=i64, strides=i64 * MAX_DIMS)
+Rows = struct(n_rows=i64, n_examples=i64, example=pointer)
+InterpolateArgs = struct(
+    dtype=i32, features=Features, x=Operand, baseline=Operand, out=Operand, rows=Rows, alpha=pointer
+)
+AccumulateArgs = struct(
+    dtype=i32, features=Features, acc=Operand, grads=Operand, rows=Rows, weight=pointer, finite=pointer, links=pointer
+)
+ScaleArgs = struct(dtype=i32, features=Features, acc=Operand, x=Operand, baseline=Operand, partial_sums=pointer)
+GateArgs = struct(
+    dtype=i32,
+    n_elements=i64,
+    from_=pointer,
+    to=pointer,
+    bits=pointer,
+    activation=i32,
+    low=f64,
+    high=f64,
+    slope=f64,
+)
+PoolArgs = struct(
+    n_batch=i64,
+    n_channels=i64,
+    input=i64 * 3,
+    output=i64 * 3,
+    kernel=i64 * 3,
+    stride=i64 * 3,
+    padding=i64 * 3,
+    dilation=i64 * 3,
+    strides=i64 * 5,
+    position=pointer,
+    cell=pointer,
+)
+
+
+@functools.cache
+def library():
+    """The kernels, compiled, in four seconds; None if the compiler does not take them."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("needs g++, which compiles the CUDA kernels for the CPU")
+    built = Path(tempfile.mkdtemp()) / "kernels.so"
+    command = [compiler, "-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    sources = [f"-I{HERE / 'emulated'}", "-x", "c++", str(HERE / "emulated" / "kernels.cpp")]
+    if subprocess.run([*command, *sources, "-o", str(built)], check=False).returncode != 0:
+        return None
+    loaded = ctypes.CDLL(str(built))
+    shutil.rmtree(built.parent)
+    for name in ("interpolate", "accumulate", "scale", "gate", "gate_grad"):
+        getattr(loaded, name).restype = ctypes.c_char_p
+    for name in ("pool_cells_from_positions", "pool_positions_from_cells"):
+        getattr(loaded, name).restype = ctypes.c_char_p
+    loaded.scale_scratch.restype = i64
+    return loaded
+
+
+def run(name, *args):
+    failure = getattr(library(), name)(*args)
+    assert failure is None, failure
+
+
+def features_of(shape, *tensors):
+    """Of (batch, *features): all features as one dimension where that is what all tensors have, else one for each."""
+    sizes = list(shape[1:]) or [1]
+    flat = all(t.dim() == 0 or t[0].is_contiguous() for t in tensors)
+    if flat:
+        sizes = [torch.Size(sizes).numel()]
+    sizes = [1] * (2 - len(sizes)) + sizes
+    return Features(len(sizes), (i64 * MAX_DIMS)(*sizes)), flat
+
+
+def operand(tensor, batch, features, flat):
+    strides = [0] * features.n_dims
+    if tensor.dim() == 0:
+        return Operand(tensor.data_ptr(), 0, (i64 * MAX_DIMS)(*strides))
+    if flat:
+        strides[-1] = 1
+    elif tensor.dim() > 1:
+        strides[-(tensor.dim() - 1) :] = tensor.stride()[1:]
+    batch_stride = 0 if tensor.shape[0] == 1 and batch != 1 else tensor.stride(0)
+    return Operand(tensor.data_ptr(), batch_stride, (i64 * MAX_DIMS)(*strides))
+
+
+def interpolate(x, baseline, example, alpha, out):
+    features, flat = features_of(x.shape, x, baseline, out)
+    batch = x.shape[0]
+    operands = [operand(t, n, features, flat) for t, n in ((x, batch), (baseline, batch), (out, len(example)))]
+    rows = Rows(len(example), batch, example.data_ptr())
+    args = InterpolateArgs(DTYPES[x.dtype], features, *operands, rows, alpha.data_ptr())
+    run("interpolate", ctypes.byref(args))
+    return out
+
+
+def accumulate_(acc, grads, example, weight, finite=None):
+    features, flat = features_of(acc.shape, acc, grads)
+    operands = operand(acc, len(acc), features, flat), operand(grads, len(grads), features, flat)
+    links = torch.full((len(acc) + len(grads),), -1)
+    rows = Rows(len(grads), len(acc), example.data_ptr())
+    marks = None if finite is None else finite.data_ptr()
+    args = AccumulateArgs(DTYPES[grads.dtype], features, *operands, rows, weight.data_ptr(), marks, links.data_ptr())
+    run("accumulate", ctypes.byref(args))
+
+
+def scale_(acc, x, baseline):
+    features, flat = features_of(x.shape, acc, x, baseline)
+    batch = len(x)
+    scratch = torch.full((library().scale_scratch(ctypes.byref(features), i64(batch)),), float("nan")).double()
+    sums = torch.full((batch,), float("nan"), dtype=torch.float64)
+    operands = [operand(t, batch, features, flat) for t in (acc, x, baseline)]
+    args = ScaleArgs(DTYPES[x.dtype], features, *operands, scratch.data_ptr())
+    run("scale", ctypes.byref(args), i64(batch), pointer(sums.data_ptr()))
+    return sums
+
+
+def gate(x, activation, low=0.0, high=0.0, slope=0.0):
+    """The activation, the bits, and a function from gradients to gradients."""
+    bits = torch.full(((x.numel() + 7) // 8,), 0xAA, dtype=torch.uint8)
+    y = torch.empty_like(x)
+
+    def call(name, from_, to):
+        args = GateArgs(
+            DTYPES[x.dtype], x.numel(), from_.data_ptr(), to.data_ptr(), bits.data_ptr(), ACTIVATIONS[activation],
+            low, high, slope,
+        )  # fmt: skip
+        run(name, ctypes.byref(args))
+        return to
+
+    return call("gate", x, y), bits, lambda grad: call("gate_grad", grad, torch.empty_like(grad))
+
+
+def pool(name, positions, cells, input_sizes, kernel, stride, padding, dilation):
+    """Cells from positions or the other way, 3-d."""
+    triples = [(i64 * 3)(*t) for t in (input_sizes, positions.shape[2:], kernel, stride, padding, dilation)]
+    strides = (i64 * 5)(*positions.stride())
+    args = PoolArgs(*positions.shape[:2], *triples, strides, positions.data_ptr(), cells.data_ptr())
+    run(name, ctypes.byref(args))
