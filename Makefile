@@ -2,6 +2,8 @@
 # make test        sets up and runs the tests
 # make check       format, lint, types
 # make cuda-check  compiles, links and loads the CUDA kernels, where there is nvcc; needs no GPU
+# make gpu-test    the tests that need a GPU, with the python in the path and the igfast that is built for it
+# make gpu-sanitize  those of the kernels under compute-sanitizer
 # make bench       writes benchmarks/results/*.jsonl
 # make setup       .venv with everything the tests need, igfast installed in it in editable form
 #
@@ -17,7 +19,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := $(wildcard csrc/* csrc/*/*)
 FORMATTED := $(filter %.cpp %.h %.cu %.cuh,$(SOURCES)) $(wildcard tests/cuda/emulated/*)
 
-.PHONY: setup test demo check cuda-check format bench clean
+.PHONY: setup test demo check cuda-check gpu-test gpu-sanitize format bench clean
 
 setup: $(STAMP)/igfast
 
@@ -47,11 +49,18 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
 
-cuda-check: export IGFAST_CUDA := check
-cuda-check: export TORCH_CUDA_ARCH_LIST := 8.0 9.0
 cuda-check: setup
-	$(BIN)/python setup.py --quiet build_ext --build-lib build/cuda-check --build-temp build/cuda-check
+	IGFAST_CUDA=check TORCH_CUDA_ARCH_LIST="8.0 9.0" $(BIN)/python setup.py --quiet build_ext \
+		--build-lib build/cuda-check --build-temp build/cuda-check
 	$(BIN)/python -m tests.cuda.load_build build/cuda-check
+
+gpu-test: export IGFAST_REQUIRE_KERNELS := 1
+gpu-test:
+	python -m pytest tests/gpu tests/cuda
+
+gpu-sanitize:
+	compute-sanitizer --tool memcheck python -m pytest tests/gpu/test_ops.py -m "gpu and not large"
+	compute-sanitizer --tool racecheck python -m pytest tests/gpu/test_ops.py -m "gpu and not large"
 
 format: setup
 	$(BIN)/ruff format .

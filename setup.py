@@ -22,8 +22,8 @@ CPU_SOURCES = sorted(str(path) for folder in ("csrc", "csrc/cpu") for path in Pa
 HEADERS = sorted(str(path) for pattern in ("*.h", "*.cuh") for path in Path("csrc").rglob(pattern))
 
 
-# Of the CUDA toolkit's compiler, as far as it knows them; the last one as PTX too, for devices yet to come.
-ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+# Built for as far as CUDA's compiler knows them; the first and the last as PTX too, for devices between and after them.
+ARCHITECTURES = ("5.0", "6.0", "7.0", "7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "11.0", "12.0")
 
 
 def nvcc() -> str | None:
@@ -33,6 +33,20 @@ def nvcc() -> str | None:
     return shutil.which("nvcc", path=os.pathsep.join(places))
 
 
+def asked(compiler: str, question: str, pattern: str) -> str:
+    """What a pattern finds in the compiler's answer."""
+    command = [compiler, question, *(["-c", "any.cu"] if question == "--dryrun" else [])]
+    said = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False).stdout
+    found = re.search(pattern, said)
+    return found[1] if found else ""
+
+
+def library_folders(compiler: str) -> list[str]:
+    """Where the toolkit's libraries are. The compiler says: what stands in the path may be a script that calls it."""
+    folders = re.findall(r'-L([^"]+)"', asked(compiler, "--dryrun", r"LIBRARIES=(.*)"))
+    return [folder for folder in folders if not folder.endswith("/stubs")]
+
+
 def missing_for_cuda() -> list[str]:
     """What stands between this environment and a CUDA build; empty when nothing does."""
     missing = []
@@ -40,22 +54,13 @@ def missing_for_cuda() -> list[str]:
         missing.append(f"a CUDA build of torch (torch {torch.__version__} is a CPU build)")
     compiler = nvcc()
     if compiler is None:
-        missing.append("nvcc (set CUDA_HOME to the CUDA toolkit's folder)")
-    elif torch.version.cuda is not None and toolkit_version(compiler)[0] != torch.version.cuda.split(".")[0]:
-        missing.append(f"a CUDA toolkit {torch.version.cuda}, as torch has (nvcc is of {toolkit_version(compiler)})")
+        return [*missing, "nvcc (set CUDA_HOME to the CUDA toolkit's folder)"]
+    version = asked(compiler, "--version", r"release (\d+\.\d+)")
+    if torch.version.cuda is not None and version.split(".")[0] != torch.version.cuda.split(".")[0]:
+        missing.append(f"a CUDA toolkit of torch's major version, {torch.version.cuda} (nvcc is of {version or '?'})")
+    if not any(Path(folder, "libcudart.so").exists() for folder in library_folders(compiler)):
+        missing.append("libcudart.so in the CUDA toolkit")
     return missing
-
-
-def toolkit_version(compiler: str) -> str:
-    """Of CUDA's compiler: "13.0"."""
-    said = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    return re.search(r"release (\d+\.\d+)", said)[1]
-
-
-def toolkit(compiler: str) -> Path:
-    """The toolkit's folder. The compiler itself says: what stands in the path may be a script that calls it."""
-    said = subprocess.run([compiler, "--dryrun", "-c", "any.cu"], capture_output=True, text=True, check=True).stderr
-    return Path(re.search(r"TOP=(\S+)", said)[1])
 
 
 def architectures(compiler: str) -> list[str]:
@@ -69,9 +74,9 @@ def architectures(compiler: str) -> list[str]:
         if unknown:
             raise SystemExit(f"TORCH_CUDA_ARCH_LIST: {', '.join(unknown)} is not a compute capability such as 9.0+PTX")
         return chosen
-    known = subprocess.run([compiler, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
+    known = asked(compiler, "--list-gpu-arch", r"(?s)(.*)").split()
     built = [arch for arch in ARCHITECTURES if f"compute_{arch.replace('.', '')}" in known]
-    return [*built[:-1], f"{built[-1]}+PTX"]
+    return [f"{arch}+PTX" if arch in (built[0], built[-1]) else arch for arch in built]
 
 
 def wants_cuda() -> bool:
@@ -79,13 +84,15 @@ def wants_cuda() -> bool:
     choice = os.environ.get("IGFAST_CUDA", "auto")
     if choice not in {"auto", "0", "1", "check"}:
         raise SystemExit(f"IGFAST_CUDA={choice!r} is not one of auto, 0, 1, check")
+    if choice == "0":
+        return False
     missing = missing_for_cuda()
     if choice in {"1", "check"} and missing:
         raise SystemExit(f"IGFAST_CUDA={choice}, but these are missing: {'; '.join(missing)}")
     if choice == "auto":
         chosen = f"CPU kernels only, missing for CUDA: {'; '.join(missing)}" if missing else "CPU and CUDA kernels"
         print(f"igfast: IGFAST_CUDA=auto builds {chosen}")
-    return choice != "0" and not missing
+    return not missing
 
 
 class BuildExtension(cpp_extension.BuildExtension):
@@ -108,7 +115,8 @@ class BuildExtension(cpp_extension.BuildExtension):
             number = arch.removesuffix("+PTX").replace(".", "")
             codes = [f"sm_{number}", *([f"compute_{number}"] if arch.endswith("+PTX") else [])]
             generate += [f"-gencode=arch=compute_{number},code=[{','.join(codes)}]"]
-        flags = ["-std=c++17", "-O3", "--threads=0", "-Werror=all-warnings", "-Xcompiler=-fPIC,-Wall,-Wextra,-Werror"]
+        warnings = ["-Werror=all-warnings", "-Wno-deprecated-gpu-targets", "-Xcompiler=-Wall,-Wextra,-Werror"]
+        flags = ["-std=c++17", "-O3", "--threads=0", "-Xcompiler=-fPIC", *warnings]
         folder = Path(self.build_temp) / "cuda"
         folder.mkdir(parents=True, exist_ok=True)
         objects = []
@@ -138,11 +146,10 @@ def make_extension() -> cpp_extension.CppExtension:
     if has_cuda:
         built_for = ",".join(architectures(nvcc()))
         extension.define_macros += [("IGFAST_CUDA", None), ("IGFAST_CUDA_ARCHITECTURES", f'"{built_for}"')]
-        libraries = str(toolkit(nvcc()) / "lib64")
         extension.libraries.append("cudart")  # the one that torch has loaded, by its name
-        extension.library_dirs.append(libraries)
+        extension.library_dirs += library_folders(nvcc())
         if CHECKS_CUDA:
-            extension.runtime_library_dirs.append(libraries)
+            extension.runtime_library_dirs += library_folders(nvcc())
     return extension
 
 

@@ -49,13 +49,16 @@ def main() -> None:
         return
     steps = ("--n-steps", str(min(options.n_steps, PEAK_STEPS)))
     peaks = {label: harness.in_own_process("benchmarks.bench_text", "--peak-of", label, *steps) for label in LABELS}
-    seconds = harness.alternate(make_cases(options.n_steps), options.rounds, warm_up=False)
+    calls = make_cases(options.n_steps)
+    own, seconds, ratios = harness.beside(calls.pop("igfast"), calls, options.rounds)
+    seconds["igfast"], ratios["igfast"] = own, 1.0
     records = [
         {
             "benchmark": "text",
             "case": f"6-layer BERT, batch 8, 512 tokens, {options.n_steps} steps, float32, embedding layer",
             "provider": label,
             "seconds": harness.percentiles(seconds[label]),
+            "time_ratio": ratios[label],
             "rounds": options.rounds,
             **peaks[label],
         }

@@ -80,6 +80,32 @@ def ratio(seconds: Sequence[float], to: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(seconds, to, strict=True))
 
 
+def beside(
+    case: Callable[[], object], others: Mapping[str, Callable[[], object]], rounds: int
+) -> tuple[list[float], dict[str, list[float]], dict[str, float]]:
+    """Calls of a case before, between and after those of the others, for calls that outlast a machine's moods.
+
+    Returns:
+        The case's seconds, the others' seconds, and for each of the others the median of its ratios, each to the mean
+        of the calls of the case just before and after it.
+    """
+
+    def seconds_of(call: Callable[[], object]) -> float:
+        began = time.perf_counter()
+        call()
+        return time.perf_counter() - began
+
+    own = [seconds_of(case)]
+    seconds: dict[str, list[float]] = {name: [] for name in others}
+    ratios: dict[str, list[float]] = {name: [] for name in others}
+    for _ in range(rounds):
+        for name, other in others.items():
+            seconds[name].append(seconds_of(other))
+            own.append(seconds_of(case))
+            ratios[name].append(seconds[name][-1] / statistics.mean(own[-2:]))
+    return own, seconds, {name: statistics.median(of_name) for name, of_name in ratios.items()}
+
+
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:
     """The 20th, 50th and 80th percentile."""
     return {f"p{p}": float(np.percentile(seconds, p)) for p in (20, 50, 80)}

@@ -15,7 +15,8 @@ def _providers(name: str, call: str) -> list[str]:
     ]
     for r in records:
         seconds, peak = r["seconds"]["p50"], r["peak_bytes"]
-        ratios = f"{seconds / ours['seconds']['p50']:.2f} x | {peak / ours['peak_bytes']:.1f} x"
+        time_ratio = r.get("time_ratio", seconds / ours["seconds"]["p50"])
+        ratios = f"{time_ratio:.2f} x | {peak / ours['peak_bytes']:.1f} x"
         lines.append(f"| {r['provider']} | {seconds:.2f} | {peak / 2**20:.0f} MiB | {ratios} |")
     return lines
 

@@ -3,7 +3,7 @@
 // without knowing PyTorch.
 //
 // Vocabulary (README.md, "How it works"): a *row* is one path point, the triple (example, alpha, weight). Operands are
-// tensors of shape (batch, *features) or (rows, *features); library.cpp merges the feature dimensions of all operands
+// tensors of shape (batch, *features) or (rows, *features); operands.h merges the feature dimensions of all operands
 // of an operator into the few that their layouts force, so kernels see at most kMaxDims of them.
 #pragma once
 

@@ -48,7 +48,9 @@ struct ConvolutionBackward final : Node {
   // 16x16, 0.5 for 4x4; 1.2 for 2x2, whose short stretches take long to put in place.
   bool are_tiles(const Tensor& weight) const {
     constexpr int64_t kLongEnough = 4;
-    if (transposed || groups != 1 || weight.dim() != 4 || weight.size(3) < kLongEnough) return false;
+    if (transposed || groups != 1 || weight.dim() != 4 || weight.size(3) < kLongEnough || !weight.is_cpu())
+      return false;
+    if (stride.size() != 2 || padding.size() != 2 || dilation.size() != 2) return false;
     for (int64_t d = 0; d < 2; ++d) {
       const int64_t side = weight.size(2 + d);
       if (stride[d] != side || padding[d] != 0 || dilation[d] != 1 || input.sizes[2 + d] % side != 0) return false;

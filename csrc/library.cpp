@@ -1,6 +1,6 @@
-// The operators of igfast: schemas, argument checks and the CPU launchers, and the pybind11 module igfast._C.
-// The sources that include torch headers, which take half a minute each to compile, are this one and lean*.cpp; the
-// kernels see kernels.h alone.
+// The operators of igfast: schemas and the CPU launchers, and the pybind11 module igfast._C. The sources that include
+// torch headers, which take half a minute each to compile, are this one, cuda_glue.cpp and lean*.cpp; the kernels see
+// kernels.h alone.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/zeros.h>

@@ -132,7 +132,9 @@ const char* launch(void (*kernel)(Parameters...), int64_t blocks_x, int64_t bloc
   config.blockDim = dim3(static_cast<unsigned>(kThreads));
   config.stream = static_cast<cudaStream_t>(stream);
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  if (error == cudaSuccess) return nullptr;
+  (void)cudaGetLastError();  // or PyTorch's next launch would report it once more
+  return cudaGetErrorString(error);
 }
 
 // Calls `of(T{})` with the type that a dtype names.

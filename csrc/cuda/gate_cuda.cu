@@ -49,8 +49,9 @@ template <typename T, Activation activation, bool is_whole>
 __global__ void __launch_bounds__(kThreads) gate_bytes(const GateArgs args, const int64_t n_bytes) {
   const int64_t byte = thread_index();
   if (byte >= n_bytes) return;
-  const auto low = static_cast<Math<T>>(args.low), high = static_cast<Math<T>>(args.high);
-  const auto slope = static_cast<Math<T>>(args.slope);
+  auto low = static_cast<Math<T>>(args.low);
+  if constexpr (activation == Activation::kThreshold) low = widened(narrowed<T>(low));  // as PyTorch on CUDA
+  const auto high = static_cast<Math<T>>(args.high), slope = static_cast<Math<T>>(args.slope);
   T lanes[kEach];
   load_each<is_whole>(lanes, args.from, byte, args.n_elements);
   unsigned bits = 0;

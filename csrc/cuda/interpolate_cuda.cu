@@ -1,4 +1,5 @@
-// Path points: out[r] = b + alpha (x - b). A thread keeps its stretch of x and b while the rows of one example go by.
+// Path points: out[r] = b + alpha (x - b). A thread goes through the rows and keeps its stretch of x and b as long as
+// they are of one example; with more examples it loads them again, from the cache.
 #include "device.cuh"
 
 namespace igfast {

@@ -23,9 +23,9 @@ def _gate(
     why = refuses(x)
     if why is not None:
         return why
-    if not kernels_for(x.device.type):
+    if not (x.is_cpu or kernels_for(x.device)):
         return Plain(f"no kernel for {x.device.type}")
-    if not inplace and not is_dead(x):
+    if not inplace and not (x.is_cpu and is_dead(x)):  # on CUDA another stream may still read it
         return _lean_gate(x, activation, low, high, slope)  # type: ignore[no-any-return]
     if x.grad_fn is None or x._is_view():  # an error that autograd raises, or its business
         return NOTHING_TO_SAVE

@@ -38,7 +38,7 @@ def _max_pool(n: int) -> Callable[..., Any]:
         if why is not None or input.dim() != n + 2:
             return NOTHING_TO_SAVE if why is None else why
         kernel, spacing = sizes(kernel_size, n), sizes(dilation, n)
-        if return_indices or not kernels_for(input.device.type):
+        if return_indices or not (input.is_cpu or kernels_for(input.device)):
             return Plain("its indices are asked for" if return_indices else f"no kernel for {input.device.type}")
         if prod(kernel) > _MOST_CELLS:
             return Plain(f"a window of more than {_MOST_CELLS} cells")

@@ -23,7 +23,7 @@ _KERNEL_DIMS = 16  # the batch and 15 feature dimensions; one more (csrc/kernels
 def has_kernels(tensor: Tensor) -> bool:
     """Whether the compiled operators take this tensor; if not, the plain-PyTorch reference does."""
     takes = tensor.dtype in _KERNEL_DTYPES and 1 <= tensor.dim() <= _KERNEL_DIMS
-    return takes and kernels_for(tensor.device.type)
+    return takes and kernels_for(tensor.device)
 
 
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -57,7 +57,7 @@ def interpolate(
     Raises:
         ValueError: shapes do not fit.
         TypeError: dtypes do not fit.
-        IndexError: an example index is out of range.
+        IndexError: an example index is out of range (on CUDA that stops the device, as in PyTorch).
 
     Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, section 3 (the straight-line path).
     """
@@ -83,7 +83,7 @@ def accumulate_(acc: Tensor, grads: Tensor, example: Tensor, weight: Tensor, fin
     Raises:
         ValueError: shapes do not fit.
         TypeError: dtypes do not fit.
-        IndexError: an example index is out of range.
+        IndexError: an example index is out of range (on CUDA that stops the device, as in PyTorch).
 
     Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, eq. 3 (the sum over steps).
     """

@@ -13,7 +13,10 @@ import torch
 
 from igfast.errors import KernelsError, warn
 
-_REBUILD = "pip install --no-build-isolation --no-deps --force-reinstall igfast, or `make setup` in its source folder"
+_REBUILD = (
+    "pip install --no-build-isolation --no-deps --force-reinstall --no-cache-dir igfast, or `make clean setup` in its "
+    "source folder"
+)
 _MARK = re.compile(rb"igfast-built-for-torch=([^;]+);")
 
 
@@ -49,7 +52,7 @@ def kernels_loaded() -> bool:
     environment that is an error.
 
     Raises:
-        KernelsError: they were built for another torch version, or are missing and required.
+        KernelsError: they were built for another torch, or are missing and required.
     """
     found = importlib.util.find_spec("igfast._C")
     if found is None or found.origin is None:
@@ -59,27 +62,46 @@ def kernels_loaded() -> bool:
         warn(f"{message}. Until then slower plain PyTorch is used.")
         return False
     check_built_for(Path(found.origin), torch.__version__)
-    importlib.import_module("igfast._C")
+    try:
+        importlib.import_module("igfast._C")
+    except ImportError as error:  # built for CUDA, say, and torch is a CPU build
+        raise KernelsError(
+            f"igfast's compiled operators cannot be loaded: {error}. Rebuild them: {_REBUILD}"
+        ) from error
     importlib.import_module("igfast.ops._fake")
     return True
 
 
+def runs_on(architectures: str, capability: tuple[int, int]) -> bool:
+    """Whether a device runs what was built for compute capabilities such as "8.0,9.0+PTX".
+
+    Machine code runs on later devices of the same major version, PTX on all later ones.
+    """
+    built = re.findall(r"(\d+)\.(\d)[a-z]?(\+PTX)?", architectures)
+    versions = [((int(major), int(minor)), ptx) for major, minor, ptx in built]
+    return any(v <= capability and (ptx or v[0] == capability[0]) for v, ptx in versions)
+
+
 @functools.cache
-def kernels_for(device_type: str) -> bool:
-    """Whether there are compiled operators for a kind of device; a CUDA device and a build without warns once.
+def kernels_for(device: torch.device) -> bool:
+    """Whether there are compiled operators for a device; a CUDA device that the build is not for warns once.
 
     Raises:
-        KernelsError: as `kernels_loaded`; or a build without CUDA kernels, and IGFAST_REQUIRE_KERNELS=1.
+        KernelsError: as `kernels_loaded`; or the build is not for this CUDA device, and IGFAST_REQUIRE_KERNELS=1.
     """
-    if not kernels_loaded():
+    if not kernels_loaded() or device.type not in ("cpu", "cuda"):
         return False
-    if device_type == "cuda" and not build_info()["cuda"]:
-        message = f"igfast was built without CUDA kernels; with nvcc, rebuild: IGFAST_CUDA=1 {_REBUILD}"
-        if os.environ.get("IGFAST_REQUIRE_KERNELS") == "1":
-            raise KernelsError(message)
-        warn(f"{message}. Until then slower plain PyTorch is used on CUDA.")
-        return False
-    return device_type in ("cpu", "cuda")
+    if device.type == "cpu":
+        return True
+    info = build_info()
+    if info["cuda"] and runs_on(str(info["cuda_architectures"]), torch.cuda.get_device_capability(device)):
+        return True
+    built_for = f"for compute capabilities {info['cuda_architectures']}" if info["cuda"] else "without CUDA kernels"
+    message = f"igfast was built {built_for}, and has none for {device}; with nvcc, rebuild: IGFAST_CUDA=1 {_REBUILD}"
+    if os.environ.get("IGFAST_REQUIRE_KERNELS") == "1":
+        raise KernelsError(message)
+    warn(f"{message}. Until then slower plain PyTorch is used there.")
+    return False
 
 
 def build_info() -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import sysconfig
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ OPERATORS = ("interpolate", "interpolate.out", "accumulate_", "scale_", "lean_ga
 
 def main() -> None:
     """Takes the build's folder."""
-    (built,) = Path(sys.argv[1], "igfast").glob("_C*.so")
+    built = Path(sys.argv[1], "igfast", f"_C{sysconfig.get_config_var('EXT_SUFFIX')}")
     spec = importlib.util.spec_from_file_location("igfast._C", built)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -101,7 +101,7 @@ ACTIVATIONS = {
     "relu": ({}, F.relu),
     "hardtanh": ({"low": -0.5, "high": 1.5}, lambda x: F.hardtanh(x, -0.5, 1.5)),
     "leaky_relu": ({"slope": 0.1}, lambda x: F.leaky_relu(x, 0.1)),
-    "threshold": ({"low": 0.3, "high": -2.0}, lambda x: F.threshold(x, 0.3, -2.0)),
+    "threshold": ({"low": 0.25, "high": -2.0}, lambda x: F.threshold(x, 0.25, -2.0)),
 }
 
 

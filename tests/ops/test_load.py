@@ -43,6 +43,46 @@ def test_a_file_without_the_mark_is_refused(tmp_path):
         _load.built_for_torch(extension)
 
 
+@pytest.mark.parametrize(
+    ("info", "text"),
+    [
+        ({"cuda": False, "cuda_architectures": ""}, "built without CUDA kernels, and has none for cuda:0; with nvcc"),
+        ({"cuda": True, "cuda_architectures": "7.5,10.0+PTX"}, "built for compute capabilities 7.5,10.0.PTX, and has"),
+    ],
+)
+def test_a_cuda_device_that_the_build_is_not_for(monkeypatch, info, text):
+    monkeypatch.setattr(_load, "build_info", lambda: info)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    monkeypatch.delenv("IGFAST_REQUIRE_KERNELS", raising=False)
+    of_device, device = _load.kernels_for.__wrapped__, torch.device("cuda:0")
+    with pytest.warns(UserWarning, match=text):
+        assert not of_device(device)
+    assert of_device(torch.device("cpu"))
+    assert not of_device(torch.device("meta"))
+    monkeypatch.setenv("IGFAST_REQUIRE_KERNELS", "1")
+    with pytest.raises(igfast.KernelsError, match="rebuild: IGFAST_CUDA=1 pip install"):
+        of_device(device)
+    monkeypatch.setattr(_load, "build_info", lambda: {"cuda": True, "cuda_architectures": "8.0,9.0"})
+    assert of_device(device)
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "runs"),
+    [
+        ("8.0", (8, 0), True),
+        ("8.0", (8, 6), True),
+        ("8.6", (8, 0), False),
+        ("8.0,9.0", (10, 0), False),
+        ("8.0,9.0+PTX", (12, 0), True),
+        ("9.0+PTX", (8, 9), False),
+        ("9.0a", (9, 0), True),
+        ("", (9, 0), False),
+    ],
+)
+def test_which_devices_a_build_runs_on(architectures, capability, runs):
+    assert _load.runs_on(architectures, capability) is runs
+
+
 def run_without_kernels(**environment):
     code = """
 import importlib.util

@@ -1,0 +1,82 @@
+"""Attributions on a GPU: those of the CPU, on any stream, in any layout, and when memory runs out."""
+
+import pytest
+import torch
+from torch import nn
+
+import igfast
+from tests.oracle import relative_difference
+
+
+def network(dtype=torch.float64):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3, groups=2),
+        nn.ReLU6(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64, 5),
+    ).to(dtype).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize("lean", [True, False])
+@pytest.mark.parametrize("method", ["gausslegendre", "riemann_trapezoid"])
+def test_equals_the_cpu(method, lean):
+    x = torch.randn(3, 3, 20, 18, dtype=torch.float64)
+    target = torch.tensor([0, 3, 4])
+    wanted, wanted_delta = igfast.IntegratedGradients(network()).attribute(
+        x, target=target, method=method, return_convergence_delta=True
+    )
+    got, delta = igfast.IntegratedGradients(network().cuda(), lean=lean).attribute(
+        x.cuda(), target=target.cuda(), method=method, return_convergence_delta=True
+    )
+    assert relative_difference(got.cpu(), wanted) <= 1e-12
+    torch.testing.assert_close(delta.cpu(), wanted_delta, rtol=1e-6, atol=1e-12)
+
+
+def test_any_chunk_and_layout_gives_the_same():
+    explainer = igfast.IntegratedGradients(network().cuda())
+    x = torch.randn(2, 3, 20, 18, dtype=torch.float64, device="cuda")
+    wanted = explainer.attribute(x, target=1)
+    for size in (1, 3, 100):
+        for same in (x, x.contiguous(memory_format=torch.channels_last), x.repeat(1, 1, 1, 2)[..., :18]):
+            got = explainer.attribute(same, target=1, internal_batch_size=size)
+            assert relative_difference(got, wanted) <= 1e-12
+
+
+def test_another_stream():
+    explainer = igfast.IntegratedGradients(network().cuda())
+    x = torch.randn(2, 3, 20, 18, dtype=torch.float64, device="cuda")
+    wanted = explainer.attribute(x, target=1)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        got = explainer.attribute(x, target=1)
+    stream.synchronize()
+    assert relative_difference(got, wanted) <= 1e-12
+
+
+def test_lean_execution_takes_the_kernels():
+    x = torch.randn(2, 3, 20, 18, dtype=torch.float64, device="cuda")
+    _, report = igfast.IntegratedGradients(network().cuda(), lean=True).attribute(x, target=1, return_report=True)
+    assert "relu" in str(report)
+    assert "no kernel" not in str(report)
+
+
+def test_memory_that_runs_out_halves_the_chunks():
+    wide = nn.Sequential(nn.Conv2d(3, 512, 3, padding=1), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).cuda()
+    x = torch.randn(1, 3, 256, 256, device="cuda")
+    wanted = igfast.IntegratedGradients(wide).attribute(x, target=1, n_steps=16, internal_batch_size=1)
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, 1.5 * 2**30 / total))
+    try:
+        with pytest.warns(UserWarning, match="out of memory, so the attribution goes on with chunks of"):
+            got = igfast.IntegratedGradients(wide).attribute(x, target=1, n_steps=16, internal_batch_size=16)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert relative_difference(got, wanted) <= 1e-5
