@@ -119,6 +119,20 @@ struct PoolArgs {
   uint8_t* cell;
 };
 
+// The last step of the gradient of a convolution's input, channels-last: to[cell] += the gradients of that cell in all
+// windows of some rows of the output, which are numbered (batch, depth, height).
+struct WindowArgs {
+  DType dtype;  // float or double
+  int64_t channels;
+  int64_t input[3], output[3];  // depth, height, width
+  int64_t kernel[3], stride[3], padding[3];
+  int64_t row_begin, row_end;
+  int64_t image_begin;           // the example of the first of them
+  int64_t line_begin, line_end;  // what they reach of each example, in rows of the input, (depth, height)
+  const void* windows;           // [row_end - row_begin][output width][kernel depth, height, width][channels]
+  void* to;                      // [batch][depth, height, width][channels]
+};
+
 // CPU: work items are numbered (group or example, outer index, tile), the tile fastest; a launcher does [begin, end) of
 // them.
 inline int64_t items_per_group(const Features& features) { return features.n_outer * features.n_tiles; }
@@ -134,6 +148,9 @@ void gate_grad_cpu(const GateArgs& args, int64_t begin, int64_t end);
 // Work items are (batch, output depth, output height), the height fastest.
 void pool_cells_from_positions_cpu(const PoolArgs& args, int64_t begin, int64_t end);
 void pool_positions_from_cells_cpu(const PoolArgs& args, int64_t begin, int64_t end);
+
+// Work items are (example, row of the input), the row fastest; both count from the first that is reached.
+void add_windows_cpu(const WindowArgs& args, int64_t begin, int64_t end);
 
 // CUDA: a launcher puts its work on `stream`, a cudaStream_t of the current device, and does not wait for it. It
 // returns null or what CUDA says went wrong. There is work to do: no size is 0. All arrays are in the device's memory.

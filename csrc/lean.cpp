@@ -2,8 +2,9 @@
 // respect to the *input* needs. Weights are constants to them. What they cannot do, the gradient of a weight or a
 // second derivative, they refuse with an error; igfast/lean then runs the model plainly.
 //
-// Here: affine maps and gates (piecewise linear activations); pooling is in lean_pool.cpp. The nodes are written out
-// rather than derived from torch::autograd::Function, which keeps its state in a dictionary.
+// Here: affine maps and gates (piecewise linear activations); lean_convolution.cpp has convolutions, lean_pool.cpp
+// pooling. The nodes are written out rather than derived from torch::autograd::Function, which keeps its state in a
+// dictionary.
 #include "lean.h"
 
 #include <ATen/ATen.h>
@@ -24,74 +25,6 @@ namespace {
 using std::optional;
 
 // ---------------------------------------------------------------------------------------------- affine maps
-
-struct ConvolutionBackward final : Node {
-  Shape input;
-  at::DimVector stride, padding, dilation, output_padding;
-  bool transposed;
-  int64_t groups;
-
-  ConvolutionBackward(const Tensor& x, const Tensor& weight, IntArrayRef stride, IntArrayRef padding,
-                      IntArrayRef dilation, bool transposed, IntArrayRef output_padding, int64_t groups)
-      : input(x),
-        stride(at::DimVector(stride)),
-        padding(at::DimVector(padding)),
-        dilation(at::DimVector(dilation)),
-        output_padding(at::DimVector(output_padding)),
-        transposed(transposed),
-        groups(groups) {
-    save(weight);
-  }
-
-  // Windows that tile the input, as the patches of a vision transformer do: each cell has one output position, and all
-  // of them are one matrix product. Of convolution_backward's time for images of 224x224 (2 cores): 0.1 for patches of
-  // 16x16, 0.5 for 4x4; 1.2 for 2x2, whose short stretches take long to put in place.
-  bool are_tiles(const Tensor& weight) const {
-    constexpr int64_t kLongEnough = 4;
-    if (transposed || groups != 1 || weight.dim() != 4 || weight.size(3) < kLongEnough || !weight.is_cpu())
-      return false;
-    if (stride.size() != 2 || padding.size() != 2 || dilation.size() != 2) return false;
-    for (int64_t d = 0; d < 2; ++d) {
-      const int64_t side = weight.size(2 + d);
-      if (stride[d] != side || padding[d] != 0 || dilation[d] != 1 || input.sizes[2 + d] % side != 0) return false;
-    }
-    return true;
-  }
-
-  Tensor gradient_of_tiles(const Tensor& grad, const Tensor& weight) const {
-    const int64_t batch = grad.size(0), rows = grad.size(2), columns = grad.size(3);
-    const int64_t channels = weight.size(1), height = weight.size(2), width = weight.size(3);
-    const Tensor tiles = at::matmul(grad.permute({0, 2, 3, 1}).reshape({-1, grad.size(1)}), weight.flatten(1));
-    Tensor result = at::empty_strided(input.sizes, input.strides, input.options);
-    result.unflatten(3, {columns, width})
-        .unflatten(2, {rows, height})
-        .copy_(tiles.view({batch, rows, columns, channels, height, width}).permute({0, 3, 1, 4, 2, 5}));
-    return result;
-  }
-
-  Tensor input_gradient(Tensor grad) override {
-    const Tensor weight = unpack(0);
-    if (are_tiles(weight)) return gradient_of_tiles(grad, weight);
-    return std::get<0>(at::convolution_backward(grad, input.placeholder(), weight, at::OptionalIntArrayRef{}, stride,
-                                                padding, dilation, transposed, output_padding, groups,
-                                                {true, false, false}));
-  }
-};
-
-Tensor convolution(const Tensor& input, const Tensor& weight, const optional<Tensor>& bias, IntArrayRef stride,
-                   IntArrayRef padding, IntArrayRef dilation, bool transposed, IntArrayRef output_padding,
-                   int64_t groups) {
-  return run(
-      input,
-      [&] {
-        return at::convolution(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups);
-      },
-      [&] {
-        return make_node<ConvolutionBackward>(input, weight, stride, padding, dilation, transposed, output_padding,
-                                              groups);
-      },
-      weight, bias);
-}
 
 // The rows of a matrix that hold anything but zeros, if those are few, else nothing. A dense matrix is known by the
 // first elements of its first rows.
@@ -349,9 +282,6 @@ std::vector<int64_t> use_counts(const Tensor& x) {
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(igfast, m) {
-  m.def(
-      "lean_convolution(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, "
-      "bool transposed, int[] output_padding, int groups) -> Tensor");
   m.def("lean_linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor");
   m.def("lean_matmul(Tensor input, Tensor weight) -> Tensor");
   m.def("lean_addmm(Tensor bias, Tensor input, Tensor weight) -> Tensor");
@@ -367,7 +297,6 @@ TORCH_LIBRARY_FRAGMENT(igfast, m) {
 }
 
 TORCH_LIBRARY_IMPL(igfast, CompositeImplicitAutograd, m) {
-  m.impl("lean_convolution", &convolution);
   m.impl("lean_linear", &linear);
   m.impl("lean_matmul", &matmul);
   m.impl("lean_addmm", &addmm);

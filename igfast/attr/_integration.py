@@ -132,10 +132,12 @@ class Run:
             return Integral(tuple(path.zeros() for path in paths), nothing, nothing, None)
         n_rows = inputs.batch * len(rule.nodes)
         layouts = tuple(path.memory_format for path in paths)
+        module = module_of(self.evaluator.forward_func)
         may_change_layout = (
             may_change_layout
             and any(path.has_channels and path.memory_format is torch.contiguous_format for path in paths)
-            and not compiled(self.evaluator.forward_func, module_of(self.evaluator.forward_func))  # for one layout
+            and not compiled(self.evaluator.forward_func, module)  # for one layout
+            and not _takes_patches(module)  # which gain nothing, and comparing layouts costs two forward passes
         )
         shapes = tuple((x.shape, x.dtype, x.device) for x in inputs.x)
         kind = (kind, shapes, layouts, may_change_layout, n_rows, rows_allowed, self.execution.memory_budget)
@@ -204,6 +206,17 @@ def convergence_delta(
         raise RuntimeError("igfast: the ends of the path were not evaluated")  # not reachable from the public API
     ends = (end.to(totals.device, torch.float64) for end in (at_input, at_baseline))
     return (totals - (next(ends) - next(ends))).to(dtype)
+
+
+def _takes_patches(module: nn.Module | None) -> bool:
+    """Whether all convolutions of a model cut their input into patches, as in vision transformers."""
+    parts = module.modules() if module is not None else ()
+    convolutions = [part for part in parts if isinstance(part, nn.modules.conv._ConvNd)]
+    return bool(convolutions) and all(
+        stride >= width > 1
+        for convolution in convolutions
+        for stride, width in zip(convolution.stride, convolution.kernel_size, strict=True)
+    )
 
 
 def _warn_gradient(integral: Integral, rule: Rule) -> None:

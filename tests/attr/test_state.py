@@ -238,6 +238,18 @@ def test_the_choice_of_chunks_is_remembered_for_the_model_and_forgotten_with_it(
     assert len(_remembered._values) < before
 
 
+@pytest.mark.parametrize(("width", "stride", "layouts"), [(4, 4, 1), (4, 3, 2), (1, 1, 2)])
+def test_a_model_that_cuts_images_into_patches_sees_one_layout(width, stride, layouts):
+    network, seen = torch.nn.Sequential(torch.nn.Conv2d(3, 5, width, stride), torch.nn.Flatten(2)).double(), set()
+    network.register_forward_pre_hook(lambda module, args: seen.add(args[0].stride()))
+    x = torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    igfast.IntegratedGradients(lambda x: network(x)).attribute(x, target=(0, 0), n_steps=20)
+    of_function = len(seen)
+    seen.clear()
+    igfast.IntegratedGradients(network).attribute(x, target=(0, 0), n_steps=20)
+    assert (of_function, len(seen)) == (2, layouts)
+
+
 def test_a_compiled_model_sees_one_layout():
     network, shapes = models.convnet(), []
     handle = network.register_forward_pre_hook(lambda module, args: shapes.append((args[0].shape[0], args[0].stride())))

@@ -36,35 +36,100 @@ def gradients(function, x, weight_of_output):
     return plain, lean, calls
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("window", [(4, 4), (2, 5), (1, 4)])
-def test_windows_that_tile_the_input_are_one_product(window, memory_format):
-    x = torch.randn(2, 3, 20, 40, dtype=torch.float64).contiguous(memory_format=memory_format)
-    kernel = torch.randn(7, 3, *window, dtype=torch.float64)
-    output_weight = torch.randn(2, 7, 20 // window[0], 40 // window[1], dtype=torch.float64)
-    plain, lean, calls = gradients(lambda x: F.conv2d(x, kernel, stride=window), x, output_weight)
-    torch.testing.assert_close(lean, plain, rtol=1e-13, atol=1e-13)
+CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def of_layouts(x):
+    """Contiguous, channels-last where that exists, and neither."""
+    yield x
+    if x.dim() > 3:
+        yield x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
+    yield x.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+# Bands of windows are of 1 MiB: of several images, of parts of one, of one row.
+WINDOWS = [
+    ((2, 3, 40, 50), (8, 3, 7, 7), {"stride": 2, "padding": 3}),
+    ((2, 3, 33, 20), (8, 3, 3, 3), {"padding": 1}),
+    ((2, 3, 33, 20), (8, 3, 3, 3), {"stride": (3, 2), "padding": (0, 2)}),
+    ((1, 3, 130, 200), (8, 3, 5, 5), {"padding": 2}),
+    ((2, 3, 90, 140), (8, 3, 5, 5), {"stride": (2, 1)}),
+    ((1, 1, 4, 3000), (2, 1, 3, 50), {"padding": (1, 30)}),
+    ((3, 2, 12, 12), (5, 2, 4, 12), {"padding": (2, 6)}),
+    ((3, 4, 9, 11), (5, 4, 2, 3), {"stride": (4, 5)}),  # cells that no window reaches
+    ((2, 3, 20, 40), (7, 3, 4, 4), {"stride": 4}),
+    ((2, 9, 20, 40), (7, 9, 2, 5), {"stride": (2, 5)}),
+    ((2, 3, 20, 41), (7, 3, 1, 4), {"stride": (1, 4)}),
+    ((3, 2, 500), (6, 2, 9), {"stride": 2, "padding": 4}),
+    ((2, 1, 7, 9, 11), (6, 1, 3, 3, 5), {"padding": 1}),
+    ((1, 1, 24, 40, 44), (4, 1, 5, 5, 5), {"stride": (1, 2, 1), "padding": 2}),
+    ((1, 4, 6, 30, 30), (4, 4, 2, 3, 3), {"stride": (2, 1, 1)}),
+]
+
+
+@pytest.mark.parametrize(("shape", "kernel", "options"), WINDOWS)
+def test_windows_are_one_product_and_added_up(shape, kernel, options):
+    convolution = CONVOLUTIONS[len(shape) - 2]
+    weight = torch.randn(kernel, dtype=torch.float64)
+    for x in of_layouts(torch.randn(shape, dtype=torch.float64)):
+        for output_weight in of_layouts(torch.randn_like(convolution(x, weight, **options).contiguous())):
+            plain, lean, calls = gradients(lambda x: convolution(x, weight, **options), x, output_weight)
+            torch.testing.assert_close(lean, plain, rtol=1e-12, atol=1e-12)
+            assert lean.is_contiguous() or lean.stride() == x.stride()
+            assert "aten::convolution_backward" not in calls.names
+
+
+@pytest.mark.parametrize("channels", [256, 255])
+def test_windows_of_one_cell_are_one_product(channels):
+    x = torch.randn(2, channels, 5, 6, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(7, channels, 1, 1, dtype=torch.float64)
+    output_weight = torch.randn_like(F.conv2d(x, weight)).contiguous(memory_format=torch.channels_last)
+    plain, lean, calls = gradients(lambda x: F.conv2d(x, weight), x, output_weight)
+    torch.testing.assert_close(lean, plain, rtol=1e-12, atol=1e-12)
     assert lean.stride() == plain.stride()
+    assert ("aten::convolution_backward" in calls.names) == (channels == 255)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_windows_in_float32(threads):
+    x, weight = torch.randn(2, 3, 150, 150), torch.randn(8, 3, 7, 7)
+    output_weight = torch.randn_like(F.conv2d(x, weight, stride=2, padding=3))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    plain, lean, calls = gradients(lambda x: F.conv2d(x, weight, stride=2, padding=3), x, output_weight)
+    torch.set_num_threads(before)
+    torch.testing.assert_close(lean, plain, rtol=1e-4, atol=1e-4)
     assert "aten::convolution_backward" not in calls.names
 
 
 @pytest.mark.parametrize(
-    ("size", "side", "options"),
+    ("channels", "side", "options"),
     [
-        (20, 4, {"stride": 3}),  # windows overlap
-        (21, 4, {"stride": 4}),  # a rest that no window reaches
-        (20, 4, {"stride": 4, "padding": 2}),
-        (20, 4, {"stride": 4, "dilation": 2}),
-        (20, 4, {"stride": 4, "groups": 2}),
-        (20, 2, {"stride": 2}),  # not faster
+        (8, 4, {"stride": 3}),  # not faster: too many channels
+        (8, 2, {"stride": 2}),
+        (1, 3, {}),  # windows too narrow
+        (4, 4, {"dilation": 2}),
+        (4, 4, {"groups": 2}),
+        (256, 1, {"stride": 2}),
+        (256, 1, {"padding": 1}),
+        (256, 1, {}),  # not channels-last
     ],
 )
-def test_other_windows_are_left_to_pytorch(size, side, options):
-    x = torch.randn(2, 4, size, size, dtype=torch.float64)
-    kernel = torch.randn(6, 4 // options.get("groups", 1), side, side, dtype=torch.float64)
+def test_other_windows_are_left_to_pytorch(channels, side, options):
+    x = torch.randn(2, channels, 20, 20, dtype=torch.float64)
+    kernel = torch.randn(6, channels // options.get("groups", 1), side, side, dtype=torch.float64)
     output_weight = torch.randn_like(F.conv2d(x, kernel, **options))
     plain, lean, calls = gradients(lambda x: F.conv2d(x, kernel, **options), x, output_weight)
     torch.testing.assert_close(lean, plain, rtol=1e-13, atol=1e-13)
+    assert "aten::convolution_backward" in calls.names
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_short_dtypes_are_left_to_pytorch(dtype):
+    x, kernel = torch.randn(2, 3, 20, 20, dtype=dtype), torch.randn(6, 3, 5, 5, dtype=dtype)
+    output_weight = torch.randn_like(F.conv2d(x, kernel))
+    plain, lean, calls = gradients(lambda x: F.conv2d(x, kernel), x, output_weight)
+    assert torch.equal(lean, plain)
     assert "aten::convolution_backward" in calls.names
 
 
