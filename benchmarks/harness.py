@@ -21,6 +21,7 @@ import igfast
 from igfast.ops import build_info
 
 RESULTS = Path(__file__).parent / "results"
+_MAY_BE_FASTEST = 1.15  # times the least: what is this close may come first in the next round
 
 
 def _run(*command: str) -> str:
@@ -85,6 +86,8 @@ def beside(
 ) -> tuple[list[float], dict[str, list[float]], dict[str, float]]:
     """Calls of a case before, between and after those of the others, for calls that outlast a machine's moods.
 
+    The first round is of all others. The rounds after it are of those that may be the fastest.
+
     Returns:
         The case's seconds, the others' seconds, and for each of the others the median of its ratios, each to the mean
         of the calls of the case just before and after it.
@@ -98,11 +101,16 @@ def beside(
     own = [seconds_of(case)]
     seconds: dict[str, list[float]] = {name: [] for name in others}
     ratios: dict[str, list[float]] = {name: [] for name in others}
+    contenders = dict(others)
     for _ in range(rounds):
-        for name, other in others.items():
+        for name, other in contenders.items():
             seconds[name].append(seconds_of(other))
             own.append(seconds_of(case))
             ratios[name].append(seconds[name][-1] / statistics.mean(own[-2:]))
+        least = min(statistics.median(of_name) for of_name in ratios.values())
+        contenders = {
+            name: others[name] for name in others if statistics.median(ratios[name]) <= _MAY_BE_FASTEST * least
+        }
     return own, seconds, {name: statistics.median(of_name) for name, of_name in ratios.items()}
 
 
