@@ -4,6 +4,7 @@
 # make cuda-check  compiles, links and loads the CUDA kernels, where there is nvcc; needs no GPU
 # make gpu-test    the tests that need a GPU, with the python in the path and the igfast that is built for it
 # make gpu-sanitize  those of the kernels under compute-sanitizer
+# make gpu-bench   writes benchmarks/results/<name of the GPU>.jsonl
 # make bench       writes benchmarks/results/*.jsonl
 # make setup       .venv with everything the tests need, igfast installed in it in editable form
 #
@@ -19,7 +20,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := $(wildcard csrc/* csrc/*/*)
 FORMATTED := $(filter %.cpp %.h %.cu %.cuh,$(SOURCES)) $(wildcard tests/cuda/emulated/*)
 
-.PHONY: setup test demo check cuda-check gpu-test gpu-sanitize format bench clean
+.PHONY: setup test demo check cuda-check gpu-test gpu-sanitize gpu-bench format bench clean
 
 setup: $(STAMP)/igfast
 
@@ -61,6 +62,9 @@ gpu-test:
 gpu-sanitize:
 	compute-sanitizer --tool memcheck python -m pytest tests/gpu/test_ops.py -m "gpu and not large"
 	compute-sanitizer --tool racecheck python -m pytest tests/gpu/test_ops.py -m "gpu and not large"
+
+gpu-bench:
+	IGFAST_REQUIRE_KERNELS=1 python -m benchmarks.bench_gpu
 
 format: setup
 	$(BIN)/ruff format .

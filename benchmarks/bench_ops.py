@@ -16,27 +16,30 @@ from igfast import ops
 
 N_ROWS = 8
 SIZES_MB = (2, 200)
+CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-def make_copy(n_bytes: int) -> Callable[[], object]:
+def make_copy(n_bytes: int, device: torch.device = CPU) -> Callable[[], object]:
     """A copy that reads half of `n_bytes` and writes as many."""
-    source = torch.ones(n_bytes // 2, dtype=torch.uint8)
+    source = torch.ones(n_bytes // 2, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return lambda: target.copy_(source)
 
 
-def make_operators(megabytes: int, dtype: torch.dtype) -> dict[str, tuple[Callable[[], object], int]]:
+def make_operators(
+    megabytes: int, dtype: torch.dtype, device: torch.device = CPU
+) -> dict[str, tuple[Callable[[], object], int]]:
     """Each operator on (8, 3, side, side) rows of `megabytes`, and the bytes that it must move."""
     side = int((megabytes * 10**6 / dtype.itemsize / N_ROWS / 3) ** 0.5)
     shape = (3, side, side)
-    x, baseline = (torch.randn(1, *shape).to(dtype) for _ in range(2))
-    rows = torch.randn(N_ROWS, *shape).to(dtype)
-    acc = torch.zeros(1, *shape, dtype=ops.accumulator_dtype(dtype))
-    acc_rows = torch.zeros(N_ROWS, *shape, dtype=acc.dtype)
-    example = torch.zeros(N_ROWS, dtype=torch.int64)
-    values = torch.linspace(0.05, 0.9, N_ROWS, dtype=torch.float64)
-    finite = torch.ones(N_ROWS, dtype=torch.uint8)
+    x, baseline = (torch.randn(1, *shape, device=device).to(dtype) for _ in range(2))
+    rows = torch.randn(N_ROWS, *shape, device=device).to(dtype)
+    acc = torch.zeros(1, *shape, dtype=ops.accumulator_dtype(dtype), device=device)
+    acc_rows = torch.zeros(N_ROWS, *shape, dtype=acc.dtype, device=device)
+    example = torch.zeros(N_ROWS, dtype=torch.int64, device=device)
+    values = torch.linspace(0.05, 0.9, N_ROWS, dtype=torch.float64, device=device)
+    finite = torch.ones(N_ROWS, dtype=torch.uint8, device=device)
     return {
         "interpolate": (
             lambda: ops.interpolate(x, baseline, example, values, out=rows),

@@ -120,17 +120,17 @@ struct PoolArgs {
 };
 
 // The last step of the gradient of a convolution's input, channels-last: to[cell] += the gradients of that cell in all
-// windows of some rows of the output, which are numbered (batch, depth, height).
+// windows of some lines of the output. A line is what lies along the width; lines are numbered (batch, depth, height).
 struct WindowArgs {
   DType dtype;  // float or double
   int64_t channels;
   int64_t input[3], output[3];  // depth, height, width
   int64_t kernel[3], stride[3], padding[3];
-  int64_t row_begin, row_end;
-  int64_t image_begin;           // the example of the first of them
-  int64_t line_begin, line_end;  // what they reach of each example, in rows of the input, (depth, height)
-  const void* windows;           // [row_end - row_begin][output width][kernel depth, height, width][channels]
-  void* to;                      // [batch][depth, height, width][channels]
+  int64_t output_begin, output_end;  // lines of the output
+  int64_t first_example;             // that these lines are of
+  int64_t input_begin, input_end;    // lines of each example's input that they may reach
+  const void* windows;               // [output lines][output width][kernel depth, height, width][channels]
+  void* to;                          // [batch][depth, height, width][channels]
 };
 
 // CPU: work items are numbered (group or example, outer index, tile), the tile fastest; a launcher does [begin, end) of
@@ -149,7 +149,7 @@ void gate_grad_cpu(const GateArgs& args, int64_t begin, int64_t end);
 void pool_cells_from_positions_cpu(const PoolArgs& args, int64_t begin, int64_t end);
 void pool_positions_from_cells_cpu(const PoolArgs& args, int64_t begin, int64_t end);
 
-// Work items are (example, row of the input), the row fastest; both count from the first that is reached.
+// Work items are (example, line of the input), the line fastest; both count from the first that is reached.
 void add_windows_cpu(const WindowArgs& args, int64_t begin, int64_t end);
 
 // CUDA: a launcher puts its work on `stream`, a cudaStream_t of the current device, and does not wait for it. It

@@ -32,7 +32,9 @@ struct ConvolutionBackward final : Node {
 
   bool is_plain(const Tensor& grad, const Tensor& weight) const {
     const auto dtype = weight.scalar_type();
-    return !transposed && groups == 1 && grad.is_cpu() && grad.numel() > 0 && grad.scalar_type() == dtype &&
+    const auto n_dims = static_cast<size_t>(weight.dim() - 2);
+    return !transposed && groups == 1 && stride.size() == n_dims && padding.size() == n_dims && grad.is_cpu() &&
+           grad.numel() > 0 && weight.numel() > 0 && grad.scalar_type() == dtype &&
            (dtype == at::kFloat || dtype == at::kDouble);
   }
 
@@ -52,18 +54,30 @@ struct ConvolutionBackward final : Node {
     return in_layout(at::matmul(channels_to_end(grad), weight.flatten(1)));
   }
 
-  // PyTorch computes 16 channels of the input at a time, also where an image has three. Of its time, on 2 cores: 0.4
-  // for the first convolution of a ResNet, 0.6 of a VGG, 0.1 for patches of 16x16; 1.1 to 1.5 from 8 channels on, whose
-  // windows are too long to be written and read once more.
+  // PyTorch computes 16 channels of the input at a time, also where an image has three. Of its time, on 2 cores: 0.4 for
+  // the first convolution of a ResNet, 0.6 of a VGG; but 1.1 to 1.5 from 8 channels on, and up to 1.6 where the output
+  // has 8: those windows take longer to write and read once more than to compute. Windows that do not overlap are
+  // written in long stretches: 0.1 for patches of 16x16, of any number of channels. A 1-d convolution has one line for
+  // each example, and nothing to share among threads.
   bool is_by_windows(const Tensor& grad, const Tensor& weight) const {
-    constexpr int64_t kFewChannels = 4, kLongRow = 4;
+    constexpr int64_t kFewChannels = 4, kLongLine = 4, kManyOutputs = 16;
     const int64_t channels = weight.size(1), width = weight.size(-1), n_dims = weight.dim() - 2;
-    if (!is_plain(grad, weight) || n_dims < 1 || n_dims > 3 || !are_all(dilation, 1)) return false;
-    const bool are_apart = stride.back() >= width && width >= kLongRow;
-    return are_apart || (channels <= kFewChannels && channels * width >= kLongRow);
+    if (!is_plain(grad, weight) || n_dims < 2 || n_dims > 3 || !are_all(dilation, 1)) return false;
+    if (weight.size(0) < kManyOutputs || are_all(weight.sizes().slice(2), 1)) return false;
+    if (output_line_bytes(grad, weight) > kLongestOutputLine) return false;
+    bool are_apart = width >= kLongLine;
+    for (int64_t d = 0; d < n_dims; ++d) are_apart = are_apart && stride[d] >= weight.size(2 + d);
+    return are_apart || (channels <= kFewChannels && channels * width >= kLongLine);
   }
 
-  // Of 1-d, 2-d and 3-d convolutions alike: sizes that they do not have are 1.
+  static constexpr int64_t kLongestOutputLine = 1 << 22;  // bytes
+
+  // Bytes of the windows of one line of the output.
+  static int64_t output_line_bytes(const Tensor& grad, const Tensor& weight) {
+    return grad.size(-1) * (weight.numel() / weight.size(0)) * static_cast<int64_t>(weight.itemsize());
+  }
+
+  // Of 2-d and 3-d convolutions alike: a 2-d one has a depth of 1.
   WindowArgs window_args(const Tensor& grad, const Tensor& weight) const {
     WindowArgs args{};
     args.dtype = dtype_of("lean_convolution", "weight", weight);
@@ -80,69 +94,73 @@ struct ConvolutionBackward final : Node {
     return args;
   }
 
-  // The gradients of all windows as one matrix product, added up where they overlap: band by band, so that they are
-  // still in the cache.
+  // The gradients of all windows as one matrix product, added up where they overlap: a band of the output at a time, so
+  // that they are still in the cache.
   Tensor gradient_by_windows(const Tensor& grad, const Tensor& weight) const {
-    constexpr int64_t kBandBytes = 1 << 20;
+    constexpr int64_t kBandBytes = 1 << 19, kMostThreads = 16;  // for each thread, as far as those share a product
     WindowArgs args = window_args(grad, weight);
     const Tensor kernel = channels_to_end(weight).reshape({weight.size(0), -1});
-    const int64_t columns = args.output[2], rows_each = args.output[0] * args.output[1];
-    const int64_t n_rows = grad.size(0) * rows_each;
-    const int64_t row_bytes = columns * kernel.size(1) * static_cast<int64_t>(kernel.itemsize());
-    const int64_t band = std::clamp<int64_t>(kBandBytes / row_bytes, 1, n_rows);
+    const int64_t width = args.output[2], lines_each = args.output[0] * args.output[1];
+    const int64_t n_lines = grad.size(0) * lines_each;
+    const int64_t band_bytes = kBandBytes * std::min<int64_t>(at::get_num_threads(), kMostThreads);
+    const int64_t band = std::clamp<int64_t>(band_bytes / output_line_bytes(grad, weight), 1, n_lines);
     // A matrix product reads an example as (channels, positions), too, but several only as (positions, channels).
-    const bool one_by_one = band < rows_each && grad.is_contiguous();
+    const bool one_by_one = band <= lines_each && grad.is_contiguous();
     const Tensor matrix =
         one_by_one ? grad.flatten(2).transpose(1, 2) : channels_to_end(grad).reshape({1, -1, grad.size(1)});
 
     at::DimVector sizes(input.sizes);
     std::rotate(sizes.begin() + 1, sizes.begin() + 2, sizes.end());
     Tensor result = at::zeros(sizes, input.options);
-    const Tensor windows = at::empty({band * columns, kernel.size(1)}, kernel.options());
+    const Tensor windows = at::empty({band * width, kernel.size(1)}, kernel.options());
     args.windows = windows.const_data_ptr();
     args.to = result.mutable_data_ptr();
-    for (args.row_begin = 0; args.row_begin < n_rows; args.row_begin = args.row_end) {
-      args.row_end = std::min(args.row_begin + band, n_rows);
-      args.image_begin = args.row_begin / rows_each;
-      if (one_by_one) args.row_end = std::min(args.row_end, (args.image_begin + 1) * rows_each);
-      const int64_t first_row = one_by_one ? args.image_begin * rows_each : 0;
-      const int64_t length = (args.row_end - args.row_begin) * columns;
+    for (int64_t begin = 0; begin < n_lines; begin = args.output_end) {
+      const int64_t example = begin / lines_each;
+      args.output_begin = begin;
+      args.output_end = std::min(begin + band, one_by_one ? (example + 1) * lines_each : n_lines);
+      const int64_t skipped = one_by_one ? example * lines_each : 0, length = (args.output_end - begin) * width;
       Tensor product = windows.narrow(0, 0, length);
-      at::mm_out(
-          product,
-          matrix.select(0, one_by_one ? args.image_begin : 0).narrow(0, (args.row_begin - first_row) * columns, length),
-          kernel);
-      add_windows(args);
+      at::mm_out(product, matrix.select(0, one_by_one ? example : 0).narrow(0, (begin - skipped) * width, length),
+                 kernel);
+      add_band(args);
     }
     return in_layout(result);
+  }
+
+  static void add_band(WindowArgs& args) {
+    const int64_t lines_each = args.output[0] * args.output[1];
+    args.first_example = args.output_begin / lines_each;
+    const int64_t n_examples = (args.output_end - 1) / lines_each - args.first_example + 1;
+    args.input_begin = 0;
+    args.input_end = args.input[0] * args.input[1];
+    if (n_examples == 1) {  // some depths of the output, or some heights of its only one, reach some of the input
+      const int d = args.input[0] == 1 && args.output[0] == 1 ? 1 : 0;
+      const int64_t outputs = d == 0 ? args.output[1] : 1, inputs = d == 0 ? args.input[1] : 1;
+      const int64_t first = args.output_begin % lines_each / outputs,
+                    last = (args.output_end - 1) % lines_each / outputs;
+      const int64_t begin = first * args.stride[d] - args.padding[d];
+      const int64_t end = last * args.stride[d] - args.padding[d] + args.kernel[d];
+      args.input_begin = std::clamp<int64_t>(begin, 0, args.input[d]) * inputs;
+      args.input_end = std::clamp<int64_t>(end, 0, args.input[d]) * inputs;
+    }
+    const int64_t per_line = args.output[2] * args.kernel[2] * args.channels;
+    at::parallel_for(0, n_examples * (args.input_end - args.input_begin),
+                     std::max<int64_t>(1, kGrainElements / per_line),
+                     [&](int64_t begin, int64_t end) { add_windows_cpu(args, begin, end); });
   }
 
   static Tensor channels_to_end(const Tensor& tensor) { return tensor.movedim(1, -1); }
 
   // What has its channels at the end, shaped and laid out as the input.
   Tensor in_layout(const Tensor& channels_last) const {
-    Tensor result = channels_last.movedim(-1, 1);
-    if (result.strides() == IntArrayRef(input.strides)) return result;
-    return at::empty_strided(input.sizes, input.strides, input.options).copy_(result);
-  }
-
-  static void add_windows(WindowArgs& args) {
-    const int64_t rows_each = args.output[0] * args.output[1];
-    const int64_t n_images = (args.row_end - 1) / rows_each - args.image_begin + 1;
-    args.line_begin = 0;
-    args.line_end = args.input[0] * args.input[1];
-    if (n_images == 1) {  // some rows of the output reach some of the input
-      const int d = args.input[0] == 1 ? 1 : 0;
-      const int64_t rows = d == 1 ? 1 : args.output[1], lines = d == 1 ? 1 : args.input[1];
-      const int64_t first = args.row_begin % rows_each / rows, last = (args.row_end - 1) % rows_each / rows;
-      const int64_t begin = first * args.stride[d] - args.padding[d];
-      const int64_t end = last * args.stride[d] - args.padding[d] + args.kernel[d];
-      args.line_begin = std::clamp<int64_t>(begin, 0, args.input[d]) * lines;
-      args.line_end = std::clamp<int64_t>(end, 0, args.input[d]) * lines;
+    const Tensor result = channels_last.movedim(-1, 1);
+    bool is_same = true;
+    for (int64_t d = 0; d < result.dim(); ++d) {
+      is_same = is_same && (result.size(d) == 1 || result.stride(d) == input.strides[d]);
     }
-    const int64_t per_line = args.output[2] * args.kernel[2] * args.channels;
-    at::parallel_for(0, n_images * (args.line_end - args.line_begin), std::max<int64_t>(1, kGrainElements / per_line),
-                     [&](int64_t begin, int64_t end) { add_windows_cpu(args, begin, end); });
+    if (is_same) return result.as_strided(input.sizes, input.strides);
+    return at::empty_strided(input.sizes, input.strides, input.options).copy_(result);
   }
 
   Tensor input_gradient(Tensor grad) override {

@@ -212,11 +212,14 @@ def _takes_patches(module: nn.Module | None) -> bool:
     """Whether all convolutions of a model cut their input into patches, as in vision transformers."""
     parts = module.modules() if module is not None else ()
     convolutions = [part for part in parts if isinstance(part, nn.modules.conv._ConvNd)]
-    return bool(convolutions) and all(
-        stride >= width > 1
-        for convolution in convolutions
-        for stride, width in zip(convolution.stride, convolution.kernel_size, strict=True)
-    )
+    return bool(convolutions) and all(map(_cuts_patches, convolutions))
+
+
+def _cuts_patches(convolution: nn.modules.conv._ConvNd) -> bool:
+    widths, strides = (v if isinstance(v, tuple) else (v,) for v in (convolution.kernel_size, convolution.stride))
+    strides *= len(widths) // len(strides)  # one may stand for all
+    are_apart = all(stride >= width > 1 for stride, width in zip(strides, widths, strict=False))
+    return are_apart and not convolution.transposed
 
 
 def _warn_gradient(integral: Integral, rule: Rule) -> None:

@@ -36,7 +36,7 @@ def gradients(function, x, weight_of_output):
     return plain, lean, calls
 
 
-CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+CONVOLUTIONS = {2: F.conv2d, 3: F.conv3d}
 
 
 def of_layouts(x):
@@ -47,23 +47,27 @@ def of_layouts(x):
     yield x.transpose(0, -1).contiguous().transpose(0, -1)
 
 
-# Bands of windows are of 1 MiB: of several images, of parts of one, of one row.
+# Bands of windows are of 512 KiB a thread: of several images, of parts of one, of one line.
 WINDOWS = [
-    ((2, 3, 40, 50), (8, 3, 7, 7), {"stride": 2, "padding": 3}),
-    ((2, 3, 33, 20), (8, 3, 3, 3), {"padding": 1}),
-    ((2, 3, 33, 20), (8, 3, 3, 3), {"stride": (3, 2), "padding": (0, 2)}),
-    ((1, 3, 130, 200), (8, 3, 5, 5), {"padding": 2}),
-    ((2, 3, 90, 140), (8, 3, 5, 5), {"stride": (2, 1)}),
-    ((1, 1, 4, 3000), (2, 1, 3, 50), {"padding": (1, 30)}),
-    ((3, 2, 12, 12), (5, 2, 4, 12), {"padding": (2, 6)}),
-    ((3, 4, 9, 11), (5, 4, 2, 3), {"stride": (4, 5)}),  # cells that no window reaches
-    ((2, 3, 20, 40), (7, 3, 4, 4), {"stride": 4}),
-    ((2, 9, 20, 40), (7, 9, 2, 5), {"stride": (2, 5)}),
-    ((2, 3, 20, 41), (7, 3, 1, 4), {"stride": (1, 4)}),
-    ((3, 2, 500), (6, 2, 9), {"stride": 2, "padding": 4}),
-    ((2, 1, 7, 9, 11), (6, 1, 3, 3, 5), {"padding": 1}),
-    ((1, 1, 24, 40, 44), (4, 1, 5, 5, 5), {"stride": (1, 2, 1), "padding": 2}),
-    ((1, 4, 6, 30, 30), (4, 4, 2, 3, 3), {"stride": (2, 1, 1)}),
+    ((2, 3, 40, 50), (16, 3, 7, 7), {"stride": 2, "padding": 3}),
+    ((2, 3, 33, 20), (16, 3, 3, 3), {"padding": 1}),
+    ((2, 3, 33, 20), (16, 3, 3, 3), {"stride": (3, 2), "padding": (0, 2)}),
+    ((1, 3, 130, 200), (16, 3, 5, 5), {"padding": 2}),
+    ((2, 3, 90, 140), (16, 3, 5, 5), {"stride": (2, 1)}),
+    ((1, 1, 4, 3000), (16, 1, 3, 50), {"padding": (1, 30)}),
+    ((3, 2, 12, 12), (17, 2, 4, 12), {"padding": (2, 6)}),
+    ((2, 3, 12, 12), (17, 3, 2, 3), {"padding": (3, 4)}),  # windows of padding alone
+    ((3, 4, 9, 11), (17, 4, 2, 3), {"stride": (4, 5)}),  # cells that no window reaches
+    ((2, 3, 20, 40), (16, 3, 4, 4), {"stride": 4}),
+    ((2, 9, 20, 40), (16, 9, 2, 5), {"stride": (2, 5)}),
+    ((2, 3, 20, 41), (16, 3, 1, 4), {"stride": (1, 4)}),
+    ((2, 1, 7, 9, 11), (16, 1, 3, 3, 5), {"padding": 1}),
+    ((5, 1, 9, 20, 22), (16, 1, 5, 5, 5), {"padding": 2}),
+    ((1, 1, 24, 40, 44), (16, 1, 5, 5, 5), {"stride": (1, 2, 1), "padding": 2}),
+    ((1, 4, 6, 30, 30), (16, 4, 2, 3, 3), {"stride": (2, 1, 1)}),
+    ((1, 3, 1, 64, 64), (16, 3, 2, 7, 7), {"padding": (1, 3, 3)}),  # depth 1 within, 2 without
+    ((1, 3, 2, 64, 64), (16, 3, 2, 7, 7), {"padding": (0, 3, 3)}),  # the other way round
+    ((1, 3, 1, 64, 64), (16, 3, 1, 7, 7), {"padding": (1, 3, 3)}),
 ]
 
 
@@ -72,10 +76,11 @@ def test_windows_are_one_product_and_added_up(shape, kernel, options):
     convolution = CONVOLUTIONS[len(shape) - 2]
     weight = torch.randn(kernel, dtype=torch.float64)
     for x in of_layouts(torch.randn(shape, dtype=torch.float64)):
-        for output_weight in of_layouts(torch.randn_like(convolution(x, weight, **options).contiguous())):
+        dense = torch.randn_like(convolution(x, weight, **options).contiguous())
+        for output_weight in (*of_layouts(dense), dense[:, :1].expand_as(dense)):
             plain, lean, calls = gradients(lambda x: convolution(x, weight, **options), x, output_weight)
             torch.testing.assert_close(lean, plain, rtol=1e-12, atol=1e-12)
-            assert lean.is_contiguous() or lean.stride() == x.stride()
+            assert lean.stride() == x.stride()
             assert "aten::convolution_backward" not in calls.names
 
 
@@ -90,43 +95,62 @@ def test_windows_of_one_cell_are_one_product(channels):
     assert ("aten::convolution_backward" in calls.names) == (channels == 255)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_windows_in_float32(threads):
-    x, weight = torch.randn(2, 3, 150, 150), torch.randn(8, 3, 7, 7)
-    output_weight = torch.randn_like(F.conv2d(x, weight, stride=2, padding=3))
+@pytest.fixture(params=[1, 2])
+def threads(request):
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    plain, lean, calls = gradients(lambda x: F.conv2d(x, weight, stride=2, padding=3), x, output_weight)
+    torch.set_num_threads(request.param)
+    yield
     torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+def test_windows_in_float32():
+    x, weight = torch.randn(2, 3, 150, 150), torch.randn(16, 3, 7, 7)
+    output_weight = torch.randn_like(F.conv2d(x, weight, stride=2, padding=3))
+    plain, lean, calls = gradients(lambda x: F.conv2d(x, weight, stride=2, padding=3), x, output_weight)
     torch.testing.assert_close(lean, plain, rtol=1e-4, atol=1e-4)
     assert "aten::convolution_backward" not in calls.names
 
 
 @pytest.mark.parametrize(
-    ("channels", "side", "options"),
+    ("shape", "kernel", "options"),
     [
-        (8, 4, {"stride": 3}),  # not faster: too many channels
-        (8, 2, {"stride": 2}),
-        (1, 3, {}),  # windows too narrow
-        (4, 4, {"dilation": 2}),
-        (4, 4, {"groups": 2}),
-        (256, 1, {"stride": 2}),
-        (256, 1, {"padding": 1}),
-        (256, 1, {}),  # not channels-last
+        ((2, 8, 20, 20), (17, 8, 4, 4), {"stride": 3}),  # not faster: too many channels
+        ((2, 8, 20, 20), (17, 8, 4, 4), {"stride": (1, 4)}),
+        ((2, 8, 20, 20), (17, 8, 2, 2), {"stride": 2}),
+        ((2, 1, 20, 20), (17, 1, 3, 3), {}),  # windows too narrow
+        ((2, 4, 20, 20), (17, 4, 1, 1), {}),
+        ((2, 3, 20, 20), (15, 3, 5, 5), {}),  # too few channels without
+        ((1, 1, 20, 9000), (16, 1, 4, 20), {}),  # lines too long for a cache
+        ((2, 3, 200), (16, 3, 9), {}),  # one line
+        ((2, 4, 20, 20), (16, 4, 4, 4), {"dilation": 2}),
+        ((2, 4, 20, 20), (16, 2, 4, 4), {"groups": 2}),
+        ((2, 256, 20, 20), (17, 256, 1, 1), {"stride": 2}),
+        ((2, 256, 20, 20), (17, 256, 1, 1), {"padding": 1}),
     ],
 )
-def test_other_windows_are_left_to_pytorch(channels, side, options):
-    x = torch.randn(2, channels, 20, 20, dtype=torch.float64)
-    kernel = torch.randn(6, channels // options.get("groups", 1), side, side, dtype=torch.float64)
-    output_weight = torch.randn_like(F.conv2d(x, kernel, **options))
-    plain, lean, calls = gradients(lambda x: F.conv2d(x, kernel, **options), x, output_weight)
-    torch.testing.assert_close(lean, plain, rtol=1e-13, atol=1e-13)
+def test_other_windows_are_left_to_pytorch(shape, kernel, options):
+    convolution = F.conv1d if len(shape) == 3 else F.conv2d
+    x, weight = torch.randn(shape, dtype=torch.float64), torch.randn(kernel, dtype=torch.float64)
+    output_weight = torch.randn_like(convolution(x, weight, **options))
+    if len(shape) == 4:
+        x, output_weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, output_weight))
+    plain, lean, calls = gradients(lambda x: convolution(x, weight, **options), x, output_weight)
+    torch.testing.assert_close(lean, plain, rtol=1e-12, atol=1e-12)
+    assert "aten::convolution_backward" in calls.names
+
+
+def test_one_cell_is_left_to_pytorch_in_another_layout():
+    x, weight = torch.randn(2, 256, 5, 6, dtype=torch.float64), torch.randn(9, 256, 1, 1, dtype=torch.float64)
+    output_weight = torch.randn(2, 9, 5, 6, dtype=torch.float64)
+    plain, lean, calls = gradients(lambda x: F.conv2d(x, weight), x, output_weight)
+    torch.testing.assert_close(lean, plain, rtol=1e-12, atol=1e-12)
     assert "aten::convolution_backward" in calls.names
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_short_dtypes_are_left_to_pytorch(dtype):
-    x, kernel = torch.randn(2, 3, 20, 20, dtype=dtype), torch.randn(6, 3, 5, 5, dtype=dtype)
+    x, kernel = torch.randn(2, 3, 20, 20, dtype=dtype), torch.randn(16, 3, 5, 5, dtype=dtype)
     output_weight = torch.randn_like(F.conv2d(x, kernel))
     plain, lean, calls = gradients(lambda x: F.conv2d(x, kernel), x, output_weight)
     assert torch.equal(lean, plain)
