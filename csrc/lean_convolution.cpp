@@ -54,11 +54,11 @@ struct ConvolutionBackward final : Node {
     return in_layout(at::matmul(channels_to_end(grad), weight.flatten(1)));
   }
 
-  // PyTorch computes 16 channels of the input at a time, also where an image has three. Of its time, on 2 cores: 0.4 for
-  // the first convolution of a ResNet, 0.6 of a VGG; but 1.1 to 1.5 from 8 channels on, and up to 1.6 where the output
-  // has 8: those windows take longer to write and read once more than to compute. Windows that do not overlap are
-  // written in long stretches: 0.1 for patches of 16x16, of any number of channels. A 1-d convolution has one line for
-  // each example, and nothing to share among threads.
+  // PyTorch computes 16 channels of the input at a time, also where an image has three. Of its time, on 2 cores: 0.4
+  // for the first convolution of a ResNet, 0.6 of a VGG; but 1.1 to 1.5 from 8 channels on, and up to 1.6 where the
+  // output has 8: those windows take longer to write and read once more than to compute. Windows that do not overlap
+  // are written in long stretches: 0.1 for patches of 16x16, of any number of channels. A 1-d convolution has one line
+  // for each example, and nothing to share among threads.
   bool is_by_windows(const Tensor& grad, const Tensor& weight) const {
     constexpr int64_t kFewChannels = 4, kLongLine = 4, kManyOutputs = 16;
     const int64_t channels = weight.size(1), width = weight.size(-1), n_dims = weight.dim() - 2;
