@@ -126,9 +126,9 @@ def in_own_process(module: str, *arguments: str) -> dict[str, Any]:
 
 
 def write(name: str, records: Sequence[Mapping[str, Any]]) -> Path:
-    """Replaces results/<name>.jsonl; every record carries its origin."""
+    """Replaces results/<name>.jsonl; every record carries its origin, one that was read from a file its own."""
     path, where = RESULTS / f"{name}.jsonl", origin()
-    path.write_text("".join(json.dumps({**record, **where}) + "\n" for record in records))
+    path.write_text("".join(json.dumps({**where, **record}) + "\n" for record in records))
     return path
 
 
