@@ -68,7 +68,7 @@ def main() -> None:
     for record in harness.read("networks"):
         if record["network"] not in options.networks:
             of_network.setdefault(record["network"], []).append(record)
-    print(harness.write("networks", [record for name in NETWORKS for record in of_network[name]]))
+    print(harness.write("networks", [record for name in NETWORKS for record in of_network.get(name, [])]))
 
 
 if __name__ == "__main__":
