@@ -18,7 +18,7 @@ from benchmarks import cases, harness
 
 N_STEPS = 50
 CAPTUM_SIZES = (2, 5, 10, 25)
-LEAN_STEPS, LEAN_SIZE, LEAN_ROUNDS = 8, 4, 11
+LEAN_STEPS, LEAN_SIZE, LEAN_ROUNDS = 8, 4, 21
 
 NETWORKS: dict[str, Callable[[], Callable[..., Any]]] = {
     "ResNet-50, 224x224": lambda: partial(cases.image_call, *cases.resnet50()),
