@@ -130,10 +130,10 @@ def measure_operators(device: torch.device, megabytes: int, dtype: torch.dtype) 
 def measure_network(device: torch.device, name: str, n_steps: int) -> list[dict[str, Any]]:
     """A record for each provider: peak and seconds."""
     call = NETWORKS[name](device)
-    theirs = partial(call(captum.attr), n_steps=n_steps)
-    calls: dict[str, Callable[[], object]] = {"igfast": partial(call(igfast), n_steps=n_steps), "captum": theirs}
-    for size in CAPTUM_SIZES:
-        calls[f"captum, internal_batch_size={size}"] = partial(theirs, internal_batch_size=size)
+    calls = {
+        "igfast": partial(call(igfast), n_steps=n_steps),
+        **cases.captum_calls(call, n_steps, CAPTUM_SIZES),
+    }
     for _ in range(WARM_UP_CALLS):
         calls["igfast"]()
     peaks = {provider: peak_bytes(device, one) for provider, one in calls.items()}

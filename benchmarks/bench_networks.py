@@ -11,8 +11,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import captum.attr
-
 import igfast
 from benchmarks import cases, harness
 
@@ -42,10 +40,7 @@ def measure(name: str, rounds: int) -> list[dict[str, Any]]:
     call = NETWORKS[name]()
     ratio = lean_ratio(call)
     print(f"{name}: lean on / off {ratio:.3f}", flush=True)
-    calls = {"captum": partial(call(captum.attr), n_steps=N_STEPS)}
-    for size in CAPTUM_SIZES:
-        label = f"captum, internal_batch_size={size}"
-        calls[label] = partial(call(captum.attr), n_steps=N_STEPS, internal_batch_size=size)
+    calls = cases.captum_calls(call, N_STEPS, CAPTUM_SIZES)
     own, seconds, ratios = harness.beside(partial(call(igfast), n_steps=N_STEPS), calls, rounds)
     records = []
     for provider, taken in {"igfast": own, **seconds}.items():

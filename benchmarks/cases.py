@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from types import ModuleType
 from typing import Any
 
+import captum.attr
 import torch
 from torch import Tensor, nn
 
@@ -111,3 +113,10 @@ def text_call(
     """A library's attribution of a text to its embedding layer, to be called with options of `attribute`."""
     explainer = library.LayerIntegratedGradients(network, network.model.get_input_embeddings(), **of_constructor)
     return lambda **options: explainer.attribute(ids, target=1, additional_forward_args=mask, **options)
+
+
+def captum_calls(call: Callable[..., Any], n_steps: int, sizes: Iterable[int]) -> dict[str, Callable[[], object]]:
+    """Captum's calls of a case (`image_call` or `text_call` of a network): without options, and with each size."""
+    explain = partial(call(captum.attr), n_steps=n_steps)
+    tuned = {f"captum, internal_batch_size={size}": partial(explain, internal_batch_size=size) for size in sizes}
+    return {"captum": explain, **tuned}

@@ -36,7 +36,7 @@ def gradients(function, x, weight_of_output):
     return plain, lean, calls
 
 
-CONVOLUTIONS = {2: F.conv2d, 3: F.conv3d}
+CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def of_layouts(x):
@@ -130,7 +130,7 @@ def test_windows_in_float32():
     ],
 )
 def test_other_windows_are_left_to_pytorch(shape, kernel, options):
-    convolution = F.conv1d if len(shape) == 3 else F.conv2d
+    convolution = CONVOLUTIONS[len(shape) - 2]
     x, weight = torch.randn(shape, dtype=torch.float64), torch.randn(kernel, dtype=torch.float64)
     output_weight = torch.randn_like(convolution(x, weight, **options))
     if len(shape) == 4:
