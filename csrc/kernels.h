@@ -108,15 +108,30 @@ struct GateArgs {
   double low, high, slope;
 };
 
-// Where the largest cell of each pooling window lies: as a flat position in the input's (depth, height, width), as
-// PyTorch has it, and as a number within the window, in one byte. A window never exceeds the input's sizes.
-struct PoolArgs {
+// Pooling windows of at most 256 cells, each of which has one in the input at least.
+struct PoolShape {
   int64_t n_batch, n_channels;
   int64_t input[3], output[3];  // depth, height, width
   int64_t kernel[3], stride[3], padding[3], dilation[3];
+};
+
+// CUDA: where the largest cell of each window lies, as a flat position in the input's (depth, height, width), as
+// PyTorch has it, and as a number within the window, in one byte.
+struct PoolArgs : PoolShape {
   int64_t strides[5];  // elements, of both arrays: batch, channels, depth, height, width
   int64_t* position;
   uint8_t* cell;
+};
+
+// CPU. Forward: to = the largest cell of each window, cell = its number in the window. Backward: to = the gradient of
+// the input, from = that of the output. Arrays are dense, of order (batch, channels, depth, height, width) or, if
+// channels_last, (batch, depth, height, width, channels).
+struct MaxPoolArgs : PoolShape {
+  DType dtype;  // of from and to
+  bool channels_last;
+  const void* from;
+  void* to;
+  uint8_t* cell;  // of the output's shape
 };
 
 // The last step of the gradient of a convolution's input, channels-last: to[cell] += the gradients of that cell in all
@@ -145,9 +160,10 @@ void scale_cpu(const ScaleArgs& args, int64_t begin, int64_t end);
 void gate_cpu(const GateArgs& args, int64_t begin, int64_t end);
 void gate_grad_cpu(const GateArgs& args, int64_t begin, int64_t end);
 
-// Work items are (batch, output depth, output height), the height fastest.
-void pool_cells_from_positions_cpu(const PoolArgs& args, int64_t begin, int64_t end);
-void pool_positions_from_cells_cpu(const PoolArgs& args, int64_t begin, int64_t end);
+// Work items of the forward function are lines of the output: (batch, channel unless those are last, depth, height), the
+// height fastest; of the gradient lines of the input, (batch, depth, height), or planes, (batch, channel).
+void max_pool_cpu(const MaxPoolArgs& args, int64_t begin, int64_t end);
+void max_pool_grad_cpu(const MaxPoolArgs& args, int64_t begin, int64_t end);
 
 // Work items are (example, line of the input), the line fastest; both count from the first that is reached.
 void add_windows_cpu(const WindowArgs& args, int64_t begin, int64_t end);

@@ -1,5 +1,5 @@
 // Lean execution of pooling and padding: PyTorch's kernels both ways, told the shape of the input instead of keeping
-// it; max pooling keeps one byte per output instead of eight.
+// it; max pooling keeps one byte per output instead of eight, and on the CPU has kernels of its own.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <sys/mman.h>
@@ -37,15 +37,13 @@ struct Window {
   bool ceil_mode;
 };
 
-// PoolArgs of 2-d and 3-d pooling alike: a 2-d one has a depth of 1.
-PoolArgs pool_args(const Window& window, IntArrayRef input, const Tensor& like) {
-  PoolArgs args{};
+// Of 2-d and 3-d pooling alike: a 2-d one has a depth of 1.
+template <typename Args>
+Args pool_args(const Window& window, IntArrayRef input, IntArrayRef output) {
+  Args args{};
   const auto n_dims = static_cast<int64_t>(window.kernel.size());
-  const IntArrayRef output = like.sizes();
   args.n_batch = output[0];
   args.n_channels = output[1];
-  args.strides[0] = like.stride(0);
-  args.strides[1] = like.stride(1);
   for (int64_t d = 0; d < 3; ++d) {
     const int64_t from = d - (3 - n_dims);
     const bool exists = from >= 0;
@@ -55,90 +53,151 @@ PoolArgs pool_args(const Window& window, IntArrayRef input, const Tensor& like) 
     args.stride[d] = exists ? window.stride[from] : 1;
     args.padding[d] = exists ? window.padding[from] : 0;
     args.dilation[d] = exists ? window.dilation[from] : 1;
-    args.strides[2 + d] = exists ? like.stride(2 + from) : 0;
   }
   return args;
 }
 
-void for_pool_rows(const PoolArgs& args, void (*launch)(const PoolArgs&, int64_t, int64_t)) {
-  const int64_t n_items = args.n_batch * args.output[0] * args.output[1];
-  const int64_t per_item = std::max<int64_t>(1, args.n_channels * args.output[2]);
-  at::parallel_for(0, n_items, std::max<int64_t>(1, kGrainElements / per_item),
-                   [&](int64_t begin, int64_t end) { launch(args, begin, end); });
+// CUDA: PyTorch's kernels both ways, whose positions become bytes in between.
+PoolArgs position_args(const Window& window, IntArrayRef input, const Tensor& positions, const Tensor& cells) {
+  auto args = pool_args<PoolArgs>(window, input, cells.sizes());
+  const auto n_dims = static_cast<int64_t>(window.kernel.size());
+  args.strides[0] = cells.stride(0);
+  args.strides[1] = cells.stride(1);
+  for (int64_t d = 0; d < n_dims; ++d) args.strides[5 - n_dims + d] = cells.stride(2 + d);
+  args.position = const_cast<int64_t*>(positions.const_data_ptr<int64_t>());
+  args.cell = const_cast<uint8_t*>(cells.const_data_ptr<uint8_t>());
+  return args;
 }
 
 Tensor cells_of(const Window& window, IntArrayRef input, const Tensor& positions) {
   Tensor cells = at::empty_strided(positions.sizes(), positions.strides(), positions.options().dtype(at::kByte));
-  PoolArgs args = pool_args(window, input, positions);
-  args.position = const_cast<int64_t*>(positions.const_data_ptr<int64_t>());
-  args.cell = cells.mutable_data_ptr<uint8_t>();
-  if (cells.is_cuda()) {
-    pool_cells_from_positions_on_cuda("lean_max_pool", args, cells.device());
-  } else {
-    for_pool_rows(args, pool_cells_from_positions_cpu);
-  }
+  pool_cells_from_positions_on_cuda("lean_max_pool", position_args(window, input, positions, cells), cells.device());
   return cells;
 }
 
 Tensor positions_of(const Window& window, IntArrayRef input, const Tensor& cells) {
   Tensor positions = at::empty_strided(cells.sizes(), cells.strides(), cells.options().dtype(at::kLong));
-  PoolArgs args = pool_args(window, input, cells);
-  args.position = positions.mutable_data_ptr<int64_t>();
-  args.cell = const_cast<uint8_t*>(cells.const_data_ptr<uint8_t>());
-  if (cells.is_cuda()) {
-    pool_positions_from_cells_on_cuda("lean_max_pool", args, cells.device());
-  } else {
-    for_pool_rows(args, pool_positions_from_cells_cpu);
-  }
+  pool_positions_from_cells_on_cuda("lean_max_pool", position_args(window, input, positions, cells), cells.device());
   return positions;
+}
+
+// CPU: kernels of our own, which never write positions.
+bool is_channels_last(at::MemoryFormat format) { return format != at::MemoryFormat::Contiguous; }
+
+// Calls `launch` for n_items items of `item_size` elements each.
+template <typename Launch>
+void for_items(const MaxPoolArgs& args, int64_t n_items, int64_t item_size, const Launch& launch) {
+  at::parallel_for(0, n_items, std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, item_size)),
+                   [&](int64_t begin, int64_t end) { launch(args, begin, end); });
+}
+
+// The largest cells, and where they are.
+std::tuple<Tensor, Tensor> max_pool_cpu(const Window& window, const Tensor& input) {
+  const auto format = input.suggest_memory_format();
+  const Tensor x = input.contiguous(format);
+  at::DimVector sizes(x.sizes().slice(0, 2));
+  for (size_t d = 0; d < window.kernel.size(); ++d) {
+    const int64_t padded = x.size(2 + d) + 2 * window.padding[d];
+    const int64_t left = padded - window.dilation[d] * (window.kernel[d] - 1) - 1;
+    int64_t n = (left + (window.ceil_mode ? window.stride[d] - 1 : 0)) / window.stride[d] + 1;
+    // What ceil_mode adds has to begin within the input or the padding before it.
+    if (window.ceil_mode && (n - 1) * window.stride[d] >= x.size(2 + d) + window.padding[d]) --n;
+    sizes.push_back(n);
+  }
+  Tensor output = at::empty(sizes, x.options().memory_format(format));
+  Tensor cells = at::empty(sizes, x.options().dtype(at::kByte).memory_format(format));
+  auto args = pool_args<MaxPoolArgs>(window, x.sizes(), sizes);
+  args.dtype = dtype_of("lean_max_pool", "input", x);
+  args.channels_last = is_channels_last(format);
+  args.from = x.const_data_ptr();
+  args.to = output.mutable_data_ptr();
+  args.cell = cells.mutable_data_ptr<uint8_t>();
+  const int64_t line_size = args.output[2] * (args.channels_last ? args.n_channels : 1);
+  for_items(args, output.numel() / std::max<int64_t>(1, line_size), line_size, igfast::max_pool_cpu);
+  return {output, cells};
+}
+
+Tensor max_pool_grad_cpu(const Window& window, const Shape& input, at::MemoryFormat format, const Tensor& output_grad,
+                         const Tensor& cells) {
+  const Tensor grad = output_grad.contiguous(format);
+  Tensor result = at::empty(input.sizes, input.options.memory_format(format));
+  auto args = pool_args<MaxPoolArgs>(window, input.sizes, grad.sizes());
+  args.dtype = dtype_of("lean_max_pool", "grad", grad);
+  args.channels_last = is_channels_last(format);
+  args.from = grad.const_data_ptr();
+  args.to = result.mutable_data_ptr();
+  args.cell = const_cast<uint8_t*>(cells.const_data_ptr<uint8_t>());
+  const int64_t item_size = args.input[2] * (args.channels_last ? args.n_channels : args.input[0] * args.input[1]);
+  for_items(args, result.numel() / std::max<int64_t>(1, item_size), item_size, igfast::max_pool_grad_cpu);
+  return result;
 }
 
 struct MaxPoolBackward final : Node {
   Window window;
   Shape input;
+  at::MemoryFormat format;
 
-  MaxPoolBackward(Window w, const Tensor& x, const Tensor& cells) : window(std::move(w)), input(x) { save(cells); }
+  MaxPoolBackward(Window w, const Tensor& x, const Tensor& cells)
+      : window(std::move(w)), input(x), format(x.suggest_memory_format()) {
+    save(cells);
+  }
 
   Tensor input_gradient(Tensor grad) override {
-    const Tensor positions = positions_of(window, input.sizes, unpack(0));
+    if (grad.is_cpu()) return max_pool_grad_cpu(window, input, format, grad, unpack(0));
     const auto& backward =
         window.kernel.size() == 2 ? at::max_pool2d_with_indices_backward : at::max_pool3d_with_indices_backward;
     return backward(grad, input.placeholder(), window.kernel, window.stride, window.padding, window.dilation,
-                    window.ceil_mode, positions);
+                    window.ceil_mode, positions_of(window, input.sizes, unpack(0)));
   }
 };
 
-Tensor max_pool(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
-                bool ceil_mode) {
-  const size_t n_dims = kernel.size();
+void check_window(const Window& window, const Tensor& input) {
+  const size_t n_dims = window.kernel.size();
   TORCH_CHECK_VALUE(input.dim() == static_cast<int64_t>(n_dims) + 2 && (n_dims == 2 || n_dims == 3) &&
-                        stride.size() == n_dims && padding.size() == n_dims && dilation.size() == n_dims,
+                        window.stride.size() == n_dims && window.padding.size() == n_dims &&
+                        window.dilation.size() == n_dims,
                     "igfast::lean_max_pool: input must be (batch, channels, *sizes) with 2 or 3 sizes and the window "
                     "must have as many, got ",
-                    input.sizes(), " and ", kernel);
+                    input.sizes(), " and ", IntArrayRef(window.kernel));
   int64_t n_cells = 1;
   for (size_t d = 0; d < n_dims; ++d) {
-    n_cells *= kernel[d];
-    TORCH_CHECK_VALUE((kernel[d] - 1) * dilation[d] + 1 <= input.size(2 + d),
-                      "igfast::lean_max_pool: the window must not exceed the input, got ", kernel, " over ",
-                      input.sizes());
+    const int64_t extent = (window.kernel[d] - 1) * window.dilation[d] + 1;
+    n_cells *= window.kernel[d];
+    TORCH_CHECK_VALUE(window.kernel[d] > 0 && window.stride[d] > 0 && window.dilation[d] > 0 &&
+                          window.padding[d] >= 0 && window.padding[d] <= extent / 2,
+                      "igfast::lean_max_pool: kernel, stride and dilation must be positive and the padding at most "
+                      "half of the window, got ",
+                      IntArrayRef(window.kernel), ", ", IntArrayRef(window.stride), ", ", IntArrayRef(window.dilation),
+                      " and ", IntArrayRef(window.padding));
+    TORCH_CHECK_VALUE(extent <= input.size(2 + d), "igfast::lean_max_pool: the window must not exceed the input, got ",
+                      IntArrayRef(window.kernel), " over ", input.sizes());
   }
-  check_has_kernels("lean_max_pool", input);
   TORCH_CHECK_VALUE(n_cells <= 256, "igfast::lean_max_pool: the window must have at most 256 cells, got ", n_cells);
+}
+
+Tensor max_pool(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                bool ceil_mode) {
   const Window window{at::DimVector(kernel), at::DimVector(stride), at::DimVector(padding), at::DimVector(dilation),
                       ceil_mode};
-  Tensor positions;
+  check_window(window, input);
+  check_has_kernels("lean_max_pool", input);
+  Tensor found;  // the cells or, on CUDA, the positions
   return run(
       input,
       [&] {
-        const auto& forward = n_dims == 2 ? at::max_pool2d_with_indices : at::max_pool3d_with_indices;
         Tensor output;
-        std::tie(output, positions) = forward(input, kernel, stride, padding, dilation, ceil_mode);
+        if (input.is_cpu()) {
+          std::tie(output, found) = max_pool_cpu(window, input);
+        } else {
+          const auto& forward = kernel.size() == 2 ? at::max_pool2d_with_indices : at::max_pool3d_with_indices;
+          std::tie(output, found) = forward(input, kernel, stride, padding, dilation, ceil_mode);
+        }
         return output;
       },
       [&] {
         const at::AutoDispatchBelowADInplaceOrView guard;
-        return make_node<MaxPoolBackward>(window, input, cells_of(window, input.sizes(), positions));
+        return make_node<MaxPoolBackward>(window, input,
+                                          input.is_cpu() ? found : cells_of(window, input.sizes(), found));
       });
 }
 

@@ -7,23 +7,6 @@
 
 namespace igfast::IGFAST_ISA {
 
-typedef uint64_t ULongVector __attribute__((vector_size(IGFAST_VECTOR_BYTES)));
-
-template <typename M>
-struct WordTypes {
-  using word = uint32_t;
-  using vector = UIntVector;
-};
-template <>
-struct WordTypes<double> {
-  using word = uint64_t;
-  using vector = ULongVector;
-};
-template <typename T>
-using Word = typename WordTypes<Math<T>>::word;
-template <typename T>
-using WordVector = typename WordTypes<Math<T>>::vector;
-
 template <typename T>
 constexpr int64_t kPlanes = static_cast<int64_t>(8 * sizeof(Word<T>));
 template <typename T>

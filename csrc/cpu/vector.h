@@ -30,7 +30,10 @@ using Math = typename MathType<T>::type;
 typedef float FloatVector __attribute__((vector_size(IGFAST_VECTOR_BYTES)));
 typedef double DoubleVector __attribute__((vector_size(IGFAST_VECTOR_BYTES)));
 typedef uint32_t UIntVector __attribute__((vector_size(IGFAST_VECTOR_BYTES)));
+typedef uint64_t ULongVector __attribute__((vector_size(IGFAST_VECTOR_BYTES)));
 typedef uint16_t UShortVector __attribute__((vector_size(IGFAST_VECTOR_BYTES / 2)));
+typedef uint8_t UByteVector __attribute__((vector_size(IGFAST_VECTOR_BYTES / 4)));
+typedef uint8_t HalfUByteVector __attribute__((vector_size(IGFAST_VECTOR_BYTES / 8)));
 typedef float HalfFloatVector __attribute__((vector_size(IGFAST_VECTOR_BYTES / 2)));
 
 template <typename M>
@@ -47,6 +50,26 @@ using Vector = typename VectorType<Math<T>>::type;
 // Elements of T in one vector.
 template <typename T>
 constexpr int64_t kLanes = static_cast<int64_t>(IGFAST_VECTOR_BYTES / sizeof(Math<T>));
+
+// Unsigned integers as wide as Math<T>, and bytes, one for each lane.
+template <typename M>
+struct WordTypes {
+  using word = uint32_t;
+  using vector = UIntVector;
+  using bytes = UByteVector;
+};
+template <>
+struct WordTypes<double> {
+  using word = uint64_t;
+  using vector = ULongVector;
+  using bytes = HalfUByteVector;
+};
+template <typename T>
+using Word = typename WordTypes<Math<T>>::word;
+template <typename T>
+using WordVector = typename WordTypes<Math<T>>::vector;
+template <typename T>
+using ByteVector = typename WordTypes<Math<T>>::bytes;
 
 template <typename To, typename From>
 IGFAST_INLINE To bit_cast(const From& from) {
@@ -171,6 +194,18 @@ IGFAST_INLINE void store_contiguous(Half* to, FloatVector v) {
   store_bits(to, float_to_half<UIntVector, FloatVector>(v));
 }
 #endif
+
+template <typename T>
+IGFAST_INLINE WordVector<T> load_bytes(const uint8_t* from) {
+  ByteVector<T> bytes;
+  std::memcpy(&bytes, from, sizeof(bytes));
+  return __builtin_convertvector(bytes, WordVector<T>);
+}
+template <typename T>
+IGFAST_INLINE void store_bytes(uint8_t* to, WordVector<T> words) {
+  const auto bytes = __builtin_convertvector(words, ByteVector<T>);
+  std::memcpy(to, &bytes, sizeof(bytes));
+}
 
 // Lanes `stride` elements apart. Called with a literal stride wherever speed matters, so the branches fold away.
 template <typename T>

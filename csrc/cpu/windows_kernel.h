@@ -1,4 +1,5 @@
 // Adds up the gradients of a convolution's windows where they lie in its input.
+#include "pool_windows.h"
 #include "vector.h"
 
 namespace igfast::IGFAST_ISA {
@@ -24,13 +25,6 @@ IGFAST_INLINE void add_line(T* to, const T* from, int64_t step, const WindowArgs
   }
 }
 
-// The position in the output of the window whose cell `k` along dimension `d` lies at `position`, or -1.
-IGFAST_INLINE int64_t window_at(const WindowArgs& args, int d, int64_t position, int64_t k) {
-  const int64_t start = position + args.padding[d] - k;
-  const bool exists = start >= 0 && start % args.stride[d] == 0 && start / args.stride[d] < args.output[d];
-  return exists ? start / args.stride[d] : -1;
-}
-
 template <typename T>
 void windows_items(const WindowArgs& args, int64_t begin, int64_t end) {
   const int64_t line_size = args.input[2] * args.channels;
@@ -41,11 +35,11 @@ void windows_items(const WindowArgs& args, int64_t begin, int64_t end) {
     const int64_t example = args.first_example + item / lines_each, line = args.input_begin + item % lines_each;
     T* to = static_cast<T*>(args.to) + (example * args.input[0] * args.input[1] + line) * line_size;
     for (int64_t kd = 0; kd < args.kernel[0]; ++kd) {
-      const int64_t depth = window_at(args, 0, line / args.input[1], kd);
+      const int64_t depth = window_at(args, 0, line / args.input[1] - kd);
       const int64_t first = (example * args.output[0] + depth) * args.output[1];
       if (depth < 0 || first >= args.output_end || first + args.output[1] <= args.output_begin) continue;
       for (int64_t kh = 0; kh < args.kernel[1]; ++kh) {
-        const int64_t height = window_at(args, 1, line % args.input[1], kh);
+        const int64_t height = window_at(args, 1, line % args.input[1] - kh);
         if (height < 0 || first + height < args.output_begin || first + height >= args.output_end) continue;
         const int64_t skipped = (first + height - args.output_begin) * args.output[2];
         const T* from = static_cast<const T*>(args.windows) + skipped * window;

@@ -21,6 +21,19 @@ _lean_adaptive_avg_pool = torch.ops.igfast.lean_adaptive_avg_pool.default
 _lean_pad = torch.ops.igfast.lean_pad.default
 
 
+def _strides(stride: _Size | None, kernel: Sequence[int], n: int) -> Sequence[int]:
+    """Those of a window: by default one window follows the other, which an empty list says too."""
+    return kernel if stride is None or stride == () or stride == [] else sizes(stride, n)
+
+
+def _is_valid(input: Tensor, extents: Sequence[int], *window: Sequence[int]) -> bool:
+    """Whether a window of these extents is one; what PyTorch says of the others is for itself to say."""
+    kernel, strides, padding, spacing = window
+    are_positive = all(number > 0 for numbers in (kernel, strides, spacing) for number in numbers)
+    are_covered = all(0 <= p <= extent // 2 for p, extent in zip(padding, extents, strict=True))
+    return are_positive and are_covered and input.numel() > 0
+
+
 def _max_pool(n: int) -> Callable[..., Any]:
     """The handler of max_pool1d, max_pool2d or max_pool3d."""
 
@@ -42,10 +55,12 @@ def _max_pool(n: int) -> Callable[..., Any]:
             return Plain("its indices are asked for" if return_indices else f"no kernel for {input.device.type}")
         if prod(kernel) > _MOST_CELLS:
             return Plain(f"a window of more than {_MOST_CELLS} cells")
-        if any((k - 1) * d + 1 > size for k, d, size in zip(kernel, spacing, input.shape[2:], strict=True)):
+        extents = [(k - 1) * d + 1 for k, d in zip(kernel, spacing, strict=True)]
+        if any(extent > size for extent, size in zip(extents, input.shape[2:], strict=True)):
             return Plain("a window that exceeds its input")
-        strides = sizes(stride or kernel, n)
-        window = kernel, strides, sizes(padding, n), spacing
+        window = kernel, _strides(stride, kernel, n), sizes(padding, n), spacing
+        if not _is_valid(input, extents, *window):
+            return NOTHING_TO_SAVE
         if n > 1:
             return _lean_max_pool(input, *window, ceil_mode)  # type: ignore[no-any-return]
         (k,), (s,), (p,), (d,) = window  # 1-d pooling is 2-d pooling over a height of 1, in PyTorch too
@@ -72,7 +87,7 @@ def _avg_pool(n: int) -> Callable[..., Any]:
         if why is not None or input.dim() != n + 2:
             return NOTHING_TO_SAVE if why is None else why
         kernel = sizes(kernel_size, n)
-        strides = sizes(stride or kernel, n)
+        strides = _strides(stride, kernel, n)
         return _lean_avg_pool(  # type: ignore[no-any-return]
             input, kernel, strides, sizes(padding, n), ceil_mode, count_include_pad, divisor_override
         )
@@ -91,8 +106,8 @@ def _avg_pool1d(
     why = refuses(input)
     if why is not None or input.dim() != 3:
         return NOTHING_TO_SAVE if why is None else why
-    (k,), (p,) = sizes(kernel_size, 1), sizes(padding, 1)
-    (s,) = sizes(stride or kernel_size, 1)
+    (k,), (p,) = kernel, _ = sizes(kernel_size, 1), sizes(padding, 1)
+    (s,) = _strides(stride, kernel, 1)
     output = torch.ops.igfast.lean_avg_pool(
         input.unsqueeze(2), [1, k], [1, s], [0, p], ceil_mode, count_include_pad, None
     )
