@@ -108,6 +108,19 @@ struct GateArgs {
   double low, high, slope;
 };
 
+// x = x * scale[channel] + shift[channel], in place.
+struct AffineArgs {
+  DType dtype;         // float or double, of all four
+  bool is_fused;       // rounds once, not after the product too
+  bool channels_last;  // the channels lie side by side, not each element's neighbours
+  int64_t n_channels;
+  int64_t n_elements;
+  int64_t item_size;  // elements of a work item: what shares a channel or, channels-last, some times all channels
+  void* x;
+  const void* scale;  // [n_channels] or, channels-last, [item_size]
+  const void* shift;  // like scale
+};
+
 // Pooling windows of at most 256 cells, each of which has one in the input at least.
 struct PoolShape {
   int64_t n_batch, n_channels;
@@ -160,8 +173,10 @@ void scale_cpu(const ScaleArgs& args, int64_t begin, int64_t end);
 void gate_cpu(const GateArgs& args, int64_t begin, int64_t end);
 void gate_grad_cpu(const GateArgs& args, int64_t begin, int64_t end);
 
-// Work items of the forward function are lines of the output: (batch, channel unless those are last, depth, height), the
-// height fastest; of the gradient lines of the input, (batch, depth, height), or planes, (batch, channel).
+void affine_cpu(const AffineArgs& args, int64_t begin, int64_t end);
+
+// Work items of the forward function are lines of the output: (batch, channel unless those are last, depth, height),
+// the height fastest; of the gradient lines of the input, (batch, depth, height), or planes, (batch, channel).
 void max_pool_cpu(const MaxPoolArgs& args, int64_t begin, int64_t end);
 void max_pool_grad_cpu(const MaxPoolArgs& args, int64_t begin, int64_t end);
 

@@ -2,9 +2,9 @@
 // respect to the *input* needs. Weights are constants to them. What they cannot do, the gradient of a weight or a
 // second derivative, they refuse with an error; igfast/lean then runs the model plainly.
 //
-// Here: affine maps and gates (piecewise linear activations); lean_convolution.cpp has convolutions, lean_pool.cpp
-// pooling. The nodes are written out rather than derived from torch::autograd::Function, which keeps its state in a
-// dictionary.
+// Here: linear maps and gates (piecewise linear activations); lean_convolution.cpp has convolutions,
+// lean_batch_norm.cpp batch normalisation, lean_pool.cpp pooling. The nodes are written out rather than derived from
+// torch::autograd::Function, which keeps its state in a dictionary.
 #include "lean.h"
 
 #include <ATen/ATen.h>
@@ -24,7 +24,7 @@ namespace {
 
 using std::optional;
 
-// ---------------------------------------------------------------------------------------------- affine maps
+// ---------------------------------------------------------------------------------------------- linear maps
 
 // The rows of a matrix that hold anything but zeros, if those are few, else nothing. A dense matrix is known by the
 // first elements of its first rows.
@@ -120,64 +120,6 @@ struct MulBackward final : Node {
 Tensor mul(const Tensor& input, const Tensor& weight) {
   return run(
       input, [&] { return at::mul(input, weight); }, [&] { return make_node<MulBackward>(input, weight); }, weight);
-}
-
-struct BatchNormBackward final : Node {
-  double eps;
-
-  BatchNormBackward(const Tensor& variance, const optional<Tensor>& weight, double eps) : eps(eps) {
-    save(variance);
-    if (weight.has_value()) save(*weight);
-  }
-
-  Tensor input_gradient(Tensor grad) override {
-    Tensor scale = at::rsqrt(unpack(0) + eps);
-    if (saved.size() > 1) scale.mul_(unpack(1));
-    at::DimVector shape(grad.dim(), 1);
-    shape[1] = -1;
-    scale = scale.view(shape);
-    return is_ours(grad) ? grad.mul_(scale) : grad.mul(scale);
-  }
-};
-
-Tensor batch_norm(const Tensor& input, const optional<Tensor>& weight, const optional<Tensor>& bias, const Tensor& mean,
-                  const Tensor& variance, double eps) {
-  return run(
-      input,
-      [&] {
-        return at::batch_norm(input, weight, bias, mean, variance, /*training=*/false, /*momentum=*/0.0, eps,
-                              at::globalContext().userEnabledCuDNN());
-      },
-      [&] { return make_node<BatchNormBackward>(variance, weight, eps); }, weight, bias);
-}
-
-// Bytes that stay in the cache between PyTorch's kernel and the copy back.
-constexpr int64_t kPieceBytes = 1 << 19;
-
-// Overwrites x piece by piece, along the channels or, if those are last in memory, along the height (or depth).
-Tensor& batch_norm_(Tensor& x, const optional<Tensor>& weight, const optional<Tensor>& bias, const Tensor& mean,
-                    const Tensor& variance, double eps) {
-  TORCH_CHECK_VALUE(x.dim() >= 2, "igfast::lean_batch_norm_: x must be (batch, channels, *sizes), got ", x.sizes());
-  const int64_t along = x.dim() > 2 && x.stride(1) == 1 ? 2 : 1;
-  const auto overwrite = [&](Tensor example) {  // (1, channels, *sizes)
-    const int64_t bytes_each = std::max<int64_t>(1, static_cast<int64_t>(example.nbytes()) / example.size(along));
-    const int64_t step = std::max<int64_t>(1, kPieceBytes / bytes_each);
-    for (int64_t begin = 0; begin < example.size(along); begin += step) {
-      const int64_t n = std::min(step, example.size(along) - begin);
-      const auto part = [&](const optional<Tensor>& of) {
-        return of.has_value() && along == 1 ? optional<Tensor>(of->narrow(0, begin, n)) : of;
-      };
-      Tensor piece = example.narrow(along, begin, n);
-      piece.copy_(at::batch_norm(piece, part(weight), part(bias), part(mean), part(variance), /*training=*/false,
-                                 /*momentum=*/0.0, eps, at::globalContext().userEnabledCuDNN()));
-    }
-  };
-  return run_in_place(
-      x,
-      [&] {
-        for (int64_t e = 0; x.numel() > 0 && e < x.size(0); ++e) overwrite(x.narrow(0, e, 1));
-      },
-      [&] { return make_node<BatchNormBackward>(variance, weight, eps); }, weight, bias);
 }
 
 // ---------------------------------------------------------------------------------------------- gates
@@ -286,11 +228,6 @@ TORCH_LIBRARY_FRAGMENT(igfast, m) {
   m.def("lean_matmul(Tensor input, Tensor weight) -> Tensor");
   m.def("lean_addmm(Tensor bias, Tensor input, Tensor weight) -> Tensor");
   m.def("lean_mul(Tensor input, Tensor weight) -> Tensor");
-  m.def(
-      "lean_batch_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, float eps) -> Tensor");
-  m.def(
-      "lean_batch_norm_(Tensor(a!) x, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, float eps) -> "
-      "Tensor(a!)");
   m.def("lean_use_counts(Tensor x) -> int[]");
   m.def("lean_gate(Tensor x, str activation, float low, float high, float slope) -> Tensor");
   m.def("lean_gate_(Tensor(a!) x, str activation, float low, float high, float slope) -> Tensor(a!)");
@@ -301,8 +238,6 @@ TORCH_LIBRARY_IMPL(igfast, CompositeImplicitAutograd, m) {
   m.impl("lean_matmul", &matmul);
   m.impl("lean_addmm", &addmm);
   m.impl("lean_mul", &mul);
-  m.impl("lean_batch_norm", &batch_norm);
-  m.impl("lean_batch_norm_", &batch_norm_);
   m.impl("lean_use_counts", &use_counts);
 }
 

@@ -3,23 +3,39 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from igfast.ops._load import kernels_loaded
 
 assert kernels_loaded()
 
+# Up to 512 KiB PyTorch's result is copied over the input; above it is overwritten, also where its channels are odd.
 LAYOUTS = {
     "contiguous": lambda: torch.randn(2, 64, 40, 40),
     "channels-last": lambda: torch.randn(2, 64, 40, 40).to(memory_format=torch.channels_last),
-    "one": lambda: torch.randn(1, 70, 33, 31),
-    "one channels-last": lambda: torch.randn(1, 70, 33, 31).to(memory_format=torch.channels_last),
-    "volume": lambda: torch.randn(2, 5, 9, 8, 70),
+    "odd": lambda: torch.randn(3, 37, 41, 43),
+    "odd channels-last": lambda: torch.randn(3, 37, 41, 43).to(memory_format=torch.channels_last),
+    "one": lambda: torch.randn(1, 70, 66, 62),
+    "one channels-last": lambda: torch.randn(1, 70, 66, 62).to(memory_format=torch.channels_last),
+    "one channel": lambda: torch.randn(2, 1, 400, 401),
+    "small": lambda: torch.randn(2, 5, 30, 31).to(memory_format=torch.channels_last),
+    "volume": lambda: torch.randn(2, 5, 39, 8, 70),
     "volume channels-last": lambda: torch.randn(2, 5, 40, 8, 70).to(memory_format=torch.channels_last_3d),
     "sequence": lambda: torch.randn(2, 64, 3000),
-    "table": lambda: torch.randn(300, 64),
-    "strided": lambda: torch.randn(2, 64, 40, 80)[..., ::2],
+    "table": lambda: torch.randn(4000, 67),
+    "strided": lambda: torch.randn(2, 64, 40, 160)[..., ::2],
     "no examples": lambda: torch.randn(0, 64, 4, 4),
 }
+
+
+class Count(TorchDispatchMode):
+    """How often PyTorch's batch norm runs."""
+
+    n = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.n += "batch_norm" in function._schema.name
+        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("affine", [True, False])
@@ -35,6 +51,47 @@ def test_batch_norm_in_place_has_the_values_of_pytorchs(layout, dtype, affine):
     got = torch.empty_strided(x.shape, x.stride(), dtype=dtype).copy_(x)
     assert torch.ops.igfast.lean_batch_norm_(got, weight, bias, mean, variance, 1e-5) is got
     assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", ["contiguous", "odd channels-last", "sequence"])
+def test_batch_norm_in_place_has_a_kernel_of_its_own(layout, dtype):
+    x = LAYOUTS[layout]().to(dtype)
+    mean, variance = torch.randn(x.shape[1], dtype=dtype), torch.rand(x.shape[1], dtype=dtype) + 0.5
+    torch.ops.igfast.lean_batch_norm_(x.clone(), None, None, mean, variance, 1e-5)  # finds out how PyTorch rounds
+    with Count() as pytorchs:
+        torch.ops.igfast.lean_batch_norm_(x, None, None, mean, variance, 1e-5)
+    assert pytorchs.n == 2  # of one example: the scales and the shifts
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "odd channels-last"])
+@pytest.mark.parametrize("of", ["variance", "weight", "bias", "mean", "x"])
+def test_special_values(layout, of):
+    torch.manual_seed(0)
+    x = LAYOUTS[layout]()
+    n = x.shape[1]
+    constants = {
+        "weight": torch.randn(n),
+        "bias": torch.randn(n),
+        "mean": torch.randn(n),
+        "variance": torch.rand(n) + 1,
+    }
+    special = x[0, 0, 0] if of == "x" else constants[of]
+    special[:6] = torch.tensor([-1e-5, 0.0, -0.0, torch.inf, -torch.inf, torch.nan])
+    wanted = F.batch_norm(x, constants["mean"], constants["variance"], constants["weight"], constants["bias"])
+    torch.ops.igfast.lean_batch_norm_(x, *(constants[name] for name in ("weight", "bias", "mean", "variance")), 1e-5)
+    assert torch.equal(x.isnan(), wanted.isnan())
+    assert torch.equal(x.nan_to_num(), wanted.nan_to_num())
+
+
+def test_constants_that_are_not_dense():
+    # PyTorch has another formula for them, which rounds differently.
+    x = LAYOUTS["contiguous"]()
+    constants = torch.rand(64, 4) + 0.5
+    weight, bias, mean, variance = constants.unbind(1)
+    wanted = F.batch_norm(x, mean, variance, weight, bias)
+    torch.ops.igfast.lean_batch_norm_(x, weight, bias, mean, variance, 1e-5)
+    assert torch.equal(x, wanted)
 
 
 def test_batch_norm_in_place_is_differentiable():

@@ -1,0 +1,203 @@
+// Lean execution of batch normalisation in eval mode: an affine map of each channel, which keeps its constants alone.
+//
+// What overwrites its input has to round as PyTorch's does. That computes a scale and a shift for each channel and then
+// x * scale + shift, in one rounding or two, as its build has it. So the scales and shifts are asked of it, by inputs
+// of 1 and 0, and the rounding is found out once by an example; where neither is PyTorch's, its own results are copied
+// over the input piece by piece.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "kernels.h"
+#include "lean.h"
+#include "tensors.h"
+
+namespace igfast::lean {
+namespace {
+
+struct BatchNormBackward final : Node {
+  double eps;
+
+  BatchNormBackward(const Tensor& variance, const optional<Tensor>& weight, double eps) : eps(eps) {
+    save(variance);
+    if (weight.has_value()) save(*weight);
+  }
+
+  Tensor input_gradient(Tensor grad) override {
+    Tensor scale = at::rsqrt(unpack(0) + eps);
+    if (saved.size() > 1) scale.mul_(unpack(1));
+    at::DimVector shape(grad.dim(), 1);
+    shape[1] = -1;
+    scale = scale.view(shape);
+    return is_ours(grad) ? grad.mul_(scale) : grad.mul(scale);
+  }
+};
+
+// The constants of a batch norm, or of some of its channels.
+struct Norm {
+  optional<Tensor> weight, bias;
+  Tensor mean, variance;
+  double eps;
+
+  Tensor operator()(const Tensor& x) const {
+    return at::batch_norm(x, weight, bias, mean, variance, /*training=*/false, /*momentum=*/0.0, eps,
+                          at::globalContext().userEnabledCuDNN());
+  }
+
+  Norm of_channels(int64_t begin, int64_t n) const {
+    const auto part = [&](const optional<Tensor>& of) {
+      return of.has_value() ? optional<Tensor>(of->narrow(0, begin, n)) : of;
+    };
+    return {part(weight), part(bias), *part(mean), *part(variance), eps};
+  }
+
+  Tensor scale() const {
+    const Norm centred{weight, std::nullopt, at::zeros_like(mean), variance, eps};
+    return centred(at::ones({1, mean.numel()}, mean.options()));
+  }
+  Tensor shift() const { return (*this)(at::zeros({1, mean.numel()}, mean.options())); }
+};
+
+enum class Rounding { kFused, kSeparate, kUnknown };
+
+bool is_channels_last(const Tensor& x) {
+  return x.is_contiguous(at::MemoryFormat::ChannelsLast) || x.is_contiguous(at::MemoryFormat::ChannelsLast3d);
+}
+
+// The constants of all channels as often as fill whole vectors, whatever their number.
+Tensor repeated(const Tensor& row) {
+  constexpr int64_t kMostLanes = 16, kLongEnough = 256;
+  const int64_t n = row.numel();
+  const int64_t whole = std::lcm(n, kMostLanes);
+  const int64_t times = std::max<int64_t>(1, kLongEnough / whole);
+  return row.expand({whole / n * times, n}).reshape({-1}).contiguous();
+}
+
+template <typename T>
+bool are_finite(const Tensor& tensor) {
+  const auto* data = tensor.const_data_ptr<T>();
+  return std::all_of(data, data + tensor.numel(), [](T value) { return std::isfinite(value); });
+}
+
+// Overwrites x, contiguous or channels-last and not empty; false if it cannot. A scale that is not finite cannot be
+// asked for: it makes a NaN of the shift.
+bool overwrite(Tensor& x, const Norm& norm, Rounding rounding) {
+  const bool is_double = x.scalar_type() == at::kDouble;
+  const Tensor scale = norm.scale();
+  if (!(is_double ? are_finite<double>(scale) : are_finite<float>(scale))) return false;
+  const Tensor shift = norm.shift();
+  AffineArgs args{};
+  args.dtype = dtype_of("lean_batch_norm_", "x", x);
+  args.is_fused = rounding == Rounding::kFused;
+  args.channels_last = x.dim() == 2 || is_channels_last(x);
+  args.n_channels = x.size(1);
+  args.n_elements = x.numel();
+  const Tensor scales = args.channels_last ? repeated(scale) : scale;
+  const Tensor shifts = args.channels_last ? repeated(shift) : shift;
+  args.item_size = args.channels_last ? scales.numel() : x.numel() / x.size(0) / x.size(1);
+  args.x = x.mutable_data_ptr();
+  args.scale = scales.const_data_ptr();
+  args.shift = shifts.const_data_ptr();
+  const int64_t n_items = (args.n_elements + args.item_size - 1) / args.item_size;
+  at::parallel_for(0, n_items, std::max<int64_t>(1, kGrainElements / args.item_size),
+                   [&](int64_t begin, int64_t end) { affine_cpu(args, begin, end); });
+  return true;
+}
+
+// How PyTorch rounds, by an example in both layouts whose sizes fill no vectors.
+Rounding found_rounding(at::ScalarType dtype) {
+  const auto options = at::TensorOptions().dtype(dtype);
+  const auto numbers = [&](int64_t n, double factor) { return at::arange(n, options).mul_(factor).sin_(); };
+  const Norm norm{numbers(37, 0.7), numbers(37, 1.1), numbers(37, 1.3), numbers(37, 1.7).add_(1.5), 1e-5};
+  const Tensor x = numbers(2 * 37 * 5 * 23, 0.9).view({2, 37, 5, 23});
+  for (const auto rounding : {Rounding::kFused, Rounding::kSeparate}) {
+    bool is_this = true;
+    for (const auto format : {at::MemoryFormat::Contiguous, at::MemoryFormat::ChannelsLast}) {
+      const Tensor example = x.contiguous(format);
+      Tensor overwritten = example.clone();
+      is_this = is_this && overwrite(overwritten, norm, rounding) && at::equal(overwritten, norm(example));
+    }
+    if (is_this) return rounding;
+  }
+  return Rounding::kUnknown;
+}
+
+Rounding rounding_of(at::ScalarType dtype) {
+  static const Rounding of_float = found_rounding(at::kFloat), of_double = found_rounding(at::kDouble);
+  return dtype == at::kDouble ? of_double : of_float;
+}
+
+// Bytes that stay in the cache between PyTorch's kernel and the copy back.
+constexpr int64_t kPieceBytes = 1 << 19;
+
+// Overwrites x piece by piece, along the channels or, if those are last in memory, along the height (or depth).
+void copy_over(Tensor& x, const Norm& norm) {
+  const int64_t along = x.dim() > 2 && x.stride(1) == 1 ? 2 : 1;
+  for (int64_t e = 0; x.numel() > 0 && e < x.size(0); ++e) {
+    const Tensor example = x.narrow(0, e, 1);  // (1, channels, *sizes)
+    const int64_t bytes_each = std::max<int64_t>(1, static_cast<int64_t>(example.nbytes()) / example.size(along));
+    const int64_t step = std::max<int64_t>(1, kPieceBytes / bytes_each);
+    for (int64_t begin = 0; begin < example.size(along); begin += step) {
+      const int64_t n = std::min(step, example.size(along) - begin);
+      Tensor piece = example.narrow(along, begin, n);
+      piece.copy_((along == 1 ? norm.of_channels(begin, n) : norm)(piece));
+    }
+  }
+}
+
+// PyTorch takes another formula where any of them is not dense, and constants of another type than x in float.
+bool has_kernel(const Tensor& x, const Norm& norm) {
+  const auto dtype = x.scalar_type();
+  const auto fits = [&](const optional<Tensor>& of) {
+    return !of.has_value() ||
+           (of->is_cpu() && of->scalar_type() == dtype && of->is_contiguous() && of->numel() == x.size(1));
+  };
+  return x.is_cpu() && (dtype == at::kFloat || dtype == at::kDouble) && x.numel() > 0 &&
+         (x.is_contiguous() || is_channels_last(x)) && fits(norm.weight) && fits(norm.bias) && fits(norm.mean) &&
+         fits(norm.variance);
+}
+
+Tensor batch_norm(const Tensor& input, const optional<Tensor>& weight, const optional<Tensor>& bias, const Tensor& mean,
+                  const Tensor& variance, double eps) {
+  return run(
+      input, [&] { return Norm{weight, bias, mean, variance, eps}(input); },
+      [&] { return make_node<BatchNormBackward>(variance, weight, eps); }, weight, bias);
+}
+
+Tensor& batch_norm_(Tensor& x, const optional<Tensor>& weight, const optional<Tensor>& bias, const Tensor& mean,
+                    const Tensor& variance, double eps) {
+  TORCH_CHECK_VALUE(x.dim() >= 2, "igfast::lean_batch_norm_: x must be (batch, channels, *sizes), got ", x.sizes());
+  return run_in_place(
+      x,
+      [&] {
+        const Norm norm{weight, bias, mean, variance, eps};
+        if (static_cast<int64_t>(x.nbytes()) <= kPieceBytes) {
+          x.copy_(norm(x));
+          return;
+        }
+        const Rounding rounding = has_kernel(x, norm) ? rounding_of(x.scalar_type()) : Rounding::kUnknown;
+        if (rounding == Rounding::kUnknown || !overwrite(x, norm, rounding)) copy_over(x, norm);
+      },
+      [&] { return make_node<BatchNormBackward>(variance, weight, eps); }, weight, bias);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(igfast, m) {
+  m.def(
+      "lean_batch_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, float eps) -> Tensor");
+  m.def(
+      "lean_batch_norm_(Tensor(a!) x, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, float eps) -> "
+      "Tensor(a!)");
+}
+
+TORCH_LIBRARY_IMPL(igfast, CompositeImplicitAutograd, m) {
+  m.impl("lean_batch_norm", &batch_norm);
+  m.impl("lean_batch_norm_", &batch_norm_);
+}
+
+}  // namespace igfast::lean
