@@ -18,6 +18,8 @@ _MOST_CELLS = 256  # that one byte can number
 _lean_max_pool = torch.ops.igfast.lean_max_pool.default
 _lean_avg_pool = torch.ops.igfast.lean_avg_pool.default
 _lean_adaptive_avg_pool = torch.ops.igfast.lean_adaptive_avg_pool.default
+_LARGE_BYTES = 2**20
+_lean_constant_pad = torch.ops.igfast.lean_constant_pad.default
 _lean_pad = torch.ops.igfast.lean_pad.default
 
 
@@ -131,14 +133,26 @@ def _adaptive_avg_pool(n: int) -> Callable[..., Any]:
     return handler
 
 
+def _has_quick_border(input: Tensor, pad: Any) -> bool:
+    """Whether a constant is quicker to write around an input than everywhere.
+
+    It takes 0.6 to 0.8 of PyTorch's time for large channels-last images, but 0.8 to 1.9 for contiguous ones, whose
+    border is in short stretches.
+    """
+    is_large = input.is_cpu and input.nbytes >= _LARGE_BYTES and input.dim() in (4, 5) and input.stride(1) == 1
+    return is_large and len(pad) in (2, 4, 6) and len(pad) <= 2 * input.dim() - 4 and all(n >= 0 for n in pad)
+
+
 def _pad(
     input: Tensor,
     pad: Any,
     mode: str = "constant",
-    value: float | None = None,  # noqa: ARG001
+    value: float | None = None,
 ) -> Tensor | Plain:
     why = refuses(input)
-    # The other modes keep nothing; these two keep their input, over the last dimensions of a (batch, channels, *sizes).
+    if why is None and mode == "constant" and _has_quick_border(input, pad):
+        return _lean_constant_pad(input, list(pad), 0.0 if value is None else value)  # type: ignore[no-any-return]
+    # Other modes keep nothing; these two keep their input, over the last dimensions of a (batch, channels, *sizes).
     if why is not None or mode not in ("reflect", "replicate") or len(pad) != 2 * (input.dim() - 2):
         return NOTHING_TO_SAVE if why is None else why
     return _lean_pad(input, list(pad), mode)  # type: ignore[no-any-return]

@@ -177,3 +177,31 @@ def test_rows_of_zeros_are_not_multiplied(rows, multiplied, product):
     plain, lean, calls = gradients(lambda x: product(x, weight), x, output_weight)
     torch.testing.assert_close(lean, plain, rtol=1e-13, atol=1e-13)
     assert calls.products == [(multiplied, 150)]
+
+
+@pytest.mark.parametrize("pad", [(0, 1, 0, 1), (3, 2), (2, 0, 0, 5), (1, 1, 1, 1), (0, 0, 0, 0)])
+@pytest.mark.parametrize(("shape", "value"), [((2, 36, 61, 63), None), ((2, 17, 8, 41, 40), 1.5)])
+def test_a_constant_is_written_around_large_channels_last_images_alone(shape, value, pad):
+    layout = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+    contiguous = torch.randn(shape, requires_grad=True)
+    x = contiguous.detach().contiguous(memory_format=layout).requires_grad_()
+    plain = F.pad(x, pad, value=value)
+    with LeanMode(), Calls() as calls:
+        output = F.pad(x, pad, value=value)
+        F.pad(contiguous, pad, value=value)
+        F.pad(x, (-1, 1))
+        F.pad(x[:1, :, :30, :30], pad)
+    assert calls.names.count("aten::constant_pad_nd") == 3
+    assert torch.equal(output, plain)
+    assert output.stride() == plain.stride()
+    weight = torch.randn_like(plain)
+    (wanted,), (got,) = (torch.autograd.grad(result, x, weight) for result in (plain, output))
+    assert torch.equal(got, wanted)
+    assert got.stride() == wanted.stride()
+
+
+def test_a_constant_around_is_checked():
+    x = torch.randn(1, 2, 3, 4)
+    for pad in ([1], [1, -1], [1] * 10):
+        with pytest.raises(ValueError, match="lean_constant_pad: pad must be pairs of numbers, none negative"):
+            torch.ops.igfast.lean_constant_pad(x, pad, 0.0)
