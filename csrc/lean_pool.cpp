@@ -300,20 +300,23 @@ struct ConstantPadBackward final : Node {
   }
 };
 
-// PyTorch fills the whole output before it copies the input into it; this fills what is around.
+// PyTorch fills the whole output before it copies the input into it; this fills what is around. The copy comes first,
+// since all threads share it: whoever touches memory first may have to wait for its pages.
 Tensor padded(const Tensor& input, IntArrayRef pad, double value) {
   at::DimVector sizes(input.sizes());
   const auto dim_of = [&](size_t pair) { return input.dim() - 1 - static_cast<int64_t>(pair); };
   for (size_t pair = 0; 2 * pair < pad.size(); ++pair) sizes[dim_of(pair)] += pad[2 * pair] + pad[2 * pair + 1];
   Tensor output = at::empty(sizes, input.options().memory_format(input.suggest_memory_format()));
   Tensor inner = output;
+  std::vector<Tensor> border;
   for (size_t pair = pad.size() / 2; pair-- > 0;) {
     const int64_t dim = dim_of(pair), n = input.size(dim), before = pad[2 * pair], after = pad[2 * pair + 1];
-    if (before > 0) inner.narrow(dim, 0, before).fill_(value);
-    if (after > 0) inner.narrow(dim, before + n, after).fill_(value);
+    if (before > 0) border.push_back(inner.narrow(dim, 0, before));
+    if (after > 0) border.push_back(inner.narrow(dim, before + n, after));
     inner = inner.narrow(dim, before, n);
   }
   inner.copy_(input);
+  for (auto& part : border) part.fill_(value);
   return output;
 }
 
