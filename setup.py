@@ -137,9 +137,7 @@ def make_extension() -> cpp_extension.CppExtension:
         sources=CPU_SOURCES,
         depends=HEADERS + CUDA_SOURCES,
         # -Wno-psabi: g++ notes that 64-byte vectors are passed differently without AVX-512; ours are always inlined.
-        # -Wno-maybe-uninitialized: g++ 12 says it of the inside of torch's SmallVector once that is inlined.
         extra_compile_args=["-O3", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-Wno-psabi"]
-        + ["-Wno-maybe-uninitialized"]
         + [f"-isystem{path}" for path in system_includes],
         extra_link_args=["-fopenmp", "-s"],
     )

@@ -110,18 +110,20 @@ struct GateArgs {
 
 // x = x * scale[channel] + shift[channel], in place.
 struct AffineArgs {
-  DType dtype;         // float or double, of all four
+  DType dtype;         // float or double, of x, scale and shift
   bool is_fused;       // rounds once, not after the product too
-  bool channels_last;  // the channels lie side by side, not each element's neighbours
+  bool channels_last;  // the channels of a position lie side by side, else the positions of a channel
   int64_t n_channels;
   int64_t n_elements;
-  int64_t item_size;  // elements of a work item: what shares a channel or, channels-last, some times all channels
+  int64_t item_size;  // elements of a work item: the positions of a channel or, channels-last, of some positions
   void* x;
   const void* scale;  // [n_channels] or, channels-last, [item_size]
   const void* shift;  // like scale
 };
 
-// Pooling windows of at most 256 cells, each of which has one in the input at least.
+constexpr int kMostCells = 256;  // of a pooling window, so that a byte can number them
+
+// Pooling windows, no wider than the input, each of which has a cell in it.
 struct PoolShape {
   int64_t n_batch, n_channels;
   int64_t input[3], output[3];  // depth, height, width

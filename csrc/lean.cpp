@@ -3,8 +3,8 @@
 // second derivative, they refuse with an error; igfast/lean then runs the model plainly.
 //
 // Here: linear maps and gates (piecewise linear activations); lean_convolution.cpp has convolutions,
-// lean_batch_norm.cpp batch normalisation, lean_pool.cpp pooling. The nodes are written out rather than derived from
-// torch::autograd::Function, which keeps its state in a dictionary.
+// lean_batch_norm.cpp batch normalisation, lean_pool.cpp pooling and padding. The nodes are written out rather than
+// derived from torch::autograd::Function, which keeps its state in a dictionary.
 #include "lean.h"
 
 #include <ATen/ATen.h>

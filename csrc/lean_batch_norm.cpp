@@ -6,6 +6,7 @@
 // over the input piece by piece.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/TensorSubclassLikeUtils.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -55,11 +56,15 @@ struct Norm {
     return {part(weight), part(bias), *part(mean), *part(variance), eps};
   }
 
+  // What PyTorch multiplies by. Zeros are negative so that none loses its sign in a sum: -0 + -0 is -0.
   Tensor scale() const {
-    const Norm centred{weight, std::nullopt, at::zeros_like(mean), variance, eps};
+    const Tensor zeros = at::full_like(mean, -0.0);
+    const Norm centred{weight, zeros, zeros, variance, eps};
     return centred(at::ones({1, mean.numel()}, mean.options()));
   }
-  Tensor shift() const { return (*this)(at::zeros({1, mean.numel()}, mean.options())); }
+
+  // What it adds then; the inputs are zeros that the scales make negative.
+  Tensor shift(const Tensor& scale) const { return (*this)(at::copysign(at::zeros_like(scale), scale.neg())); }
 };
 
 enum class Rounding { kFused, kSeparate, kUnknown };
@@ -68,11 +73,11 @@ bool is_channels_last(const Tensor& x) {
   return x.is_contiguous(at::MemoryFormat::ChannelsLast) || x.is_contiguous(at::MemoryFormat::ChannelsLast3d);
 }
 
-// The constants of all channels as often as fill whole vectors, whatever their number.
+// The constants of a few channels as often as fill whole vectors.
 Tensor repeated(const Tensor& row) {
   constexpr int64_t kMostLanes = 16, kLongEnough = 256;
   const int64_t n = row.numel();
-  const int64_t whole = std::lcm(n, kMostLanes);
+  const int64_t whole = n < kLongEnough ? std::lcm(n, kMostLanes) : n;
   const int64_t times = std::max<int64_t>(1, kLongEnough / whole);
   return row.expand({whole / n * times, n}).reshape({-1}).contiguous();
 }
@@ -89,7 +94,7 @@ bool overwrite(Tensor& x, const Norm& norm, Rounding rounding) {
   const bool is_double = x.scalar_type() == at::kDouble;
   const Tensor scale = norm.scale();
   if (!(is_double ? are_finite<double>(scale) : are_finite<float>(scale))) return false;
-  const Tensor shift = norm.shift();
+  const Tensor shift = norm.shift(scale);
   AffineArgs args{};
   args.dtype = dtype_of("lean_batch_norm_", "x", x);
   args.is_fused = rounding == Rounding::kFused;
@@ -137,7 +142,7 @@ constexpr int64_t kPieceBytes = 1 << 19;
 // Overwrites x piece by piece, along the channels or, if those are last in memory, along the height (or depth).
 void copy_over(Tensor& x, const Norm& norm) {
   const int64_t along = x.dim() > 2 && x.stride(1) == 1 ? 2 : 1;
-  for (int64_t e = 0; x.numel() > 0 && e < x.size(0); ++e) {
+  for (int64_t e = 0; e < x.size(0); ++e) {
     const Tensor example = x.narrow(0, e, 1);  // (1, channels, *sizes)
     const int64_t bytes_each = std::max<int64_t>(1, static_cast<int64_t>(example.nbytes()) / example.size(along));
     const int64_t step = std::max<int64_t>(1, kPieceBytes / bytes_each);
@@ -149,16 +154,32 @@ void copy_over(Tensor& x, const Norm& norm) {
   }
 }
 
-// PyTorch takes another formula where any of them is not dense, and constants of another type than x in float.
+// PyTorch takes another formula where any of them is not dense, and refuses constants of another length.
+bool is_dense(const Tensor& x, const Norm& norm) {
+  const auto fits = [&](const optional<Tensor>& of) {
+    return !of.has_value() || (of->is_contiguous() && of->numel() == x.size(1));
+  };
+  return (x.is_contiguous() || is_channels_last(x)) && fits(norm.weight) && fits(norm.bias) && fits(norm.mean) &&
+         fits(norm.variance);
+}
+
+// Constants of another type than x are computed with in float.
 bool has_kernel(const Tensor& x, const Norm& norm) {
   const auto dtype = x.scalar_type();
   const auto fits = [&](const optional<Tensor>& of) {
-    return !of.has_value() ||
-           (of->is_cpu() && of->scalar_type() == dtype && of->is_contiguous() && of->numel() == x.size(1));
+    return !of.has_value() || (of->is_cpu() && of->scalar_type() == dtype);
   };
-  return x.is_cpu() && (dtype == at::kFloat || dtype == at::kDouble) && x.numel() > 0 &&
-         (x.is_contiguous() || is_channels_last(x)) && fits(norm.weight) && fits(norm.bias) && fits(norm.mean) &&
-         fits(norm.variance);
+  return x.is_cpu() && !at::isTensorSubclassLike(x) && (dtype == at::kFloat || dtype == at::kDouble) && x.numel() > 0 &&
+         fits(norm.weight) && fits(norm.bias) && fits(norm.mean) && fits(norm.variance);
+}
+
+void normalise(Tensor& x, const Norm& norm) {
+  if (static_cast<int64_t>(x.nbytes()) <= kPieceBytes || !is_dense(x, norm)) {
+    x.copy_(norm(x));
+    return;
+  }
+  const Rounding rounding = has_kernel(x, norm) ? rounding_of(x.scalar_type()) : Rounding::kUnknown;
+  if (rounding == Rounding::kUnknown || !overwrite(x, norm, rounding)) copy_over(x, norm);
 }
 
 Tensor batch_norm(const Tensor& input, const optional<Tensor>& weight, const optional<Tensor>& bias, const Tensor& mean,
@@ -172,16 +193,7 @@ Tensor& batch_norm_(Tensor& x, const optional<Tensor>& weight, const optional<Te
                     const Tensor& variance, double eps) {
   TORCH_CHECK_VALUE(x.dim() >= 2, "igfast::lean_batch_norm_: x must be (batch, channels, *sizes), got ", x.sizes());
   return run_in_place(
-      x,
-      [&] {
-        const Norm norm{weight, bias, mean, variance, eps};
-        if (static_cast<int64_t>(x.nbytes()) <= kPieceBytes) {
-          x.copy_(norm(x));
-          return;
-        }
-        const Rounding rounding = has_kernel(x, norm) ? rounding_of(x.scalar_type()) : Rounding::kUnknown;
-        if (rounding == Rounding::kUnknown || !overwrite(x, norm, rounding)) copy_over(x, norm);
-      },
+      x, [&] { normalise(x, {weight, bias, mean, variance, eps}); },
       [&] { return make_node<BatchNormBackward>(variance, weight, eps); }, weight, bias);
 }
 

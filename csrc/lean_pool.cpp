@@ -1,5 +1,5 @@
-// Lean execution of pooling and padding: PyTorch's kernels both ways, told the shape of the input instead of keeping
-// it; max pooling keeps one byte per output instead of eight, and on the CPU has kernels of its own.
+// Lean execution of pooling and padding. Most of it is PyTorch's kernels both ways, told the shape of the input instead
+// of keeping it. Max pooling keeps one byte per output instead of eight, and on the CPU has kernels of its own.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <sys/mman.h>
@@ -34,7 +34,7 @@ namespace {
 // ---------------------------------------------------------------------------------------------- max pooling
 
 struct Window {
-  at::DimVector kernel, stride, padding, dilation;
+  std::vector<int64_t> kernel, stride, padding, dilation;
   bool ceil_mode;
 };
 
@@ -93,7 +93,7 @@ void for_items(const MaxPoolArgs& args, int64_t n_items, int64_t item_size, cons
 }
 
 // The largest cells, and where they are.
-std::tuple<Tensor, Tensor> max_pool_cpu(const Window& window, const Tensor& input) {
+std::tuple<Tensor, Tensor> max_pool_with_cells(const Window& window, const Tensor& input) {
   const auto format = input.suggest_memory_format();
   const Tensor x = input.contiguous(format);
   at::DimVector sizes(x.sizes().slice(0, 2));
@@ -114,22 +114,22 @@ std::tuple<Tensor, Tensor> max_pool_cpu(const Window& window, const Tensor& inpu
   args.to = output.mutable_data_ptr();
   args.cell = cells.mutable_data_ptr<uint8_t>();
   const int64_t line_size = args.output[2] * (args.channels_last ? args.n_channels : 1);
-  for_items(args, output.numel() / std::max<int64_t>(1, line_size), line_size, igfast::max_pool_cpu);
+  for_items(args, output.numel() / std::max<int64_t>(1, line_size), line_size, max_pool_cpu);
   return {output, cells};
 }
 
-Tensor max_pool_grad_cpu(const Window& window, const Shape& input, at::MemoryFormat format, const Tensor& output_grad,
-                         const Tensor& cells) {
-  const Tensor grad = output_grad.contiguous(format);
+Tensor max_pool_grad(const Window& window, const Shape& input, at::MemoryFormat format, const Tensor& output_grad,
+                     const Tensor& cells) {
+  const Tensor grad = output_grad.contiguous(format), dense_cells = cells.contiguous(format);
   Tensor result = at::empty(input.sizes, input.options.memory_format(format));
   auto args = pool_args<MaxPoolArgs>(window, input.sizes, grad.sizes());
   args.dtype = dtype_of("lean_max_pool", "grad", grad);
   args.channels_last = is_channels_last(format);
   args.from = grad.const_data_ptr();
   args.to = result.mutable_data_ptr();
-  args.cell = const_cast<uint8_t*>(cells.const_data_ptr<uint8_t>());
+  args.cell = const_cast<uint8_t*>(dense_cells.const_data_ptr<uint8_t>());
   const int64_t item_size = args.input[2] * (args.channels_last ? args.n_channels : args.input[0] * args.input[1]);
-  for_items(args, result.numel() / std::max<int64_t>(1, item_size), item_size, igfast::max_pool_grad_cpu);
+  for_items(args, result.numel() / std::max<int64_t>(1, item_size), item_size, max_pool_grad_cpu);
   return result;
 }
 
@@ -144,7 +144,7 @@ struct MaxPoolBackward final : Node {
   }
 
   Tensor input_gradient(Tensor grad) override {
-    if (grad.is_cpu()) return max_pool_grad_cpu(window, input, format, grad, unpack(0));
+    if (grad.is_cpu()) return max_pool_grad(window, input, format, grad, unpack(0));
     const auto& backward =
         window.kernel.size() == 2 ? at::max_pool2d_with_indices_backward : at::max_pool3d_with_indices_backward;
     return backward(grad, input.placeholder(), window.kernel, window.stride, window.padding, window.dilation,
@@ -165,21 +165,21 @@ void check_window(const Window& window, const Tensor& input) {
     const int64_t extent = (window.kernel[d] - 1) * window.dilation[d] + 1;
     n_cells *= window.kernel[d];
     TORCH_CHECK_VALUE(window.kernel[d] > 0 && window.stride[d] > 0 && window.dilation[d] > 0 &&
-                          window.padding[d] >= 0 && window.padding[d] <= extent / 2,
+                          window.padding[d] >= 0 && window.padding[d] <= window.kernel[d] / 2,
                       "igfast::lean_max_pool: kernel, stride and dilation must be positive and the padding at most "
-                      "half of the window, got ",
+                      "half of the kernel, got ",
                       IntArrayRef(window.kernel), ", ", IntArrayRef(window.stride), ", ", IntArrayRef(window.dilation),
                       " and ", IntArrayRef(window.padding));
     TORCH_CHECK_VALUE(extent <= input.size(2 + d), "igfast::lean_max_pool: the window must not exceed the input, got ",
                       IntArrayRef(window.kernel), " over ", input.sizes());
   }
-  TORCH_CHECK_VALUE(n_cells <= 256, "igfast::lean_max_pool: the window must have at most 256 cells, got ", n_cells);
+  TORCH_CHECK_VALUE(n_cells <= kMostCells, "igfast::lean_max_pool: the window must have at most ", kMostCells,
+                    " cells, got ", n_cells);
 }
 
 Tensor max_pool(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
                 bool ceil_mode) {
-  const Window window{at::DimVector(kernel), at::DimVector(stride), at::DimVector(padding), at::DimVector(dilation),
-                      ceil_mode};
+  const Window window{kernel.vec(), stride.vec(), padding.vec(), dilation.vec(), ceil_mode};
   check_window(window, input);
   check_has_kernels("lean_max_pool", input);
   Tensor found;  // the cells or, on CUDA, the positions
@@ -188,7 +188,7 @@ Tensor max_pool(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, Int
       [&] {
         Tensor output;
         if (input.is_cpu()) {
-          std::tie(output, found) = max_pool_cpu(window, input);
+          std::tie(output, found) = max_pool_with_cells(window, input);
         } else {
           const auto& forward = kernel.size() == 2 ? at::max_pool2d_with_indices : at::max_pool3d_with_indices;
           std::tie(output, found) = forward(input, kernel, stride, padding, dilation, ceil_mode);
@@ -228,9 +228,8 @@ Tensor avg_pool(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, Int
   return run(
       input, [&] { return forward(input, kernel, stride, padding, ceil_mode, count_include_pad, divisor); },
       [&] {
-        return make_node<AvgPoolBackward>(
-            Window{at::DimVector(kernel), at::DimVector(stride), at::DimVector(padding), {}, ceil_mode},
-            count_include_pad, divisor, input);
+        return make_node<AvgPoolBackward>(Window{kernel.vec(), stride.vec(), padding.vec(), {}, ceil_mode},
+                                          count_include_pad, divisor, input);
       });
 }
 

@@ -34,8 +34,8 @@ IGFAST_INLINE void challenge(V& largest, W& winner, V value, W cell) {
 // cell 0.
 template <typename T>
 struct Lines {
-  const T* at[256];
-  int64_t cell[256];
+  const T* at[kMostCells];
+  int64_t cell[kMostCells];
   int64_t n = 0;
 
   // `item` numbers (plane, output depth, output height); `line_size` is in elements.
@@ -57,8 +57,8 @@ struct Lines {
 template <typename T>
 IGFAST_INLINE void max_pool_channels(const MaxPoolArgs& args, int64_t item) {
   const Lines<T> lines(args, item, args.input[2] * args.n_channels);
-  const T* at[256];
-  Word<T> cell[256];
+  const T* at[kMostCells];
+  Word<T> cell[kMostCells];
   for (int64_t column = 0; column < args.output[2]; ++column) {
     const CellRange widths(args, 2, column);
     int64_t n = 0;
@@ -144,13 +144,12 @@ IGFAST_INLINE void add_channels(T* to, const T* grad, const uint8_t* winners, in
   const int64_t n = args.n_channels, step = args.dilation[2] * n;
   for (int64_t column = 0; column < args.output[2]; ++column, grad += n, winners += n) {
     const CellRange widths(args, 2, column);
-    T* window = to + widths.start * n;
     int64_t c = 0;
     for (; c + kLanes<T> <= n; c += kLanes<T>) {
       const auto g = load_contiguous(grad + c);
       const auto winner = load_bytes<T>(winners + c);
       for (int64_t w = widths.begin; w < widths.end; ++w) {
-        T* at = window + w * step + c;
+        T* at = to + (widths.start * n + w * step) + c;
         const auto wins = winner == static_cast<Word<T>>(cell + w);
         store_contiguous(at, load_contiguous(at) + (wins ? g : Vector<T>{}));
       }
@@ -158,14 +157,14 @@ IGFAST_INLINE void add_channels(T* to, const T* grad, const uint8_t* winners, in
     for (; c < n; ++c) {
       const int64_t w = winners[c] - cell;
       if (w >= widths.begin && w < widths.end) {
-        T* at = window + w * step + c;
+        T* at = to + (widths.start * n + w * step) + c;
         store(at, load(*at) + load(grad[c]));
       }
     }
   }
 }
 
-// The gradient of one line of the input.
+// The gradient of one line of the input. What lies last in its window comes first: then outputs are added up in order.
 template <typename T>
 void max_pool_grad_channels(const MaxPoolArgs& args, int64_t item) {
   const int64_t line_size = args.input[2] * args.n_channels;
@@ -173,10 +172,10 @@ void max_pool_grad_channels(const MaxPoolArgs& args, int64_t item) {
   std::memset(static_cast<void*>(to), 0, line_size * sizeof(T));
   const int64_t height = item % args.input[1], depth = item / args.input[1] % args.input[0];
   const int64_t example = item / args.input[1] / args.input[0];
-  for (int64_t d = 0; d < args.kernel[0]; ++d) {
+  for (int64_t d = args.kernel[0]; d-- > 0;) {
     const int64_t from_depth = window_at(args, 0, depth - d * args.dilation[0]);
     if (from_depth < 0) continue;
-    for (int64_t h = 0; h < args.kernel[1]; ++h) {
+    for (int64_t h = args.kernel[1]; h-- > 0;) {
       const int64_t from_height = window_at(args, 1, height - h * args.dilation[1]);
       if (from_height < 0) continue;
       const int64_t line = (example * args.output[0] + from_depth) * args.output[1] + from_height;
@@ -193,7 +192,7 @@ void max_pool_grad_plane(const MaxPoolArgs& args, int64_t item) {
   const int64_t input_size = args.input[0] * args.input[1] * args.input[2];
   T* to = static_cast<T*>(args.to) + item * input_size;
   std::memset(static_cast<void*>(to), 0, input_size * sizeof(T));
-  int64_t steps[256], n = 0;  // from cell 0
+  int64_t steps[kMostCells], n = 0;  // from cell 0
   for (int64_t d = 0; d < args.kernel[0]; ++d) {
     for (int64_t h = 0; h < args.kernel[1]; ++h) {
       for (int64_t w = 0; w < args.kernel[2]; ++w) {
@@ -210,7 +209,7 @@ void max_pool_grad_plane(const MaxPoolArgs& args, int64_t item) {
     const int64_t height = line % args.output[1] * args.stride[1] - args.padding[1];
     int64_t start = (depth * args.input[1] + height) * args.input[2] - args.padding[2];
     for (int64_t column = 0; column < args.output[2]; ++column, ++grad, ++winner, start += args.stride[2]) {
-      T* at = to + start + steps[*winner];
+      T* at = to + (start + steps[*winner]);
       store(at, load(*at) + load(*grad));
     }
   }

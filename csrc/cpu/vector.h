@@ -211,7 +211,7 @@ IGFAST_INLINE void store_bytes(uint8_t* to, WordVector<T> words) {
 template <typename T>
 IGFAST_INLINE Vector<T> load_vector(const T* from, int64_t stride) {
   if (stride == 1) return load_contiguous(from);
-  if (stride == 0) return Vector<T>{} + load(*from);
+  if (stride == 0) return load(*from) - Vector<T>{};  // which keeps a -0
   Math<T> lanes[kLanes<T>];
   for (int64_t lane = 0; lane < kLanes<T>; ++lane) lanes[lane] = load(from[lane * stride]);
   return load_contiguous(lanes);

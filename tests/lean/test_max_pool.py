@@ -52,16 +52,32 @@ def test_values_and_winners_are_pytorchs(shape, options, dtype):
         assert torch.equal(grad, wanted_grad)
 
 
+@pytest.mark.parametrize("dtype", cases.DTYPES)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_special_values(layout):
+def test_special_values(layout, dtype):
     torch.manual_seed(0)
     special = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0, 0.0, 1.0])
-    x = special[torch.randint(len(special), (2, 21, 30, 40))].contiguous(memory_format=layout)
+    x = special[torch.randint(len(special), (2, 21, 30, 40))].to(dtype).contiguous(memory_format=layout)
     x[:, :, :9] = -torch.inf
     options = {"kernel_size": 3, "stride": 2, "padding": 1}
     (wanted, wanted_grad), (output, grad) = (both_ways(x, options, lean) for lean in (False, True))
     torch.testing.assert_close(output, wanted, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(grad, wanted_grad)
+
+
+@pytest.mark.parametrize("expanded", [False, True])
+@pytest.mark.parametrize("shape", [(2, 20, 9, 12), (2, 20, 6, 7, 8)])
+def test_gradients_of_overlapping_windows_are_added_up_in_pytorchs_order(shape, expanded):
+    torch.manual_seed(0)
+    x, pool = torch.randint(2, shape).float(), POOLS[len(shape) - 2]  # most windows share their winner with others
+    for layout in (torch.contiguous_format, torch.channels_last if len(shape) == 4 else torch.channels_last_3d):
+        leaf = x.contiguous(memory_format=layout).requires_grad_()
+        plain = pool(leaf, 3, 1, 1)
+        with LeanMode():
+            lean = pool(leaf, 3, 1, 1)
+        weight = torch.randn(1).expand(plain.shape) if expanded else torch.randn_like(plain)
+        (wanted,), (got,) = (torch.autograd.grad(output, leaf, weight) for output in (plain, lean))
+        assert torch.equal(got, wanted)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -81,6 +97,7 @@ WRONG = [
     {"kernel_size": 2, "stride": 0},
     {"kernel_size": 2, "padding": 2},
     {"kernel_size": 2, "padding": -1},
+    {"kernel_size": 3, "padding": 2, "dilation": 2},
     {"kernel_size": 2, "dilation": 0},
 ]
 
@@ -111,3 +128,5 @@ def test_nothing_and_one(batch, channels):
             except RuntimeError as error:
                 outcomes.append(str(error))
     assert outcomes[0] == outcomes[1]
+    output = torch.ops.igfast.lean_max_pool(x, *[[2, 2]] * 2, [0, 0], [1, 1], False)
+    assert torch.autograd.grad(output.sum(), x)[0].shape == x.shape

@@ -111,16 +111,24 @@ def test_without_kernels_but_required_is_an_error():
     assert "KernelsError: igfast's compiled operators are not built; rebuild" in finished.stderr
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
-def test_operators_on_narrower_instruction_sets(isa):
-    """The operator tests again, in a process that is held to fewer instructions than this machine has."""
-    names = "test_interpolate", "test_accumulate", "test_scale", "../lean/test_max_pool", "../lean/test_batch_norm"
+def run_tests(names, **environment):
+    """Test files again, in a process of another environment."""
     files = [str(Path(__file__).parent / f"{name}.py") for name in names]
     finished = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files, "-k", "not opcheck"],
-        env={**os.environ, "IGFAST_CPU_ISA": isa},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         check=False,
     )
     assert finished.returncode == 0, finished.stdout[-3000:]
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_operators_on_narrower_instruction_sets(isa):
+    names = "test_interpolate", "test_accumulate", "test_scale", "../lean/test_max_pool", "../lean/test_batch_norm"
+    run_tests(names, IGFAST_CPU_ISA=isa)
+
+
+def test_batch_norm_beside_a_pytorch_that_rounds_after_the_product_too():
+    run_tests(["../lean/test_batch_norm"], ATEN_CPU_CAPABILITY="default")
