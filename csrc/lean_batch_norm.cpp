@@ -56,6 +56,13 @@ struct Norm {
     return {part(weight), part(bias), *part(mean), *part(variance), eps};
   }
 
+  // Whether all the constants there are satisfy `predicate`.
+  template <typename Predicate>
+  bool all(const Predicate& predicate) const {
+    return predicate(mean) && predicate(variance) && (!weight.has_value() || predicate(*weight)) &&
+           (!bias.has_value() || predicate(*bias));
+  }
+
   // What PyTorch multiplies by. Zeros are negative so that none loses its sign in a sum: -0 + -0 is -0.
   Tensor scale() const {
     const Tensor zeros = at::full_like(mean, -0.0);
@@ -79,7 +86,7 @@ Tensor repeated(const Tensor& row) {
   const int64_t n = row.numel();
   const int64_t whole = n < kLongEnough ? std::lcm(n, kMostLanes) : n;
   const int64_t times = std::max<int64_t>(1, kLongEnough / whole);
-  return row.expand({whole / n * times, n}).reshape({-1}).contiguous();
+  return row.repeat({1, whole / n * times});
 }
 
 template <typename T>
@@ -156,21 +163,15 @@ void copy_over(Tensor& x, const Norm& norm) {
 
 // PyTorch takes another formula where any of them is not dense, and refuses constants of another length.
 bool is_dense(const Tensor& x, const Norm& norm) {
-  const auto fits = [&](const optional<Tensor>& of) {
-    return !of.has_value() || (of->is_contiguous() && of->numel() == x.size(1));
-  };
-  return (x.is_contiguous() || is_channels_last(x)) && fits(norm.weight) && fits(norm.bias) && fits(norm.mean) &&
-         fits(norm.variance);
+  return (x.is_contiguous() || is_channels_last(x)) &&
+         norm.all([&](const Tensor& of) { return of.is_contiguous() && of.numel() == x.size(1); });
 }
 
 // Constants of another type than x are computed with in float.
 bool has_kernel(const Tensor& x, const Norm& norm) {
   const auto dtype = x.scalar_type();
-  const auto fits = [&](const optional<Tensor>& of) {
-    return !of.has_value() || (of->is_cpu() && of->scalar_type() == dtype);
-  };
   return x.is_cpu() && !at::isTensorSubclassLike(x) && (dtype == at::kFloat || dtype == at::kDouble) && x.numel() > 0 &&
-         fits(norm.weight) && fits(norm.bias) && fits(norm.mean) && fits(norm.variance);
+         norm.all([&](const Tensor& of) { return of.is_cpu() && of.scalar_type() == dtype; });
 }
 
 void normalise(Tensor& x, const Norm& norm) {

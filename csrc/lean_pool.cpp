@@ -85,6 +85,18 @@ Tensor positions_of(const Window& window, IntArrayRef input, const Tensor& cells
 // CPU: kernels of our own, which never write positions.
 bool is_channels_last(at::MemoryFormat format) { return format != at::MemoryFormat::Contiguous; }
 
+// Of tensors that are dense in `format`; `from` and `to` are those of the input and the output, either way round.
+MaxPoolArgs max_pool_args(const Window& window, IntArrayRef input, at::MemoryFormat format, const Tensor& from,
+                          const Tensor& to, const Tensor& cells) {
+  auto args = pool_args<MaxPoolArgs>(window, input, cells.sizes());
+  args.dtype = dtype_of("lean_max_pool", "input", from);
+  args.channels_last = is_channels_last(format);
+  args.from = from.const_data_ptr();
+  args.to = to.mutable_data_ptr();
+  args.cell = const_cast<uint8_t*>(cells.const_data_ptr<uint8_t>());
+  return args;
+}
+
 // Calls `launch` for n_items items of `item_size` elements each.
 template <typename Launch>
 void for_items(const MaxPoolArgs& args, int64_t n_items, int64_t item_size, const Launch& launch) {
@@ -105,14 +117,9 @@ std::tuple<Tensor, Tensor> max_pool_with_cells(const Window& window, const Tenso
     if (window.ceil_mode && (n - 1) * window.stride[d] >= x.size(2 + d) + window.padding[d]) --n;
     sizes.push_back(n);
   }
-  Tensor output = at::empty(sizes, x.options().memory_format(format));
-  Tensor cells = at::empty(sizes, x.options().dtype(at::kByte).memory_format(format));
-  auto args = pool_args<MaxPoolArgs>(window, x.sizes(), sizes);
-  args.dtype = dtype_of("lean_max_pool", "input", x);
-  args.channels_last = is_channels_last(format);
-  args.from = x.const_data_ptr();
-  args.to = output.mutable_data_ptr();
-  args.cell = cells.mutable_data_ptr<uint8_t>();
+  const Tensor output = at::empty(sizes, x.options().memory_format(format));
+  const Tensor cells = at::empty(sizes, x.options().dtype(at::kByte).memory_format(format));
+  const MaxPoolArgs args = max_pool_args(window, x.sizes(), format, x, output, cells);
   const int64_t line_size = args.output[2] * (args.channels_last ? args.n_channels : 1);
   for_items(args, output.numel() / std::max<int64_t>(1, line_size), line_size, max_pool_cpu);
   return {output, cells};
@@ -122,12 +129,7 @@ Tensor max_pool_grad(const Window& window, const Shape& input, at::MemoryFormat 
                      const Tensor& cells) {
   const Tensor grad = output_grad.contiguous(format), dense_cells = cells.contiguous(format);
   Tensor result = at::empty(input.sizes, input.options.memory_format(format));
-  auto args = pool_args<MaxPoolArgs>(window, input.sizes, grad.sizes());
-  args.dtype = dtype_of("lean_max_pool", "grad", grad);
-  args.channels_last = is_channels_last(format);
-  args.from = grad.const_data_ptr();
-  args.to = result.mutable_data_ptr();
-  args.cell = const_cast<uint8_t*>(dense_cells.const_data_ptr<uint8_t>());
+  const MaxPoolArgs args = max_pool_args(window, input.sizes, format, grad, result, dense_cells);
   const int64_t item_size = args.input[2] * (args.channels_last ? args.n_channels : args.input[0] * args.input[1]);
   for_items(args, result.numel() / std::max<int64_t>(1, item_size), item_size, max_pool_grad_cpu);
   return result;
