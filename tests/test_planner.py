@@ -152,6 +152,18 @@ def test_takes_as_many_rows_as_are_cheap_once_it_knows_what_one_takes():
     assert fixed.size == 4
 
 
+@pytest.mark.parametrize(
+    ("weight_mib", "row_mib", "wanted"), [(0, 30, 6), (300, 75, 8), (300, 100, 6), (300, 200, 4), (300, 1, 240)]
+)
+def test_models_of_many_weights_get_more_rows(weight_mib, row_mib, wanted):
+    plan = ChunkPlan.growing(1, 1200, 600_000, weight_bytes=weight_mib * MIB)
+    plan.limit_memory(row_mib * MIB, None)
+    assert plan.size == wanted
+    plan = ChunkPlan.growing(1, 1200, 600_000, weight_bytes=weight_mib * MIB)
+    plan.limit_memory(row_mib * MIB, 5 * row_mib * MIB)
+    assert plan.size == min(wanted, 5)
+
+
 def test_a_budget_limits_what_is_tried():
     plan = ChunkPlan.growing(1, 1200, MIB // 2)
     plan.limit_memory(100 * MIB, 600 * MIB)

@@ -55,6 +55,21 @@ def test_what_was_done():
     assert 0 < report.peak_bytes < 2**24 < report.budget_bytes
 
 
+def test_chunks_are_larger_for_a_model_of_many_weights():
+    class Lazy(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model, self.unused = model, nn.LazyLinear(2)
+
+        def forward(self, x):
+            return self.model(x)
+
+    model, x = nn.Linear(2**18, 16), torch.randn(1, 2**18)  # 16 MiB and 1 MiB
+    for function, largest in ((model, 10), (Lazy(model), 10), (lambda x: model(x), 4)):
+        explainer = igfast.IntegratedGradients(function)
+        assert max(explainer.attribute(x, target=1, return_report=True)[1].chunks) == largest
+
+
 def test_no_examples():
     report = igfast.IntegratedGradients(models.convnet()).attribute(X[:0], target=1, return_report=True)[-1]
     assert report.n_rows == report.n_evaluations == 0

@@ -146,7 +146,8 @@ class Run:
         if known is not None:
             plan = known.resumed(n_rows)
         elif rows_allowed is None:
-            plan = ChunkPlan.growing(inputs.batch, n_rows, inputs.row_bytes, may_change_layout, is_on_cpu)
+            weight_bytes = _weight_bytes(module)
+            plan = ChunkPlan.growing(inputs.batch, n_rows, inputs.row_bytes, may_change_layout, is_on_cpu, weight_bytes)
         else:
             plan = ChunkPlan.fixed(inputs.batch, n_rows, inputs.row_bytes, rows_allowed, may_change_layout, is_on_cpu)
         self._plan = plan
@@ -206,6 +207,11 @@ def convergence_delta(
         raise RuntimeError("igfast: the ends of the path were not evaluated")  # not reachable from the public API
     ends = (end.to(totals.device, torch.float64) for end in (at_input, at_baseline))
     return (totals - (next(ends) - next(ends))).to(dtype)
+
+
+def _weight_bytes(module: nn.Module | None) -> int:
+    weights = module.parameters() if module is not None else ()
+    return sum(weight.numel() * weight.element_size() for weight in weights if not nn.parameter.is_lazy(weight))
 
 
 def _takes_patches(module: nn.Module | None) -> bool:
