@@ -9,7 +9,6 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -124,8 +123,6 @@ Tensor mul(const Tensor& input, const Tensor& weight) {
 
 // ---------------------------------------------------------------------------------------------- gates
 
-constexpr int64_t kGrainBlocks = kGrainElements / kGateBlock;
-
 int64_t n_blocks(const Tensor& tensor) { return (tensor.numel() + kGateBlock - 1) / kGateBlock; }
 
 Activation activation_of(std::string_view name) {
@@ -160,8 +157,7 @@ struct GateBackward final : Node {
     if (to.is_cuda()) {
       gate_grad_on_cuda("lean_gate", args, to.device());
     } else {
-      at::parallel_for(0, n_blocks(grad), kGrainBlocks,
-                       [&](int64_t begin, int64_t end) { gate_grad_cpu(args, begin, end); });
+      for_items(n_blocks(grad), grad.numel(), [&](int64_t begin, int64_t end) { gate_grad_cpu(args, begin, end); });
     }
     return to;
   }
@@ -177,7 +173,7 @@ Tensor gate_forward(GateArgs& args, const Tensor& x, const Tensor& y) {
   if (x.is_cuda()) {
     gate_on_cuda("lean_gate", args, x.device());
   } else {
-    at::parallel_for(0, n_blocks(x), kGrainBlocks, [&](int64_t begin, int64_t end) { gate_cpu(args, begin, end); });
+    for_items(n_blocks(x), x.numel(), [&](int64_t begin, int64_t end) { gate_cpu(args, begin, end); });
   }
   return bits;
 }

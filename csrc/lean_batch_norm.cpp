@@ -5,7 +5,6 @@
 // of 1 and 0, and the rounding is found out once by an example; where neither is PyTorch's, its own results are copied
 // over the input piece by piece.
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <torch/library.h>
 
@@ -115,8 +114,7 @@ bool overwrite(Tensor& x, const Norm& norm, Rounding rounding) {
   args.scale = scales.const_data_ptr();
   args.shift = shifts.const_data_ptr();
   const int64_t n_items = (args.n_elements + args.item_size - 1) / args.item_size;
-  at::parallel_for(0, n_items, std::max<int64_t>(1, kGrainElements / args.item_size),
-                   [&](int64_t begin, int64_t end) { affine_cpu(args, begin, end); });
+  for_items(n_items, args.n_elements, [&](int64_t begin, int64_t end) { affine_cpu(args, begin, end); });
   return true;
 }
 

@@ -145,9 +145,8 @@ struct ConvolutionBackward final : Node {
       args.input_end = std::clamp<int64_t>(end, 0, args.input[d]) * inputs;
     }
     const int64_t per_line = args.output[2] * args.kernel[2] * args.channels;
-    at::parallel_for(0, n_examples * (args.input_end - args.input_begin),
-                     std::max<int64_t>(1, kGrainElements / per_line),
-                     [&](int64_t begin, int64_t end) { add_windows_cpu(args, begin, end); });
+    const int64_t n_lines = n_examples * (args.input_end - args.input_begin);
+    for_items(n_lines, n_lines * per_line, [&](int64_t begin, int64_t end) { add_windows_cpu(args, begin, end); });
   }
 
   static Tensor channels_to_end(const Tensor& tensor) { return tensor.movedim(1, -1); }

@@ -1,7 +1,6 @@
 // Lean execution of pooling and padding. Most of it is PyTorch's kernels both ways, told the shape of the input instead
 // of keeping it. Max pooling keeps one byte per output instead of eight, and on the CPU has kernels of its own.
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <sys/mman.h>
 #include <torch/library.h>
 
@@ -97,13 +96,6 @@ MaxPoolArgs max_pool_args(const Window& window, IntArrayRef input, at::MemoryFor
   return args;
 }
 
-// Calls `launch` for n_items items of `item_size` elements each.
-template <typename Launch>
-void for_items(const MaxPoolArgs& args, int64_t n_items, int64_t item_size, const Launch& launch) {
-  at::parallel_for(0, n_items, std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, item_size)),
-                   [&](int64_t begin, int64_t end) { launch(args, begin, end); });
-}
-
 // The largest cells, and where they are.
 std::tuple<Tensor, Tensor> max_pool_with_cells(const Window& window, const Tensor& input) {
   const auto format = input.suggest_memory_format();
@@ -121,7 +113,8 @@ std::tuple<Tensor, Tensor> max_pool_with_cells(const Window& window, const Tenso
   const Tensor cells = at::empty(sizes, x.options().dtype(at::kByte).memory_format(format));
   const MaxPoolArgs args = max_pool_args(window, x.sizes(), format, x, output, cells);
   const int64_t line_size = args.output[2] * (args.channels_last ? args.n_channels : 1);
-  for_items(args, output.numel() / std::max<int64_t>(1, line_size), line_size, max_pool_cpu);
+  for_items(output.numel() / std::max<int64_t>(1, line_size), output.numel(),
+            [&](int64_t begin, int64_t end) { max_pool_cpu(args, begin, end); });
   return {output, cells};
 }
 
@@ -131,7 +124,8 @@ Tensor max_pool_grad(const Window& window, const Shape& input, at::MemoryFormat 
   Tensor result = at::empty(input.sizes, input.options.memory_format(format));
   const MaxPoolArgs args = max_pool_args(window, input.sizes, format, grad, result, dense_cells);
   const int64_t item_size = args.input[2] * (args.channels_last ? args.n_channels : args.input[0] * args.input[1]);
-  for_items(args, result.numel() / std::max<int64_t>(1, item_size), item_size, max_pool_grad_cpu);
+  for_items(result.numel() / std::max<int64_t>(1, item_size), result.numel(),
+            [&](int64_t begin, int64_t end) { max_pool_grad_cpu(args, begin, end); });
   return result;
 }
 

@@ -1,7 +1,6 @@
 // The operators of igfast: schemas and the CPU launchers, and the pybind11 module igfast._C. The sources that include
 // torch headers, which take half a minute each to compile, are this one, cuda_glue.cpp and lean*.cpp; the kernels see
 // kernels.h alone.
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/zeros.h>
 #include <pybind11/pybind11.h>
@@ -20,7 +19,6 @@
 namespace {
 
 using at::Tensor;
-using igfast::kGrainElements;
 
 // Rows sorted by example, keeping their order within one.
 struct GroupedRows {
@@ -48,13 +46,6 @@ struct GroupedRows {
   }
 };
 
-// Runs `launch(begin, end)` over all work items. `touched` is the number of elements that the whole call updates.
-template <typename Launch>
-void parallel_over_items(int64_t n_items, int64_t touched, const Launch& launch) {
-  const int64_t per_item = std::max<int64_t>(1, touched / n_items);
-  at::parallel_for(0, n_items, std::max<int64_t>(1, kGrainElements / per_item), launch);
-}
-
 // ---------------------------------------------------------------------------------------------- operators
 
 void interpolate_out(const Tensor& x, const Tensor& baseline, const Tensor& example, const Tensor& alpha,
@@ -63,8 +54,8 @@ void interpolate_out(const Tensor& x, const Tensor& baseline, const Tensor& exam
   if (!igfast::lay_out(args, x, baseline, example, alpha, out)) return;
   const GroupedRows rows("interpolate", example, x.size(0));
   args.rows = rows.view();
-  parallel_over_items(args.rows.n_groups * igfast::items_per_group(args.features), out.numel(),
-                      [&](int64_t begin, int64_t end) { igfast::interpolate_cpu(args, begin, end); });
+  igfast::for_items(args.rows.n_groups * igfast::items_per_group(args.features), out.numel(),
+                    [&](int64_t begin, int64_t end) { igfast::interpolate_cpu(args, begin, end); });
 }
 
 Tensor interpolate(const Tensor& x, const Tensor& baseline, const Tensor& example, const Tensor& alpha,
@@ -80,8 +71,8 @@ void accumulate_(const Tensor& acc, const Tensor& grads, const Tensor& example, 
   if (!igfast::lay_out(args, acc, grads, example, weight, finite)) return;
   const GroupedRows rows("accumulate_", example, acc.size(0));
   args.rows = rows.view();
-  parallel_over_items(args.rows.n_groups * igfast::items_per_group(args.features), grads.numel(),
-                      [&](int64_t begin, int64_t end) { igfast::accumulate_cpu(args, begin, end); });
+  igfast::for_items(args.rows.n_groups * igfast::items_per_group(args.features), grads.numel(),
+                    [&](int64_t begin, int64_t end) { igfast::accumulate_cpu(args, begin, end); });
 }
 
 Tensor scale_(const Tensor& acc, const Tensor& x, const Tensor& baseline) {
@@ -93,8 +84,8 @@ Tensor scale_(const Tensor& acc, const Tensor& x, const Tensor& baseline) {
   const int64_t per_example = igfast::items_per_group(args.features);
   std::vector<double> partial_sums(batch * per_example);
   args.partial_sums = partial_sums.data();
-  parallel_over_items(batch * per_example, acc.numel(),
-                      [&](int64_t begin, int64_t end) { igfast::scale_cpu(args, begin, end); });
+  igfast::for_items(batch * per_example, acc.numel(),
+                    [&](int64_t begin, int64_t end) { igfast::scale_cpu(args, begin, end); });
   auto* total = sums.mutable_data_ptr<double>();
   for (int64_t item = 0; item < batch * per_example; ++item) total[item / per_example] += partial_sums[item];
   return sums;

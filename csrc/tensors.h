@@ -1,7 +1,10 @@
 // Tensors as the kernels see them.
 #pragma once
 
+#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+
+#include <algorithm>
 
 #include "kernels.h"
 
@@ -21,5 +24,12 @@ inline DType dtype_of(const char* op, const char* name, const at::Tensor& tensor
 
 // Below about this many element updates a second thread costs more than it saves (2 cores, 2.1 GHz: 10 us to wake one).
 constexpr int64_t kGrainElements = 32768;
+
+// Runs `launch(begin, end)` over all items, which are alike and update `n_elements` together.
+template <typename Launch>
+void for_items(int64_t n_items, int64_t n_elements, const Launch& launch) {
+  const int64_t per_item = n_elements / std::max<int64_t>(1, n_items);
+  at::parallel_for(0, n_items, std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, per_item)), launch);
+}
 
 }  // namespace igfast
