@@ -15,6 +15,7 @@
 #include "host_pool.h"
 #include "kernels.h"
 #include "operands.h"
+#include "tensors.h"
 
 namespace {
 

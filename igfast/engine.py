@@ -13,7 +13,14 @@ from torch import Tensor
 
 from igfast import ops
 from igfast.errors import IgfastMemoryError, LeanError, warn
-from igfast.memory import MemoryUse, free_memory, give_back_freed_blocks, is_out_of_memory, reuse_larger_blocks
+from igfast.memory import (
+    MemoryUse,
+    free_memory,
+    give_back_freed_blocks,
+    is_out_of_memory,
+    reuse_larger_blocks,
+    wait_for,
+)
 from igfast.planner import ChunkPlan
 from igfast.quadrature import Rule
 
@@ -280,6 +287,8 @@ def integrate(
             ends.record(rows, chunk, values)
         del grads, grad, values
         loop.chunks[chunk.stop - chunk.start] += 1
+        if plan.is_timing:
+            wait_for(rows.device)
         plan.record(chunk.stop - chunk.start, time.perf_counter() - began, len(rows) - chunk.stop)
         if peak := memory.peak():
             plan.limit_memory(peak / max(loop.chunks), memory.for_tensors)

@@ -19,14 +19,16 @@ _CHEAP_BYTES = 3 * 2**26
 resident in any case. With 6 images of 224x224 instead of 4 a ResNet-50 took 0.84 of the time per row, with 8 as much,
 and an EfficientNet-Lite0 0.98 and 1.02 (2 cores)."""
 
-_CHEAP_WEIGHTS = 2
-"""Chunks also grow to a peak of so many times the bytes of the model's weights. Each chunk reads all of them, and puts
-them in order for its products, so a model of many weights gains from more rows where another one gains nothing. With 8
-images of 224x224 instead of 4 a ViT-B/16 and a VGG-16 took 0.93 of the processor time per row (2 cores)."""
-
 _LARGEST_CHUNK_BYTES = 2**22
-"""Input bytes that a growing chunk stays within where the weights do not allow more: 6 images of 224x224, 5 texts of
-512 tokens."""
+"""Input bytes that a growing chunk stays within: 6 images of 224x224, 5 texts of 512 tokens."""
+
+_CHEAP_WEIGHTS = 2
+"""Where the weights alone take more than `_CHEAP_BYTES`, chunks also grow to a peak of so many times their bytes. Each
+chunk reads all of them, and puts them in order for its products, so such a model gains from more rows where others do
+not: with 8 images of 224x224 instead of 4 a ViT-B/16 and a VGG-16 took 0.93 of the processor time per row (2 cores)."""
+
+_LARGEST_HEAVY_BYTES = 5 * 2**20
+"""Input bytes that such a chunk stays within: 8 images of 224x224. Larger rows are work enough for any weights."""
 
 _LARGEST_SHARE = 5
 """A chunk that grows stays below this fraction of all rows, so that the peak stays below a tenth of the peak of a call
@@ -59,13 +61,14 @@ class ChunkPlan:
         batch: number of examples; a chunk of at least that many rows holds whole steps, so that models whose output
             depends on the composition of a batch see the batch that the caller made.
         size: rows of the next chunk.
-        largest: rows that `size` never exceeds.
+        largest: rows that `size` does not exceed.
         rows: rows of all calls, those of the present one included.
         may_change_layout: whether channels-last path points are a choice (4-d and 5-d inputs that are not already).
         channels_last: whether the next chunk's path points are to be channels-last.
         layout_verified: whether the model was seen to give the same values for channels-last points.
         savings: how many measures against lack of memory had to be taken at one row (`Evaluator.save_memory`).
-        weight_bytes: bytes of the model's weights, 0 if unknown.
+        weight_bytes: bytes of the weights that each chunk reads, 0 if unknown.
+        largest_by_weights: rows up to which these may raise `largest`, once.
     """
 
     batch: int
@@ -77,6 +80,7 @@ class ChunkPlan:
     layout_verified: bool = False
     savings: int = 0
     weight_bytes: int = 0
+    largest_by_weights: int = 0
     _is_fitted: bool = False  # to what is cheap in memory
     _rows_tried: int = 0
     _layout_tried: bool = False
@@ -116,11 +120,15 @@ class ChunkPlan:
             row_bytes: bytes of one path point.
             may_change_layout: whether channels-last path points are a choice.
             prefers_channels_last: whether they are to be the first choice.
-            weight_bytes: bytes of the model's weights.
+            weight_bytes: bytes of the weights that each chunk reads, 0 if unknown.
         """
-        first = min(n_rows, -(-FIRST_CHUNK_BYTES // max(row_bytes, 1)))
-        largest = min(n_rows // _LARGEST_SHARE, _LARGEST_CHUNK_BYTES // max(row_bytes, 1))
-        plan = ChunkPlan(batch, first, max(first, largest), n_rows, may_change_layout, weight_bytes=weight_bytes)
+        row_bytes = max(row_bytes, 1)
+        first = min(n_rows, -(-FIRST_CHUNK_BYTES // row_bytes))
+        largest = min(n_rows // _LARGEST_SHARE, _LARGEST_CHUNK_BYTES // row_bytes)
+        plan = ChunkPlan(batch, first, max(first, largest), n_rows, may_change_layout)
+        if weight_bytes > _CHEAP_BYTES:
+            plan.weight_bytes = weight_bytes
+            plan.largest_by_weights = min(n_rows // _LARGEST_SHARE, _LARGEST_HEAVY_BYTES // row_bytes)
         return plan._starting(row_bytes, prefers_channels_last)
 
     def _starting(self, row_bytes: int, prefers_channels_last: bool) -> ChunkPlan:
@@ -148,6 +156,11 @@ class ChunkPlan:
         n_chunks = -(-rows_left // whole)
         return unit * -(-rows_left // (unit * n_chunks))
 
+    @property
+    def is_timing(self) -> bool:
+        """Whether what `record` is told about time still matters."""
+        return not self._is_settled
+
     def record(self, n_rows: int, seconds: float, rows_left: int) -> None:
         """Takes in how long a chunk of `n_rows` took, and how many rows of the call come after it."""
         finishes_step = self.size >= self.batch and n_rows % self.batch  # and says nothing about the size
@@ -164,8 +177,8 @@ class ChunkPlan:
 
     def limit_memory(self, row_peak: float, allowed: int | None) -> None:
         """Takes in what a row of the largest chunk so far took at its peak, and what all may take; both in bytes."""
-        is_first = not self._is_fitted and self._in_use is None
-        by_weights = min(int(_CHEAP_WEIGHTS * self.weight_bytes / row_peak), self.rows // _LARGEST_SHARE)
+        is_first = not self._is_fitted and self._in_use is None and not self.savings
+        by_weights = min(int(_CHEAP_WEIGHTS * self.weight_bytes / row_peak), self.largest_by_weights)
         if is_first:
             self.largest = max(self.largest, by_weights)
         if allowed is not None:

@@ -110,6 +110,14 @@ def test_grows_in_the_layout_in_use_if_the_other_is_slower():
     assert chunks[:8] == [*[(4, False)] * 2, *[(4, True)] * 2, *[(4, False)] * 2, *[(8, False)] * 2]
 
 
+def test_chunks_are_timed_until_the_choice_is_made():
+    plan = ChunkPlan.growing(1, 1200, MIB // 2)
+    assert plan.is_timing
+    run(plan, 1200, lambda n, cl: 1.0)
+    assert not plan.is_timing
+    assert not plan.resumed(1200).is_timing
+
+
 def test_a_trial_that_a_call_ends_in_begins_anew():
     plan = ChunkPlan.growing(1, 1200, MIB // 2)
     for seconds in (9, 4):
@@ -153,7 +161,8 @@ def test_takes_as_many_rows_as_are_cheap_once_it_knows_what_one_takes():
 
 
 @pytest.mark.parametrize(
-    ("weight_mib", "row_mib", "wanted"), [(0, 30, 6), (300, 75, 8), (300, 100, 6), (300, 200, 4), (300, 1, 240)]
+    ("weight_mib", "row_mib", "wanted"),
+    [(190, 30, 6), (190, 60, 4), (300, 75, 8), (300, 90, 6), (300, 200, 4), (300, 1, 8)],
 )
 def test_models_of_many_weights_get_more_rows(weight_mib, row_mib, wanted):
     plan = ChunkPlan.growing(1, 1200, 600_000, weight_bytes=weight_mib * MIB)
@@ -162,6 +171,33 @@ def test_models_of_many_weights_get_more_rows(weight_mib, row_mib, wanted):
     plan = ChunkPlan.growing(1, 1200, 600_000, weight_bytes=weight_mib * MIB)
     plan.limit_memory(row_mib * MIB, 5 * row_mib * MIB)
     assert plan.size == min(wanted, 5)
+
+
+def test_weights_do_not_make_chunks_of_large_rows_or_of_most_of_a_call():
+    for n_rows, row_bytes, wanted in ((1200, 3 * MIB, 1), (30, MIB // 2, 6), (30, MIB // 4, 8)):
+        plan = ChunkPlan.growing(1, n_rows, row_bytes, weight_bytes=1000 * MIB)
+        for _ in range(5):
+            plan = plan.resumed(n_rows)
+        plan.limit_memory(MIB, None)
+        assert plan.size == wanted
+    whole_steps = ChunkPlan.growing(3, 1200, 600_000, weight_bytes=1000 * MIB)
+    whole_steps.limit_memory(MIB, None)
+    assert whole_steps.next_rows(1196) == 2  # finishes the step that the first chunk of 4 began
+    assert whole_steps.next_rows(1194) == 6
+
+
+def test_nothing_grows_after_memory_ran_out_at_one_row():
+    plan = ChunkPlan.growing(1, 1200, 600_000, weight_bytes=1000 * MIB)
+    while plan.shrink(plan.size):
+        pass
+    plan.savings += 1
+    plan.limit_memory(MIB, None)
+    assert plan.size == 1
+    large = ChunkPlan.growing(1, 1200, 2 * MIB, weight_bytes=1000 * MIB)
+    assert not large.shrink(1)
+    large.savings += 1
+    large.limit_memory(MIB, None)
+    assert large.size == 1
 
 
 def test_a_budget_limits_what_is_tried():

@@ -4,6 +4,7 @@ import captum.attr
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import skip_init
 
 import igfast
 from tests import models
@@ -56,18 +57,25 @@ def test_what_was_done():
 
 
 def test_chunks_are_larger_for_a_model_of_many_weights():
-    class Lazy(nn.Module):
-        def __init__(self, model):
+    class Wide(nn.Module):
+        """200 MiB that no chunk reads whole, and as much that it does, or that nobody does."""
+
+        def __init__(self, is_heavy):
             super().__init__()
-            self.model, self.unused = model, nn.LazyLinear(2)
+            self.first, self.unused = nn.Linear(2**18, 2), nn.LazyLinear(2)
+            self.table = skip_init(nn.Embedding, 50 * 2**10, 2**10)
+            self.more = skip_init(nn.Linear, 2**10, 50 * 2**10) if is_heavy else None
+            self.tied = self.more
 
         def forward(self, x):
-            return self.model(x)
+            return self.first(x)
 
-    model, x = nn.Linear(2**18, 16), torch.randn(1, 2**18)  # 16 MiB and 1 MiB
-    for function, largest in ((model, 10), (Lazy(model), 10), (lambda x: model(x), 4)):
-        explainer = igfast.IntegratedGradients(function)
-        assert max(explainer.attribute(x, target=1, return_report=True)[1].chunks) == largest
+    x = torch.randn(1, 2**18)  # 1 MiB
+    heavy = Wide(is_heavy=True)
+    for function, largest in ((heavy, 5), (Wide(is_heavy=False), 4), (lambda x: heavy(x), 4)):
+        assert max(igfast.IntegratedGradients(function).attribute(x, target=1, return_report=True)[1].chunks) == largest
+    neuron = igfast.NeuronIntegratedGradients(heavy, heavy.first)
+    assert max(neuron.attribute(x, 1, return_report=True)[1].chunks) == 4
 
 
 def test_no_examples():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -69,6 +69,7 @@ class ForwardFunction:
     target: Target
     lean: LeanExecution
     unused_is_zero: bool = False
+    runs_whole_model: ClassVar[bool] = True
     _clones: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:

@@ -146,7 +146,7 @@ class Run:
         if known is not None:
             plan = known.resumed(n_rows)
         elif rows_allowed is None:
-            weight_bytes = _weight_bytes(module)
+            weight_bytes = _weight_bytes(module, self.memory.device) if self.evaluator.runs_whole_model else 0
             plan = ChunkPlan.growing(inputs.batch, n_rows, inputs.row_bytes, may_change_layout, is_on_cpu, weight_bytes)
         else:
             plan = ChunkPlan.fixed(inputs.batch, n_rows, inputs.row_bytes, rows_allowed, may_change_layout, is_on_cpu)
@@ -209,9 +209,13 @@ def convergence_delta(
     return (totals - (next(ends) - next(ends))).to(dtype)
 
 
-def _weight_bytes(module: nn.Module | None) -> int:
-    weights = module.parameters() if module is not None else ()
-    return sum(weight.numel() * weight.element_size() for weight in weights if not nn.parameter.is_lazy(weight))
+def _weight_bytes(module: nn.Module | None, device: torch.device) -> int:
+    """Bytes of the weights that a chunk reads whole, on the device whose memory is measured."""
+    parts = module.modules() if module is not None else ()
+    layers = [part for part in parts if not isinstance(part, (nn.Embedding, nn.EmbeddingBag))]
+    weights = {weight for layer in layers for weight in layer.parameters(recurse=False)}  # some are shared
+    read = (weight for weight in weights if not nn.parameter.is_lazy(weight) and weight.device == device)
+    return sum(weight.numel() * weight.element_size() for weight in read)
 
 
 def _takes_patches(module: nn.Module | None) -> bool:

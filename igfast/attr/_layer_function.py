@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -73,6 +73,7 @@ class ToLayer(ForwardFunction):
 
     tap: LayerTap
     selector: Selector
+    runs_whole_model: ClassVar[bool] = False
 
     def _call(self, points: Values, example: Tensor) -> Any:
         args = tuple(self._repeat(arg, example) for arg in self.args)

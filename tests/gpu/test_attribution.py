@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import igfast
+from igfast.planner import ChunkPlan
 from tests.oracle import relative_difference
 
 
@@ -58,6 +59,22 @@ def test_another_stream():
         got = explainer.attribute(x, target=1)
     stream.synchronize()
     assert relative_difference(got, wanted) <= 1e-12
+
+
+def test_chunks_are_timed_to_their_end(monkeypatch):
+    record, seen = ChunkPlan.record, []
+
+    def watched(plan, n_rows, seconds, rows_left):
+        seen.append((plan.is_timing, torch.cuda.current_stream().query()))
+        return record(plan, n_rows, seconds, rows_left)
+
+    monkeypatch.setattr(ChunkPlan, "record", watched)
+    x = torch.randn(1, 3, 20, 18, dtype=torch.float64, device="cuda")
+    busy = network().cuda()
+    busy[-1].register_full_backward_hook(lambda *_: torch.cuda._sleep(10**8))  # cycles
+    igfast.IntegratedGradients(busy).attribute(x, target=1, n_steps=40, internal_batch_size=1)
+    assert all(done for is_timing, done in seen if is_timing)
+    assert any(is_timing for is_timing, _ in seen)
 
 
 def test_lean_execution_takes_the_kernels():
