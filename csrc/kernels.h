@@ -163,6 +163,18 @@ struct WindowArgs {
   void* to;                          // [batch][depth, height, width][channels]
 };
 
+// Winograd's F(2x2, 3x3): an image in patches of 4x4 cells, two apart, each of which gives 2x2 cells of the result.
+struct WinogradArgs {
+  DType dtype;  // float or double
+  int64_t n_channels;
+  int64_t height, width;           // of the image
+  int64_t tiles_high, tiles_wide;  // of an example
+  int64_t before[2];               // cells by which the first patch begins above and left of the image
+  int64_t first_tile, n_tiles;     // of a band, which `tiles` holds: (example, row, column), the column fastest
+  void* image;                     // [batch][height][width][n_channels]
+  void* tiles;                     // [16][n_tiles][n_channels]
+};
+
 // CPU: work items are numbered (group or example, outer index, tile), the tile fastest; a launcher does [begin, end) of
 // them.
 inline int64_t items_per_group(const Features& features) { return features.n_outer * features.n_tiles; }
@@ -184,6 +196,11 @@ void max_pool_grad_cpu(const MaxPoolArgs& args, int64_t begin, int64_t end);
 
 // Work items are (example, line of the input), the line fastest; both count from the first that is reached.
 void add_windows_cpu(const WindowArgs& args, int64_t begin, int64_t end);
+
+// Work items are tiles of the band. The first transforms patches of the image to tiles, B^T d B; the second products of
+// tiles to 2x2 cells of an image whose first ones are at its corner, A^T m A.
+void winograd_tiles_cpu(const WinogradArgs& args, int64_t begin, int64_t end);
+void winograd_image_cpu(const WinogradArgs& args, int64_t begin, int64_t end);
 
 // CUDA: a launcher puts its work on `stream`, a cudaStream_t of the current device, and does not wait for it. It
 // returns null or what CUDA says went wrong. There is work to do: no size is 0. All arrays are in the device's memory.

@@ -95,6 +95,37 @@ def test_windows_of_one_cell_are_one_product(channels):
     assert ("aten::convolution_backward" in calls.names) == (channels == 255)
 
 
+# Bands are of 512 tiles.
+TILES = [
+    ((2, 64, 23, 24), (64, 64, 3, 3), {"padding": 1}),
+    ((3, 65, 40, 31), (70, 65, 3, 3), {}),  # channels that fill no vectors
+    ((1, 64, 40, 40), (64, 64, 3, 3), {"padding": 2}),
+    ((1, 67, 33, 40), (64, 67, 3, 3), {"padding": (0, 3)}),  # windows of padding alone
+]
+
+
+@pytest.mark.parametrize(("shape", "kernel", "options"), TILES)
+def test_windows_of_three_by_three_cells_are_computed_by_tiles(shape, kernel, options):
+    x = torch.randn(shape, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    dense = torch.randn(kernel, dtype=torch.float64)
+    for weight in (dense, dense.contiguous(memory_format=torch.channels_last)):
+        output_weight = torch.randn_like(F.conv2d(x, weight, **options))
+        plain, lean, calls = gradients(lambda x, w=weight: F.conv2d(x, w, **options), x, output_weight)
+        torch.testing.assert_close(lean, plain, rtol=1e-12, atol=1e-12)
+        assert lean.stride() == plain.stride()
+        assert "aten::convolution_backward" not in calls.names
+
+
+def test_tiles_are_as_accurate_as_pytorch():
+    x = torch.randn(2, 96, 32, 32).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(128, 96, 3, 3)
+    output_weight = torch.randn(2, 128, 32, 32).contiguous(memory_format=torch.channels_last)
+    plain, lean, calls = gradients(lambda x: F.conv2d(x, weight, padding=1), x, output_weight)
+    exact, _, _ = gradients(lambda x: F.conv2d(x, weight.double(), padding=1), x.double(), output_weight.double())
+    assert (lean - exact).norm() <= 1.5 * (plain - exact).norm()
+    assert "aten::convolution_backward" not in calls.names
+
+
 @pytest.fixture(params=[1, 2])
 def threads(request):
     before = torch.get_num_threads()
@@ -125,6 +156,12 @@ def test_windows_in_float32():
         ((2, 3, 200), (16, 3, 9), {}),  # one line
         ((2, 4, 20, 20), (16, 4, 4, 4), {"dilation": 2}),
         ((2, 4, 20, 20), (16, 2, 4, 4), {"groups": 2}),
+        ((1, 64, 30, 30), (64, 64, 3, 3), {"padding": 1}),  # too few tiles
+        ((1, 63, 40, 40), (64, 63, 3, 3), {}),  # too few channels
+        ((1, 64, 40, 40), (63, 64, 3, 3), {}),
+        ((1, 64, 70, 70), (64, 64, 3, 3), {"stride": 2}),
+        ((1, 64, 40, 40), (64, 64, 3, 3), {"dilation": 2}),
+        ((1, 128, 40, 40), (128, 64, 3, 3), {"groups": 2}),
         ((2, 256, 20, 20), (17, 256, 1, 1), {"stride": 2}),
         ((2, 256, 20, 20), (17, 256, 1, 1), {"padding": 1}),
     ],
