@@ -75,11 +75,7 @@ void affine_of_dtype(const AffineArgs& args, int64_t begin, int64_t end) {
 }
 
 inline void affine(const AffineArgs& args, int64_t begin, int64_t end) {
-  if (args.dtype == DType::kDouble) {
-    affine_of_dtype<double>(args, begin, end);
-  } else {
-    affine_of_dtype<float>(args, begin, end);
-  }
+  IGFAST_FOR_WIDE_DTYPE(affine_of_dtype, args, begin, end)
 }
 
 }  // namespace igfast::IGFAST_ISA

@@ -269,4 +269,12 @@ IGFAST_INLINE DoubleVector widen_and_fold(FloatVector v) {
     case DType::kDouble: return KERNEL<double>(args, begin, end);     \
   }
 
+// The same for kernels that have float and double alone.
+#define IGFAST_FOR_WIDE_DTYPE(KERNEL, args, begin, end) \
+  if (args.dtype == DType::kDouble) {                   \
+    KERNEL<double>(args, begin, end);                   \
+  } else {                                              \
+    KERNEL<float>(args, begin, end);                    \
+  }
+
 }  // namespace igfast::IGFAST_ISA
