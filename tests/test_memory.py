@@ -96,25 +96,34 @@ def test_a_large_block_is_kept_without_its_pages():
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
+def has_huge_pages(address):
+    """Whether the kernel was asked for huge pages there: proc(5), VmFlags of the mapping."""
+    is_inside = False
+    for first, *others in map(str.split, Path("/proc/self/smaps").read_text().splitlines()):
+        if not first.endswith(":"):
+            begin, end = (int(text, 16) for text in first.split("-"))
+            is_inside = begin <= address < end
+        elif is_inside and first == "VmFlags:":
+            return "hg" in others
+    return False
+
+
 @pytest.mark.skipif(
     not _HUGE_PAGES.exists() or "[madvise]" not in _HUGE_PAGES.read_text(),
     reason="this system does not give huge pages to those who ask",
 )
 def test_large_blocks_ask_for_huge_pages_until_they_are_given_back():
-    def marked():
-        return Path("/proc/self/smaps").read_text().count(" hg")
-
     with lent():
-        before = marked()
         block = torch.ones(64 * MIB, dtype=torch.uint8)
-        assert marked() == before + 1
-        in_heap = blocks(8 * MIB, 4)
-        assert marked() > before + 1
-        del in_heap
+        middle = block.data_ptr() + 32 * MIB
+        assert has_huge_pages(middle)
+        in_heap = [block.data_ptr() + 4 * MIB for block in blocks(8 * MIB, 4)]
+        assert all(map(has_huge_pages, in_heap))
     assert int(block.sum()) == 64 * MIB  # outlives the pool
-    assert marked() == before + 1
+    assert has_huge_pages(middle)
+    assert not any(map(has_huge_pages, in_heap))
     del block
-    assert marked() == before
+    assert not has_huge_pages(middle)
 
 
 def test_blocks_outlive_the_pool_and_the_pool_takes_foreign_ones():
