@@ -43,15 +43,21 @@ struct ConvolutionBackward final : Node {
   }
 
   // Windows of one cell, whose gradients need not be added up. Of PyTorch's time for channels-last images, on 2 cores:
-  // 0.6 to 1.0 for 256 channels and more, up to 1.3 for 64.
+  // 0.6 to 1.0 for 256 channels and more, up to 1.3 for 64. Where windows are apart, PyTorch takes the input's size
+  // once more as scratch memory.
   bool is_product(const Tensor& grad, const Tensor& weight) const {
     constexpr int64_t kManyChannels = 256;
     return is_plain(grad, weight) && weight.size(1) >= kManyChannels && are_all(weight.sizes().slice(2), 1) &&
-           are_all(stride, 1) && are_all(padding, 0) && input.strides[1] == 1 && channels_to_end(grad).is_contiguous();
+           are_all(padding, 0) && input.strides[1] == 1 && channels_to_end(grad).is_contiguous();
   }
 
   Tensor gradient_by_product(const Tensor& grad, const Tensor& weight) const {
-    return in_layout(at::matmul(channels_to_end(grad), weight.flatten(1)));
+    const Tensor product = at::matmul(channels_to_end(grad), weight.flatten(1));
+    if (are_all(stride, 1)) return in_layout(product);
+    Tensor result = at::zeros(channels_to_end_of(input.sizes), input.options), seen = result;
+    for (int64_t d = 0; d < weight.dim() - 2; ++d) seen = seen.slice(1 + d, 0, input.sizes[2 + d], stride[d]);
+    seen.copy_(product);
+    return in_layout(result);
   }
 
   // PyTorch computes 16 channels of the input at a time, also where an image has three. Of its time, on 2 cores: 0.4
@@ -109,9 +115,7 @@ struct ConvolutionBackward final : Node {
     const Tensor matrix =
         one_by_one ? grad.flatten(2).transpose(1, 2) : channels_to_end(grad).reshape({1, -1, grad.size(1)});
 
-    at::DimVector sizes(input.sizes);
-    std::rotate(sizes.begin() + 1, sizes.begin() + 2, sizes.end());
-    Tensor result = at::zeros(sizes, input.options);
+    Tensor result = at::zeros(channels_to_end_of(input.sizes), input.options);
     const Tensor windows = at::empty({band * width, kernel.size(1)}, kernel.options());
     args.windows = windows.const_data_ptr();
     args.to = result.mutable_data_ptr();
@@ -218,8 +222,16 @@ struct ConvolutionBackward final : Node {
 
   static Tensor channels_to_end(const Tensor& tensor) { return tensor.movedim(1, -1); }
 
-  // What has its channels at the end, shaped and laid out as the input.
+  static at::DimVector channels_to_end_of(IntArrayRef sizes) {
+    at::DimVector result(sizes);
+    std::rotate(result.begin() + 1, result.begin() + 2, result.end());
+    return result;
+  }
+
+  // What has its channels at the end, shaped and laid out as the input. Not as a view that autograd keeps the base of:
+  // who gets the result may overwrite it.
   Tensor in_layout(const Tensor& channels_last) const {
+    const at::AutoDispatchBelowADInplaceOrView guard;
     const Tensor result = channels_last.movedim(-1, 1);
     bool is_same = true;
     for (int64_t d = 0; d < result.dim(); ++d) {
