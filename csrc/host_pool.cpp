@@ -38,10 +38,6 @@ constexpr size_t kSmall = 1 << 16;
 // EfficientNet-Lite0 want 143 MiB, and take 4 to 11 % longer with 128 MiB.
 constexpr int64_t kResident = 3 << 26;
 
-// Bytes of a block whose pages go back to the system before the C library has it again. For smaller ones the faults of
-// the next call would cost more.
-constexpr size_t kDiscarded = 1 << 20;
-
 // Bytes of a huge page: of the x86-64, and of most other processors.
 constexpr uintptr_t kHuge = 1 << 21;
 
@@ -221,11 +217,10 @@ void leave_host_pool() {
   if (--n_users == 0) c10::SetCPUAllocator(previous);
 }
 
-void empty_host_pool() {
+void empty_host_pool(int64_t returned_from) {
   const std::lock_guard<std::mutex> lock(mutex);
   for (const auto& [n_bytes, idle] : resident) {
-    // Not left to the C library, whose heap would hold on to some of the pages, now more of them and now less.
-    if (n_bytes >= kDiscarded) discard_pages(idle.block, n_bytes);
+    if (static_cast<int64_t>(n_bytes) >= returned_from) discard_pages(idle.block, n_bytes);
     free_block(idle.block, n_bytes);
   }
   for (const auto& [n_bytes, idle] : discarded) free_block(idle.block, n_bytes);

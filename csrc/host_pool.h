@@ -10,8 +10,9 @@ namespace igfast {
 bool enter_host_pool();
 void leave_host_pool();
 
-// Frees the blocks that nobody uses.
-void empty_host_pool();
+// Frees the blocks that nobody uses. The pages of blocks of so many bytes go back to the system; what becomes of those
+// of smaller blocks is left to the C library.
+void empty_host_pool(int64_t returned_from = 0);
 
 // Lets requests of the calling thread take blocks that are up to so many times as large: those of a larger chunk for a
 // smaller one.

@@ -144,7 +144,8 @@ PYBIND11_MODULE(_C, m) {
       "cuda_architectures (compute capabilities, with commas).");
   m.def("enter_host_pool", &igfast::enter_host_pool, "Makes PyTorch keep freed CPU blocks; False if it cannot.");
   m.def("leave_host_pool", &igfast::leave_host_pool, "Undoes one enter_host_pool.");
-  m.def("empty_host_pool", &igfast::empty_host_pool, "Frees the kept blocks that nobody uses.");
+  m.def("empty_host_pool", &igfast::empty_host_pool, pybind11::arg("returned_from") = 0,
+        "Frees the kept blocks that nobody uses, and returns the pages of those of so many bytes to the system.");
   m.def("set_host_pool_slack", &igfast::set_host_pool_slack,
         "Lets this thread's requests take kept blocks that are so many times as large.");
   m.def("host_pool_bytes", &igfast::host_pool_bytes, "Bytes of the pool's blocks, in use or kept.");

@@ -39,6 +39,8 @@ _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _POLL_SECONDS = 0.002
 _TRIM_AFTER_SECONDS = 0.3  # giving memory back takes up to 40 ms in a large process; short calls have little to give
+_RETURN_ALL_AFTER_SECONDS = 0.1  # the page faults of the next call are up to a fifth of a shorter one
+_LARGE_BLOCK_BYTES = 2**20  # which any call returns
 _malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
 
 
@@ -191,8 +193,10 @@ def _lent_by_host(device: torch.device, use: MemoryUse, is_explicit: bool) -> It
         pool.set_host_pool_limit(outer)
         pool.set_host_pool_slack(1.0)
         pool.leave_host_pool()
-        pool.empty_host_pool()
-        if time.monotonic() - began > _TRIM_AFTER_SECONDS:
+        seconds = time.monotonic() - began
+        # Not left to the C library, whose heap would hold on to some of the pages, now more of them and now less.
+        pool.empty_host_pool(returned_from=0 if seconds > _RETURN_ALL_AFTER_SECONDS else _LARGE_BLOCK_BYTES)
+        if seconds > _TRIM_AFTER_SECONDS:
             give_back_freed_blocks()
 
 

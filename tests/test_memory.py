@@ -82,6 +82,16 @@ def test_blocks_of_a_larger_chunk_serve_a_smaller_one_if_told_so():
         assert not large & {block.data_ptr() for block in blocks(2 * MIB, 20)}
 
 
+@pytest.mark.parametrize(("is_long", "returned"), [(True, 16 * MIB), (False, 0)])
+def test_small_blocks_return_their_pages_after_calls_that_take_longer(monkeypatch, is_long, returned):
+    monkeypatch.setattr(memory, "_RETURN_ALL_AFTER_SECONDS", 0.0 if is_long else 1e9)
+    with lent():
+        held = blocks(100 * 2**10, 400)
+        before = memory.resident_bytes()
+        del held[::2]  # the C library cannot shorten its heap
+    assert abs(before - memory.resident_bytes() - returned) <= 5 * MIB
+
+
 def test_a_large_block_is_kept_without_its_pages():
     with lent() as use:
         addresses = [torch.ones(300 * MIB, dtype=torch.uint8).data_ptr() for _ in range(3)]
