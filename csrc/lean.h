@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -60,6 +61,8 @@ struct Node : torch::autograd::Node {
       TORCH_CHECK_NOT_IMPLEMENTED(!task_should_compute_output(edge),
                                   "igfast: lean execution keeps nothing for the gradient of a weight");
     }
+    // The forward pass chose the dtypes, maybe with autocast off where the caller has it on.
+    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     variable_list result(num_outputs());
     Tensor grad = std::move(grads[0]);
     if (grad.defined() && task_should_compute_output(0)) result[0] = input_gradient(std::move(grad));

@@ -75,7 +75,7 @@ void affine_of_dtype(const AffineArgs& args, int64_t begin, int64_t end) {
 }
 
 inline void affine(const AffineArgs& args, int64_t begin, int64_t end) {
-  IGFAST_FOR_WIDE_DTYPE(affine_of_dtype, args, begin, end)
+  IGFAST_FOR_WIDE_DTYPE(affine_of_dtype, args, begin, end);
 }
 
 }  // namespace igfast::IGFAST_ISA

@@ -271,10 +271,12 @@ IGFAST_INLINE DoubleVector widen_and_fold(FloatVector v) {
 
 // The same for kernels that have float and double alone.
 #define IGFAST_FOR_WIDE_DTYPE(KERNEL, args, begin, end) \
-  if (args.dtype == DType::kDouble) {                   \
-    KERNEL<double>(args, begin, end);                   \
-  } else {                                              \
-    KERNEL<float>(args, begin, end);                    \
-  }
+  do {                                                  \
+    if (args.dtype == DType::kDouble) {                 \
+      KERNEL<double>(args, begin, end);                 \
+    } else {                                            \
+      KERNEL<float>(args, begin, end);                  \
+    }                                                   \
+  } while (false)
 
 }  // namespace igfast::IGFAST_ISA

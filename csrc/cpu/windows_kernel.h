@@ -50,7 +50,7 @@ void windows_items(const WindowArgs& args, int64_t begin, int64_t end) {
 }
 
 inline void add_windows(const WindowArgs& args, int64_t begin, int64_t end) {
-  IGFAST_FOR_WIDE_DTYPE(windows_items, args, begin, end)
+  IGFAST_FOR_WIDE_DTYPE(windows_items, args, begin, end);
 }
 
 }  // namespace igfast::IGFAST_ISA

@@ -125,11 +125,11 @@ void image_from_tiles(const WinogradArgs& args, int64_t begin, int64_t end) {
 }
 
 inline void winograd_tiles(const WinogradArgs& args, int64_t begin, int64_t end) {
-  IGFAST_FOR_WIDE_DTYPE(tiles_from_image, args, begin, end)
+  IGFAST_FOR_WIDE_DTYPE(tiles_from_image, args, begin, end);
 }
 
 inline void winograd_image(const WinogradArgs& args, int64_t begin, int64_t end) {
-  IGFAST_FOR_WIDE_DTYPE(image_from_tiles, args, begin, end)
+  IGFAST_FOR_WIDE_DTYPE(image_from_tiles, args, begin, end);
 }
 
 }  // namespace igfast::IGFAST_ISA
