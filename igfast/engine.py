@@ -287,9 +287,11 @@ def integrate(
             ends.record(rows, chunk, values)
         del grads, grad, values
         loop.chunks[chunk.stop - chunk.start] += 1
-        if plan.is_timing:
+        rows_left, seconds = len(rows) - chunk.stop, None
+        if plan.is_timing(rows_left):
             wait_for(rows.device)
-        plan.record(chunk.stop - chunk.start, time.perf_counter() - began, len(rows) - chunk.stop)
+            seconds = time.perf_counter() - began
+        plan.record(chunk.stop - chunk.start, seconds, rows_left)
         if peak := memory.peak():
             plan.limit_memory(peak / max(loop.chunks), memory.for_tensors)
         on_rows(chunk.stop - chunk.start)

@@ -245,10 +245,10 @@ def reuse_larger_blocks(times: float) -> None:
 
 
 def wait_for(device: torch.device) -> None:
-    """Returns when a device has done what it was asked to, and freed what that took: it takes orders faster."""
+    """Returns when a device has done what its current stream was asked to: it takes orders faster."""
     accelerator = torch.accelerator.current_accelerator()
     if accelerator is not None and accelerator.type == device.type:
-        torch.accelerator.synchronize(device)
+        torch.accelerator.current_stream(device).synchronize()
 
 
 @dataclass

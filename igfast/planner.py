@@ -156,13 +156,15 @@ class ChunkPlan:
         n_chunks = -(-rows_left // whole)
         return unit * -(-rows_left // (unit * n_chunks))
 
-    @property
-    def is_timing(self) -> bool:
-        """Whether what `record` is told about time still matters."""
-        return not self._is_settled
+    def is_timing(self, rows_left: int) -> bool:
+        """Whether the time of a chunk matters, after which `rows_left` rows of the call come."""
+        return not self._is_settled and (self._in_use is not None or self._may_try(self._candidate(), rows_left))
 
-    def record(self, n_rows: int, seconds: float, rows_left: int) -> None:
-        """Takes in how long a chunk of `n_rows` took, and how many rows of the call come after it."""
+    def record(self, n_rows: int, seconds: float | None, rows_left: int) -> None:
+        """Takes in how long a chunk of `n_rows` took, if known, and how many rows of the call come after it."""
+        if seconds is None:  # and the next one may have waited for it
+            self._is_warm = False
+            return
         finishes_step = self.size >= self.batch and n_rows % self.batch  # and says nothing about the size
         if self._is_settled or finishes_step or 4 * n_rows < 3 * self._whole(self.size):
             return
@@ -226,15 +228,19 @@ class ChunkPlan:
         larger = min(2 * self.size, self.largest)
         return (larger, self.channels_last) if self._whole(larger) > self._whole(self.size) else None
 
+    def _may_try(self, candidate: tuple[int, bool] | None, rows_left: int) -> bool:
+        """Whether the rows are there for two chunks of a candidate."""
+        rows = 0 if candidate is None else 2 * self._whole(candidate[0])
+        return 0 < rows <= rows_left and self._rows_tried + rows <= self.rows // _TRIED_SHARE
+
     def _try(self, rows_left: int) -> None:
         """Puts a candidate in the place of what is in use for two chunks, if the rows are there for it."""
         candidate = self._candidate()
         if candidate is None:
             self._is_settled = True
             return
-        rows = 2 * self._whole(candidate[0])
-        if rows <= rows_left and self._rows_tried + rows <= self.rows // _TRIED_SHARE:
-            self._rows_tried += rows
+        if self._may_try(candidate, rows_left):
+            self._rows_tried += 2 * self._whole(candidate[0])
             self._in_use = self.size, self.channels_last
             self.size, self.channels_last = candidate
             self._is_warm = False

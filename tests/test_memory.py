@@ -295,6 +295,25 @@ for n in range(1, 301):
 """
 
 
+def test_waiting_for_a_device(monkeypatch):
+    accelerator, waited = torch.device("cuda", 1), []
+
+    class Stream:
+        def __init__(self, device):
+            self.device = device
+
+        def synchronize(self):
+            waited.append(self.device)
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "current_stream", Stream)
+    memory.wait_for(accelerator)
+    memory.wait_for(torch.device("cpu"))
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: None)
+    memory.wait_for(accelerator)
+    assert waited == [accelerator]
+
+
 def test_many_calls_do_not_grow_the_process():
     output = subprocess.run([sys.executable, "-c", MANY_CALLS], capture_output=True, text=True, check=True).stdout
     after_20, after_300 = map(int, output.split())

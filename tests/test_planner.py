@@ -112,10 +112,35 @@ def test_grows_in_the_layout_in_use_if_the_other_is_slower():
 
 def test_chunks_are_timed_until_the_choice_is_made():
     plan = ChunkPlan.growing(1, 1200, MIB // 2)
-    assert plan.is_timing
+    assert plan.is_timing(1196)
     run(plan, 1200, lambda n, cl: 1.0)
-    assert not plan.is_timing
-    assert not plan.resumed(1200).is_timing
+    assert not plan.is_timing(1196)
+    assert not plan.resumed(1200).is_timing(1196)
+
+
+def test_chunks_are_timed_only_where_something_may_be_tried():
+    plan = ChunkPlan.growing(1, 50, MIB // 3)  # 6 rows a chunk, 10 at most: two chunks of a candidate are 20 rows
+    timed = []
+    for _ in range(4):
+        timed.append(plan.is_timing(44))
+        run(plan, 50, lambda n, cl: 1.0)
+        plan = plan.resumed(50)
+    assert timed == [False, False, False, True]
+    assert not plan.is_timing(19)
+    plan = ChunkPlan.growing(1, 1200, MIB // 2)
+    for seconds in (9, 4):
+        plan.record(4, seconds, 1000)
+    assert plan.size == 8
+    assert plan.is_timing(0)  # the candidate's own chunks
+
+
+def test_a_chunk_after_one_of_unknown_time_does_not_count():
+    plan = ChunkPlan.growing(1, 1200, MIB // 2)
+    for seconds in (9, None, 4):
+        plan.record(4, seconds, 1000)
+        assert plan.size == 4
+    plan.record(4, 4, 1000)
+    assert plan.size == 8
 
 
 def test_a_trial_that_a_call_ends_in_begins_anew():

@@ -65,7 +65,7 @@ def test_chunks_are_timed_to_their_end(monkeypatch):
     record, seen = ChunkPlan.record, []
 
     def watched(plan, n_rows, seconds, rows_left):
-        seen.append((plan.is_timing, torch.cuda.current_stream().query()))
+        seen.append((plan.is_timing(rows_left), torch.cuda.current_stream().query()))
         return record(plan, n_rows, seconds, rows_left)
 
     monkeypatch.setattr(ChunkPlan, "record", watched)
