@@ -187,7 +187,7 @@ def test_takes_as_many_rows_as_are_cheap_once_it_knows_what_one_takes():
 
 @pytest.mark.parametrize(
     ("weight_mib", "row_mib", "wanted"),
-    [(190, 30, 6), (190, 60, 4), (300, 75, 8), (300, 90, 6), (300, 200, 4), (300, 1, 8)],
+    [(50, 30, 6), (90, 25, 7), (90, 60, 4), (300, 75, 8), (300, 90, 6), (300, 200, 4), (300, 1, 10), (98, 10, 10)],
 )
 def test_models_of_many_weights_get_more_rows(weight_mib, row_mib, wanted):
     plan = ChunkPlan.growing(1, 1200, 600_000, weight_bytes=weight_mib * MIB)
@@ -208,7 +208,7 @@ def test_weights_do_not_make_chunks_of_large_rows_or_of_most_of_a_call():
     whole_steps = ChunkPlan.growing(3, 1200, 600_000, weight_bytes=1000 * MIB)
     whole_steps.limit_memory(MIB, None)
     assert whole_steps.next_rows(1196) == 2  # finishes the step that the first chunk of 4 began
-    assert whole_steps.next_rows(1194) == 6
+    assert whole_steps.next_rows(1194) == 9
 
 
 def test_nothing_grows_after_memory_ran_out_at_one_row():
