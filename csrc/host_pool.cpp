@@ -218,16 +218,19 @@ void leave_host_pool() {
 }
 
 void empty_host_pool(int64_t returned_from) {
-  const std::lock_guard<std::mutex> lock(mutex);
-  for (const auto& [n_bytes, idle] : resident) {
+  IdleBlocks with_pages, without;
+  {
+    const std::lock_guard<std::mutex> lock(mutex);
+    with_pages.swap(resident);
+    without.swap(discarded);
+    by_age.clear();
+    kept = 0;
+  }
+  for (const auto& [n_bytes, idle] : with_pages) {
     if (static_cast<int64_t>(n_bytes) >= returned_from) discard_pages(idle.block, n_bytes);
     free_block(idle.block, n_bytes);
   }
-  for (const auto& [n_bytes, idle] : discarded) free_block(idle.block, n_bytes);
-  by_age.clear();
-  resident.clear();
-  discarded.clear();
-  kept = 0;
+  for (const auto& [n_bytes, idle] : without) free_block(idle.block, n_bytes);
 }
 
 void set_host_pool_slack(double times) { slack = times; }
@@ -235,6 +238,10 @@ void set_host_pool_slack(double times) { slack = times; }
 int64_t host_pool_bytes() { return live + kept; }
 
 int64_t host_pool_peak() { return peak; }
+
+int64_t host_pool_bytes_in_use() { return live; }
+
+int64_t host_pool_peak_in_use() { return live_peak; }
 
 int64_t set_host_pool_limit(int64_t n_bytes) { return std::exchange(limit, n_bytes); }
 

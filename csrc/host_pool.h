@@ -24,6 +24,10 @@ int64_t host_pool_bytes();
 // The most of that since the pool was entered by its first user.
 int64_t host_pool_peak();
 
+// The same of the blocks in use: what there has to be memory for, while others stay where it is cheap.
+int64_t host_pool_bytes_in_use();
+int64_t host_pool_peak_in_use();
+
 // What host_pool_bytes() may come to by requests of the calling thread, which fail beyond it; negative for no limit.
 // Returns the limit that it replaces.
 int64_t set_host_pool_limit(int64_t n_bytes);

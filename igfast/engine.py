@@ -292,7 +292,7 @@ def integrate(
             wait_for(rows.device)
             seconds = time.perf_counter() - began
         plan.record(chunk.stop - chunk.start, seconds, rows_left)
-        if peak := memory.peak():
+        if peak := memory.peak_of_tensors():
             plan.limit_memory(peak / max(loop.chunks), memory.for_tensors)
         on_rows(chunk.stop - chunk.start)
     if with_ends:

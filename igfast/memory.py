@@ -130,12 +130,14 @@ class MemoryUse:
         for_tensors: what of that is for tensors; the rest is for code and libraries' scratch space.
         peak: returns the most that PyTorch's allocator held so far; None where it is not measured. On the CPU,
             attributions in other threads at the same time are in it.
+        peak_of_tensors: the same without freed blocks that are kept because that is cheap.
     """
 
     device: torch.device
     allowed: int | None
     for_tensors: int | None = None
     peak: Callable[[], int | None] = lambda: None
+    peak_of_tensors: Callable[[], int | None] = lambda: None
 
 
 @contextmanager
@@ -180,16 +182,17 @@ def _lent_by_host(device: torch.device, use: MemoryUse, is_explicit: bool) -> It
         with _lent_unlimited(device, use, is_explicit):
             yield
         return
-    began, before = time.monotonic(), pool.host_pool_bytes()
+    began, before, in_use = time.monotonic(), pool.host_pool_bytes(), pool.host_pool_bytes_in_use()
     use.peak = lambda: max(0, pool.host_pool_peak() - before)
+    use.peak_of_tensors = lambda: max(0, pool.host_pool_peak_in_use() - in_use)
     if use.allowed is not None and is_explicit:
         use.for_tensors = use.allowed - min(use.allowed // 8, _UNCOUNTED_BYTES)
     outer = pool.set_host_pool_limit(-1 if use.for_tensors is None else before + use.for_tensors)
     try:
         yield
     finally:
-        peak = use.peak()
-        use.peak = lambda: peak
+        peak, of_tensors = use.peak(), use.peak_of_tensors()
+        use.peak, use.peak_of_tensors = lambda: peak, lambda: of_tensors
         pool.set_host_pool_limit(outer)
         pool.set_host_pool_slack(1.0)
         pool.leave_host_pool()
@@ -211,12 +214,12 @@ def _lent_by_cuda(device: torch.device, use: MemoryUse, is_explicit: bool) -> It
         now = torch.cuda.max_memory_allocated(device)
         return now - before if now > highest else None
 
-    use.peak = peak
+    use.peak = use.peak_of_tensors = peak
     try:
         yield
     finally:
         taken = peak()
-        use.peak = lambda: taken
+        use.peak = use.peak_of_tensors = lambda: taken
 
 
 _LENDERS = {"cpu": _lent_by_host, "cuda": _lent_by_cuda}

@@ -85,6 +85,7 @@ def test_blocks_of_a_larger_chunk_serve_a_smaller_one_if_told_so():
 @pytest.mark.parametrize(("is_long", "returned"), [(True, 16 * MIB), (False, 0)])
 def test_small_blocks_return_their_pages_after_calls_that_take_longer(monkeypatch, is_long, returned):
     monkeypatch.setattr(memory, "_RETURN_ALL_AFTER_SECONDS", 0.0 if is_long else 1e9)
+    monkeypatch.setattr(memory, "_TRIM_AFTER_SECONDS", 1e9)
     with lent():
         held = blocks(100 * 2**10, 400)
         before = memory.resident_bytes()
@@ -233,6 +234,15 @@ def test_requests_beyond_the_budget_fail_and_the_peak_is_known():
         torch.empty(40 * MIB, dtype=torch.uint8)  # blocks that are kept make way for it
     torch.empty(100 * MIB, dtype=torch.uint8)
     assert 40 * MIB <= use.peak() < 42 * MIB
+
+
+def test_kept_blocks_are_in_the_peak_but_not_in_that_of_tensors():
+    with lent() as use:
+        blocks(n=20)
+        blocks(3 * MIB, n=10)
+        assert 30 * MIB <= use.peak_of_tensors() < 31 * MIB
+        assert 50 * MIB <= use.peak() < 52 * MIB
+    assert 30 * MIB <= use.peak_of_tensors() < 31 * MIB
 
 
 def test_pages_that_went_back_count_again():

@@ -119,7 +119,7 @@ def test_chunks_are_timed_until_the_choice_is_made():
 
 
 def test_chunks_are_timed_only_where_something_may_be_tried():
-    plan = ChunkPlan.growing(1, 50, MIB // 3)  # 6 rows a chunk, 10 at most: two chunks of a candidate are 20 rows
+    plan = ChunkPlan.growing(1, 50, MIB // 3)  # 7 rows a chunk, 10 at most: two chunks of a candidate are 20 rows
     timed = []
     for _ in range(4):
         timed.append(plan.is_timing(44))
