@@ -36,7 +36,13 @@ struct ConvolutionBackward final : Node {
     const auto n_dims = static_cast<size_t>(weight.dim() - 2);
     return !transposed && groups == 1 && stride.size() == n_dims && padding.size() == n_dims && grad.is_cpu() &&
            grad.numel() > 0 && weight.numel() > 0 && grad.scalar_type() == dtype &&
-           (dtype == at::kFloat || dtype == at::kDouble);
+           (dtype == at::kDouble || (dtype == at::kFloat && products_are_precise()));
+  }
+
+  // Not where the user has matrix products, but not convolutions, computed in fewer bits.
+  static bool products_are_precise() {
+    const auto precision = at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL);
+    return precision != at::Float32Precision::TF32 && precision != at::Float32Precision::BF16;
   }
 
   static bool are_all(IntArrayRef values, int64_t wanted) {
@@ -163,7 +169,7 @@ struct ConvolutionBackward final : Node {
     return is_plain(grad, weight) && weight.dim() == 4 && are_all(weight.sizes().slice(2), 3) && are_all(stride, 1) &&
            are_all(dilation, 1) && weight.size(0) >= kManyChannels && weight.size(1) >= kManyChannels &&
            input.strides[1] == 1 && channels_to_end(grad).is_contiguous() && n_cells() >= kFewestCells &&
-           tile_bytes(weight) <= std::max(kTileBytes, n_cells() * cell_bytes(weight));
+           n_cells() * 2 >= n_tiles() * 5 && tile_bytes(weight) <= std::max(kTileBytes, n_cells() * cell_bytes(weight));
   }
 
   static constexpr int64_t kFewestCells = 1024;   // for the weights to be worth transforming
@@ -173,13 +179,16 @@ struct ConvolutionBackward final : Node {
   int64_t n_cells() const { return input.sizes[0] * input.sizes[2] * input.sizes[3]; }
   static int64_t cell_bytes(const Tensor& weight) { return weight.size(1) * static_cast<int64_t>(weight.itemsize()); }
 
-  // Bytes of the tiles of a weight and of a band of an image.
-  static int64_t tile_bytes(const Tensor& weight) {
-    const int64_t outputs = weight.size(0), inputs = weight.size(1);
-    return 16 * (outputs * inputs + kMostBandTiles * (outputs + inputs)) * static_cast<int64_t>(weight.itemsize());
+  // Bytes of the tiles of a weight and of a band of an image, or of the weight's while they are made.
+  int64_t tile_bytes(const Tensor& weight) const {
+    const int64_t outputs = weight.size(0), inputs = weight.size(1), of_weight = 16 * outputs * inputs;
+    return std::max(of_weight + 16 * band_tiles() * (outputs + inputs), of_weight + 9 * outputs * inputs) *
+           static_cast<int64_t>(weight.itemsize());
   }
 
   int64_t tiles_of(int64_t d) const { return (input.sizes[2 + d] + 1) / 2; }
+  int64_t n_tiles() const { return input.sizes[0] * tiles_of(0) * tiles_of(1); }
+  int64_t band_tiles() const { return at::ceil_div(n_tiles(), at::ceil_div(n_tiles(), kMostBandTiles)); }
 
   // What a weight (outputs, inputs, 3, 3) multiplies tiles with, (16, outputs, inputs): G w G^T with w turned around.
   static Tensor tiles_of_weight(const Tensor& weight) {
@@ -200,15 +209,14 @@ struct ConvolutionBackward final : Node {
     Tensor result = at::empty({grad.size(0), input.sizes[2], input.sizes[3], weight.size(1)}, input.options);
     WinogradArgs from = tile_args(image), to = tile_args(result);
     for (int64_t d = 0; d < 2; ++d) from.before[d] = 2 - padding[d];
-    const int64_t n_tiles = grad.size(0) * tiles_of(0) * tiles_of(1);
-    const int64_t band = at::ceil_div(n_tiles, at::ceil_div(n_tiles, kMostBandTiles));
+    const int64_t band = band_tiles(), n_all = n_tiles();
     const Tensor tiles = at::empty({16 * band * weight.size(0)}, input.options);
     const Tensor products = at::empty({16 * band * weight.size(1)}, input.options);
     from.tiles = tiles.mutable_data_ptr();
     to.tiles = products.mutable_data_ptr();
-    for (int64_t begin = 0; begin < n_tiles; begin += band) {
+    for (int64_t begin = 0; begin < n_all; begin += band) {
       from.first_tile = to.first_tile = begin;
-      const int64_t n = from.n_tiles = to.n_tiles = std::min(band, n_tiles - begin);
+      const int64_t n = from.n_tiles = to.n_tiles = std::min(band, n_all - begin);
       const auto part = [n](const Tensor& whole, int64_t channels) {
         return whole.narrow(0, 0, 16 * n * channels).view({16, n, channels});
       };
@@ -258,7 +266,12 @@ struct ConvolutionBackward final : Node {
     const Tensor weight = unpack(0);
     if (is_product(grad, weight)) return gradient_by_product(grad, weight);
     if (is_by_windows(grad, weight)) return gradient_by_windows(grad, weight);
-    if (is_by_tiles(grad, weight)) return gradient_by_tiles(grad, weight);
+    if (is_by_tiles(grad, weight)) {
+      try {
+        return gradient_by_tiles(grad, weight);
+      } catch (const c10::OutOfMemoryError&) {  // of a budget that may do without tiles
+      }
+    }
     return std::get<0>(at::convolution_backward(grad, input.placeholder(), weight, at::OptionalIntArrayRef{}, stride,
                                                 padding, dilation, transposed, output_padding, groups,
                                                 {true, false, false}));

@@ -220,8 +220,9 @@ def _weight_bytes(module: nn.Module | None, device: torch.device) -> int:
 
 def _is_table(module: nn.Module) -> bool:
     """Whether a module reads some of its weights only; a scripted one knows the name of what it was made from."""
-    is_table = isinstance(module, (nn.Embedding, nn.EmbeddingBag))
-    return is_table or getattr(module, "original_name", "") in ("Embedding", "EmbeddingBag")
+    if isinstance(module, torch.jit.ScriptModule):
+        return module.original_name in ("Embedding", "EmbeddingBag")
+    return isinstance(module, (nn.Embedding, nn.EmbeddingBag))
 
 
 def _takes_patches(module: nn.Module | None) -> bool:

@@ -9,6 +9,9 @@ from igfast.ops._load import kernels_loaded
 
 assert kernels_loaded()
 from igfast.lean._mode import LeanMode  # noqa: E402
+from igfast.memory import memory_lent  # noqa: E402
+
+IMAGES = (2, 3, 40, 40)
 
 
 class Calls(TorchDispatchMode):
@@ -87,14 +90,13 @@ def test_windows_are_one_product_and_added_up(shape, kernel, options):
 @pytest.mark.parametrize("channels", [256, 255])
 @pytest.mark.parametrize(
     ("size", "stride"),
-    [((5, 6), 1), ((5, 6), 2), ((6, 5), (1, 2)), ((7, 8), (3, 1)), ((4, 3), 5), ((3, 4, 5), (2, 3, 1))],
+    [((5, 6), 1), ((9,), 2), ((5, 6), 2), ((6, 5), (1, 2)), ((7, 8), (3, 1)), ((4, 3), 5), ((3, 4, 5), (2, 3, 1))],
 )
 def test_windows_of_one_cell_are_one_product(channels, size, stride):
     convolution = CONVOLUTIONS[len(size)]
-    layout = torch.channels_last if len(size) == 2 else torch.channels_last_3d
-    x = torch.randn(2, channels, *size, dtype=torch.float64).contiguous(memory_format=layout)
+    x = torch.randn(2, *size, channels, dtype=torch.float64).movedim(-1, 1)
     weight = torch.randn(7, channels, *[1] * len(size), dtype=torch.float64)
-    output_weight = torch.randn_like(convolution(x, weight, stride=stride)).contiguous(memory_format=layout)
+    output_weight = torch.randn_like(convolution(x, weight, stride=stride).movedim(1, -1).contiguous()).movedim(-1, 1)
     plain, lean, calls = gradients(lambda x: convolution(x, weight, stride=stride), x, output_weight)
     torch.testing.assert_close(lean, plain, rtol=1e-12, atol=1e-12)
     assert lean.stride() == (x if channels == 256 else plain).stride()
@@ -117,8 +119,10 @@ def test_who_gets_a_gradient_may_overwrite_it(shape, kernel, options):
         output = F.conv2d(inner, torch.randn(kernel), **options)
     seen = []
     inner.register_hook(lambda grad: seen.append(grad._is_view()))  # whose base would hold the memory, too
-    output.backward(torch.randn_like(output))
+    with Calls() as calls:
+        output.backward(torch.randn_like(output))
     assert seen == [False]
+    assert "aten::convolution_backward" not in calls.names
 
 
 @pytest.fixture(params=[1, 2])
@@ -178,6 +182,44 @@ def test_tiles_take_as_much_memory_as_the_gradient_at_most(side, by_tiles):
     assert ("aten::convolution_backward" in calls.names) != by_tiles
 
 
+@pytest.mark.parametrize(("channels", "by_tiles"), [(640, True), (1000, False)])
+def test_tiles_of_small_images_take_what_there_are_of_them(channels, by_tiles):
+    x = torch.randn(1, channels, 32, 32).contiguous(memory_format=torch.channels_last)  # 45 MiB, and 96
+    weight = torch.randn(channels, channels, 3, 3) / channels
+    plain, lean, calls = gradients(lambda x: F.conv2d(x, weight, padding=1), x, torch.randn_like(x))
+    torch.testing.assert_close(lean, plain, rtol=1e-4, atol=1e-4)
+    assert ("aten::convolution_backward" in calls.names) != by_tiles
+
+
+def test_a_budget_without_room_for_tiles():
+    x, weight = torch.randn(1, 640, 32, 32).contiguous(memory_format=torch.channels_last), torch.randn(640, 640, 3, 3)
+    leaf, output_weight = x.requires_grad_(), torch.randn_like(x)
+    with memory_lent(torch.device("cpu"), 100 * 2**20) as use:
+        with LeanMode():
+            output = F.conv2d(leaf, weight, padding=1)
+        filled = torch.empty(50 * 2**20, dtype=torch.uint8)
+        (lean,) = torch.autograd.grad(output, leaf, output_weight)
+        assert use.peak() <= 100 * 2**20
+    del filled
+    plain = torch.autograd.grad(F.conv2d(leaf, weight, padding=1), leaf, output_weight)[0]
+    assert torch.equal(lean, plain)  # which tiles would not be
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_products_of_fewer_bits_are_not_taken_for_convolutions(precision):
+    before = torch.get_float32_matmul_precision()
+    for shape, kernel in (((2, 64, 32, 32), (64, 64, 3, 3)), ((2, 256, 6, 6), (7, 256, 1, 1)), (IMAGES, (16, 3, 7, 7))):
+        x, weight = torch.randn(shape).contiguous(memory_format=torch.channels_last), torch.randn(kernel)
+        output_weight = torch.randn_like(F.conv2d(x, weight))
+        try:
+            torch.set_float32_matmul_precision(precision)
+            plain, lean, calls = gradients(lambda x, w=weight: F.conv2d(x, w), x, output_weight)
+        finally:
+            torch.set_float32_matmul_precision(before)
+        torch.testing.assert_close(lean, plain, rtol=1e-4, atol=1e-4)
+        assert ("aten::convolution_backward" in calls.names) == (precision != "highest")
+
+
 @pytest.mark.parametrize("mean", [0, 3])
 def test_tiles_are_as_accurate_as_pytorch(mean):
     x = torch.randn(2, 70, 32, 32).contiguous(memory_format=torch.channels_last)
@@ -212,6 +254,7 @@ def test_windows_in_float32():
         ((2, 4, 20, 20), (16, 4, 4, 4), {"dilation": 2}),
         ((2, 4, 20, 20), (16, 2, 4, 4), {"groups": 2}),
         ((1, 64, 31, 33), (64, 64, 3, 3), {"padding": 1}),  # too few cells
+        ((200, 64, 3, 3), (64, 64, 3, 3), {"padding": 1}),  # tiles that hang over
         ((1, 63, 40, 40), (64, 63, 3, 3), {}),  # too few channels
         ((1, 64, 40, 40), (63, 64, 3, 3), {}),
         ((1, 64, 70, 70), (64, 64, 3, 3), {"stride": 2}),
@@ -244,7 +287,7 @@ def test_one_cell_is_left_to_pytorch_in_another_layout():
     [
         (F.conv2d, (2, 64, 32, 32), (64, 64, 3, 3)),
         (F.conv2d, (2, 256, 6, 6), (7, 256, 1, 1)),
-        (F.conv2d, (2, 3, 40, 40), (16, 3, 7, 7)),
+        (F.conv2d, IMAGES, (16, 3, 7, 7)),
         (F.linear, (2, 100), (30, 100)),
         (lambda x, w: x @ w, (2, 100), (100, 30)),
     ],
