@@ -1,7 +1,7 @@
 """Five networks, 50 steps: a call without options, Captum's, and Captum tuned; lean execution on and off.
 
 igfast's calls come before, between and after those of Captum, in one process; of Captum's sizes, those that may be the
-best take all rounds. Writes results/networks.jsonl.
+best take all rounds, as the call without options does. Writes results/networks.jsonl.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def measure(name: str, rounds: int) -> list[dict[str, Any]]:
     ratio = lean_ratio(call)
     print(f"{name}: lean on / off {ratio:.3f}", flush=True)
     calls = cases.captum_calls(call, N_STEPS, CAPTUM_SIZES)
-    own, seconds, ratios = harness.beside(partial(call(igfast), n_steps=N_STEPS), calls, rounds)
+    own, seconds, ratios = harness.beside(partial(call(igfast), n_steps=N_STEPS), calls, rounds, ["captum"])
     records = []
     for provider, taken in {"igfast": own, **seconds}.items():
         times = harness.percentiles(taken)

@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +82,15 @@ def ratio(seconds: Sequence[float], to: Sequence[float]) -> float:
 
 
 def beside(
-    case: Callable[[], object], others: Mapping[str, Callable[[], object]], rounds: int
+    case: Callable[[], object],
+    others: Mapping[str, Callable[[], object]],
+    rounds: int,
+    in_all_rounds: Collection[str] = (),
 ) -> tuple[list[float], dict[str, list[float]], dict[str, float]]:
     """Calls of a case before, between and after those of the others, for calls that outlast a machine's moods.
 
-    The first round is of all others. The rounds after it are of those that may be the fastest.
+    The first round is of all others. The rounds after it are of those that may be the fastest, and those that are to be
+    in all of them.
 
     Returns:
         The case's seconds, the others' seconds, and for each of the others the median of its ratios, each to the mean
@@ -109,7 +113,9 @@ def beside(
             ratios[name].append(seconds[name][-1] / statistics.mean(own[-2:]))
         least = min(statistics.median(of_name) for of_name in ratios.values())
         contenders = {
-            name: others[name] for name in others if statistics.median(ratios[name]) <= _MAY_BE_FASTEST * least
+            name: others[name]
+            for name in others
+            if name in in_all_rounds or statistics.median(ratios[name]) <= _MAY_BE_FASTEST * least
         }
     return own, seconds, {name: statistics.median(of_name) for name, of_name in ratios.items()}
 
