@@ -81,6 +81,11 @@ void gate_grad_on_cuda(const char* op, const GateArgs& args, at::Device device) 
   on_stream(op, device, [&](void* stream) { return gate_grad_cuda(args, stream); });
 }
 
+void normalise_on_cuda(const char* op, const NormArgs& args, at::Device device) {
+  if (args.n_elements == 0) return;
+  on_stream(op, device, [&](void* stream) { return normalise_cuda(args, stream); });
+}
+
 namespace {
 bool has_outputs(const PoolArgs& args) {
   return args.n_batch * args.n_channels * args.output[0] * args.output[1] * args.output[2] > 0;

@@ -121,6 +121,25 @@ struct AffineArgs {
   const void* shift;  // like scale
 };
 
+// In which order a batch norm in eval mode computes.
+enum class NormForm : int32_t {
+  kScaleShift,    // x * scale + shift
+  kCentredFirst,  // ((x - mean) * inverse deviation) * weight + bias
+  kWeightFirst,   // (weight * (x - mean)) * inverse deviation + bias
+};
+
+// CUDA: x = the batch norm of x, in place.
+struct NormArgs {
+  DType dtype;  // of x
+  NormForm form;
+  bool channels_last;   // the channels of a position lie side by side, else the positions of a channel
+  int64_t n_channels;   // of x
+  int64_t n_positions;  // of a channel
+  int64_t n_elements;
+  void* x;
+  const void* constants;  // scale, shift; or mean, inverse deviation, weight, bias; [n_channels] each; float, or double
+};
+
 constexpr int kMostCells = 256;  // of a pooling window, so that a byte can number them
 
 // Pooling windows, no wider than the input, each of which has a cell in it.
@@ -213,6 +232,7 @@ int64_t scale_scratch_cuda(const Features& features, int64_t n_examples);
 
 const char* gate_cuda(const GateArgs& args, void* stream);
 const char* gate_grad_cuda(const GateArgs& args, void* stream);
+const char* normalise_cuda(const NormArgs& args, void* stream);
 const char* pool_cells_from_positions_cuda(const PoolArgs& args, void* stream);
 const char* pool_positions_from_cells_cuda(const PoolArgs& args, void* stream);
 

@@ -3,15 +3,22 @@
 // What overwrites its input has to round as PyTorch's does. That computes a scale and a shift for each channel and then
 // x * scale + shift, in one rounding or two, as its build has it. So the scales and shifts are asked of it, by inputs
 // of 1 and 0, and the rounding is found out once by an example; where neither is PyTorch's, its own results are copied
-// over the input piece by piece.
+// over the input piece by piece. On CUDA PyTorch has several formulas, and cuDNN one of its own: which it is, examples
+// say, and where none is theirs nothing is overwritten.
 #include <ATen/ATen.h>
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <map>
+#include <mutex>
 #include <numeric>
+#include <tuple>
+#include <utility>
 
+#include "cuda_glue.h"
 #include "kernels.h"
 #include "lean.h"
 #include "tensors.h"
@@ -172,7 +179,117 @@ bool has_kernel(const Tensor& x, const Norm& norm) {
          norm.all([&](const Tensor& of) { return of.is_cpu() && of.scalar_type() == dtype; });
 }
 
+// How PyTorch computes a batch norm on CUDA.
+struct Formula {
+  bool is_known;
+  NormForm form;
+  bool by_rsqrt;  // the inverse deviation, else by a square root and a division
+};
+
+// On CUDA, as the formula reads them: in float, or in double for double.
+Tensor constants_of(const Norm& norm, Formula formula, at::ScalarType math) {
+  const auto in_math = [&](const optional<Tensor>& of, double otherwise) {
+    return of.has_value() ? of->to(math) : at::full_like(norm.mean, otherwise, norm.mean.options().dtype(math));
+  };
+  const Tensor mean = norm.mean.to(math), variance = norm.variance.to(math) + norm.eps;
+  const Tensor inverse = formula.by_rsqrt ? at::rsqrt(variance) : at::reciprocal(at::sqrt(variance));
+  const Tensor weight = in_math(norm.weight, 1), bias = in_math(norm.bias, 0);
+  if (formula.form != NormForm::kScaleShift) return at::stack({mean, inverse, weight, bias});
+  const Tensor scale = weight * inverse;
+  return at::stack({scale, bias - mean * scale});
+}
+
+void overwrite_on_cuda(Tensor& x, const Norm& norm, Formula formula) {
+  const Tensor constants = constants_of(norm, formula, x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+  NormArgs args{};
+  args.dtype = dtype_of("lean_batch_norm_", "x", x);
+  args.form = formula.form;
+  args.channels_last = x.dim() == 2 || !x.is_contiguous();
+  args.n_channels = x.size(1);
+  args.n_positions = x.numel() / x.size(0) / x.size(1);
+  args.n_elements = x.numel();
+  args.x = x.mutable_data_ptr();
+  args.constants = constants.const_data_ptr();
+  normalise_on_cuda("lean_batch_norm_", args, x.device());
+}
+
+// Tensors of the dtypes, layout and constants of others: 37 channels fill no vectors.
+std::pair<Tensor, Norm> example_like(const Tensor& x, const Norm& norm, int64_t channels) {
+  const auto numbers = [](int64_t n, double factor, const Tensor& like) {
+    return at::arange(n, like.options().dtype(at::kDouble)).mul_(factor).sin_().to(like.scalar_type());
+  };
+  const auto some = [&](const optional<Tensor>& like, double factor) {
+    return like.has_value() ? optional<Tensor>(numbers(channels, factor, *like)) : like;
+  };
+  const Norm example{some(norm.weight, 0.7), some(norm.bias, 1.1), numbers(channels, 1.3, norm.mean),
+                     numbers(channels, 1.7, norm.variance).add_(1.5), norm.eps};
+  at::DimVector sizes(x.dim(), channels == 37 ? 5 : 8);
+  sizes[1] = channels;
+  const Tensor values = numbers(c10::multiply_integers(sizes), 0.9, x).view(sizes);
+  return {values.contiguous(x.suggest_memory_format()), example};
+}
+
+// By examples.
+Formula found_formula(const Tensor& x, const Norm& norm) {
+  for (const auto form : {NormForm::kCentredFirst, NormForm::kWeightFirst, NormForm::kScaleShift}) {
+    for (const bool by_rsqrt : {true, false}) {
+      const Formula formula{true, form, by_rsqrt};
+      bool is_this = true;
+      for (const int64_t channels : {37, 64}) {
+        auto [example, of_example] = example_like(x, norm, channels);
+        const Tensor wanted = of_example(example);
+        overwrite_on_cuda(example, of_example, formula);
+        is_this = is_this && at::equal(example, wanted);
+      }
+      if (is_this) return formula;
+    }
+  }
+  return {false, NormForm::kScaleShift, true};
+}
+
+// Found out once for all that PyTorch's choice depends on.
+Formula formula_of(const Tensor& x, const Norm& norm) {
+  using Key =
+      std::tuple<at::DeviceIndex, at::ScalarType, at::ScalarType, int64_t, at::MemoryFormat, bool, bool, bool, double>;
+  static std::mutex mutex;
+  static std::map<Key, Formula> known;
+  const Key key{x.device().index(),
+                x.scalar_type(),
+                norm.mean.scalar_type(),
+                x.dim(),
+                x.suggest_memory_format(),
+                norm.weight.has_value(),
+                norm.bias.has_value(),
+                at::globalContext().userEnabledCuDNN(),
+                norm.eps};
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(key);
+  return found != known.end() ? found->second : known.emplace(key, found_formula(x, norm)).first->second;
+}
+
+// Not beyond what PyTorch gives to cuDNN.
+bool has_cuda_kernel(const Tensor& x, const Norm& norm) {
+  constexpr int64_t kMostExamples = 65535, kMostElements = std::numeric_limits<int32_t>::max();
+  const auto dtype = x.scalar_type(), of_constants = norm.mean.scalar_type();
+  const bool tells_apart = dtype == at::kFloat || dtype == at::kDouble;  // formulas, by a few examples
+  return kHasCuda && x.is_cuda() && !at::isTensorSubclassLike(x) && tells_apart && x.dim() >= 2 && x.numel() > 0 &&
+         x.size(0) <= kMostExamples && x.numel() < kMostElements && is_dense(x, norm) &&
+         norm.all([&](const Tensor& of) { return of.device() == x.device() && of.scalar_type() == of_constants; }) &&
+         formula_of(x, norm).is_known;
+}
+
+// Whether `batch_norm_` needs no copy of its input.
+bool overwrites(const Tensor& x, const optional<Tensor>& weight, const optional<Tensor>& bias, const Tensor& mean,
+                const Tensor& variance, double eps) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return x.is_cpu() || has_cuda_kernel(x, {weight, bias, mean, variance, eps});
+}
+
 void normalise(Tensor& x, const Norm& norm) {
+  if (x.is_cuda() && has_cuda_kernel(x, norm)) {
+    overwrite_on_cuda(x, norm, formula_of(x, norm));
+    return;
+  }
   if (static_cast<int64_t>(x.nbytes()) <= kPieceBytes || !is_dense(x, norm)) {
     x.copy_(norm(x));
     return;
@@ -204,11 +321,15 @@ TORCH_LIBRARY_FRAGMENT(igfast, m) {
   m.def(
       "lean_batch_norm_(Tensor(a!) x, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, float eps) -> "
       "Tensor(a!)");
+  m.def(
+      "lean_batch_norm_overwrites(Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, float eps) -> "
+      "bool");
 }
 
 TORCH_LIBRARY_IMPL(igfast, CompositeImplicitAutograd, m) {
   m.impl("lean_batch_norm", &batch_norm);
   m.impl("lean_batch_norm_", &batch_norm_);
+  m.impl("lean_batch_norm_overwrites", &overwrites);
 }
 
 }  // namespace igfast::lean

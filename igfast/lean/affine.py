@@ -20,6 +20,7 @@ _lean_addmm = torch.ops.igfast.lean_addmm.default
 _lean_mul = torch.ops.igfast.lean_mul.default
 _lean_batch_norm = torch.ops.igfast.lean_batch_norm.default
 _lean_batch_norm_ = torch.ops.igfast.lean_batch_norm_.default
+_lean_batch_norm_overwrites = torch.ops.igfast.lean_batch_norm_overwrites.default
 
 
 def _convolution(n: int) -> Callable[..., Any]:
@@ -131,8 +132,10 @@ def _batch_norm(
     why = refuses(input, running_var, *([] if weight is None else [weight]))
     if why is not None:
         return why
-    norm = _lean_batch_norm_ if input.is_cpu and is_dead(input) else _lean_batch_norm
-    return norm(input, weight, bias, running_mean, running_var, eps)  # type: ignore[no-any-return]
+    constants = weight, bias, running_mean, running_var, eps
+    in_place = is_dead(input) and (input.is_cpu or _lean_batch_norm_overwrites(input, *constants))
+    norm = _lean_batch_norm_ if in_place else _lean_batch_norm
+    return norm(input, *constants)  # type: ignore[no-any-return]
 
 
 def _torch_batch_norm(

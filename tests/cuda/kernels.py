@@ -18,6 +18,7 @@ HERE = Path(__file__).parent
 MAX_DIMS = 16
 DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
 ACTIVATIONS = {"relu": 0, "hardtanh": 1, "leaky_relu": 2, "threshold": 3}
+FORMS = {"scale and shift": 0, "centred first": 1, "weight first": 2}
 i32, i64, f64, pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 
 
@@ -47,6 +48,16 @@ GateArgs = struct(
     high=f64,
     slope=f64,
 )
+NormArgs = struct(
+    dtype=i32,
+    form=i32,
+    channels_last=ctypes.c_bool,
+    n_channels=i64,
+    n_positions=i64,
+    n_elements=i64,
+    x=pointer,
+    constants=pointer,
+)
 PoolArgs = struct(
     n_batch=i64,
     n_channels=i64,
@@ -75,7 +86,7 @@ def library():
         pytest.exit("the CUDA kernels do not compile for the CPU: tests/cuda/emulated", returncode=1)
     loaded = ctypes.CDLL(str(built))
     shutil.rmtree(built.parent)
-    for name in ("interpolate", "accumulate", "scale", "gate", "gate_grad"):
+    for name in ("interpolate", "accumulate", "scale", "gate", "gate_grad", "normalise"):
         getattr(loaded, name).restype = ctypes.c_char_p
     for name in ("pool_cells_from_positions", "pool_positions_from_cells"):
         getattr(loaded, name).restype = ctypes.c_char_p
@@ -155,6 +166,17 @@ def gate(x, activation, low=0.0, high=0.0, slope=0.0):
         return to
 
     return call("gate", x, y), bits, lambda grad: call("gate_grad", grad, torch.empty_like(grad))
+
+
+def normalise_(x, form, constants):
+    """In place; constants (2 or 4, channels), float32, or float64 for float64."""
+    channels_last = not x.is_contiguous()
+    args = NormArgs(
+        DTYPES[x.dtype], FORMS[form], channels_last, x.shape[1], x[0, 0].numel(), x.numel(), x.data_ptr(),
+        constants.data_ptr(),
+    )  # fmt: skip
+    run("normalise", ctypes.byref(args))
+    return x
 
 
 def pool(name, positions, cells, input_sizes, kernel, stride, padding, dilation):

@@ -145,3 +145,38 @@ def test_pool_cells_and_back(kernel, stride, padding, dilation, memory_format):
     back = torch.full_like(positions, -1)
     kernels.pool("pool_positions_from_cells", back, cells, x.shape[2:], kernel, stride, padding, dilation)
     assert torch.equal(back, positions)
+
+
+def fma(a, b, c):
+    """Rounded once; the product of two float32 numbers is exact in float64, and its sum nearly always."""
+    return (a.double() * b.double() + c.double()).to(a.dtype)
+
+
+NORMS = {
+    "scale and shift": lambda x, scale, shift: fma(x, scale, shift),
+    "centred first": lambda x, mean, inverse, weight, bias: fma((x - mean) * inverse, weight, bias),
+    "weight first": lambda x, mean, inverse, weight, bias: fma(weight * (x - mean), inverse, bias),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", NORMS)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(2, 16, 4, 4), (3, 5, 3, 7), (2, 8, 3, 3), (1, 3, 16, 16)])
+def test_batch_norms_in_place(shape, memory_format, form, dtype):
+    x = torch.randn(shape).to(dtype).contiguous(memory_format=memory_format)
+    math = torch.float64 if dtype == torch.float64 else torch.float32
+    constants = torch.randn(2 if form == "scale and shift" else 4, shape[1]).to(math)
+    wanted = NORMS[form](x.to(math), *(row[:, None, None] for row in constants)).to(dtype)
+    got = kernels.normalise_(x, form, constants)
+    same = (got == wanted).double().mean()
+    assert same == 1 if dtype != torch.float64 else same > 0.5  # fma() above rounds twice there
+    torch.testing.assert_close(got, wanted, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+def test_batch_norms_of_unaligned_memory():
+    whole = torch.randn(2 * 4 * 8 + 1)
+    x = whole[1:].view(2, 4, 8)
+    constants = torch.randn(2, 4)
+    wanted = fma(x.clone(), constants[0][:, None], constants[1][:, None])
+    assert torch.equal(kernels.normalise_(x, "scale and shift", constants), wanted)

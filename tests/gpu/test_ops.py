@@ -129,6 +129,26 @@ def test_lean_calls_equal_plain_ones(name, layout, dtype):
     torch.testing.assert_close(torch.autograd.grad(output, leaf, grad)[0], wanted_grad)
 
 
+NORM_SHAPES = [(2, 64, 128, 128), (2, 37, 130, 131), (4096, 512), (2, 16, 8, 64, 65)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", [contiguous, channels_last])
+@pytest.mark.parametrize("shape", NORM_SHAPES)
+@pytest.mark.parametrize("eps", [1e-5, 1e-7])  # cuDNN takes none below 1e-5
+def test_batch_norms_are_overwritten_as_pytorch_computes_them(eps, shape, layout, dtype):
+    """In place, or not at all; that PyTorch's formula is among ours is for the float32 images of most models."""
+    x = on_gpu(layout(shape, dtype))
+    weight, bias, mean = torch.randn(3, shape[1], device="cuda", dtype=dtype)
+    variance = torch.rand(shape[1], device="cuda", dtype=dtype) + 0.5
+    wanted = F.batch_norm(x, mean, variance, weight, bias, eps=eps)
+    overwrites = torch.ops.igfast.lean_batch_norm_overwrites(x, weight, bias, mean, variance, eps)
+    torch.ops.igfast.lean_batch_norm_(x, weight, bias, mean, variance, eps)
+    assert torch.equal(x, wanted)
+    if dtype == torch.float32 and len(shape) == 4 and eps == 1e-5:
+        assert overwrites
+
+
 @pytest.mark.large
 def test_more_than_two_to_the_31_elements():
     n = 2**31 + 8

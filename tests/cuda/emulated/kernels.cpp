@@ -2,6 +2,7 @@
 #include "../../../csrc/cuda/accumulate_cuda.cu"
 #include "../../../csrc/cuda/gate_cuda.cu"
 #include "../../../csrc/cuda/interpolate_cuda.cu"
+#include "../../../csrc/cuda/normalise_cuda.cu"
 #include "../../../csrc/cuda/pool_cuda.cu"
 #include "../../../csrc/cuda/scale_cuda.cu"
 
@@ -16,6 +17,7 @@ const char* scale(const igfast::ScaleArgs* args, int64_t n_examples, double* sum
 }
 const char* gate(const igfast::GateArgs* args) { return igfast::gate_cuda(*args, nullptr); }
 const char* gate_grad(const igfast::GateArgs* args) { return igfast::gate_grad_cuda(*args, nullptr); }
+const char* normalise(const igfast::NormArgs* args) { return igfast::normalise_cuda(*args, nullptr); }
 const char* pool_cells_from_positions(const igfast::PoolArgs* args) {
   return igfast::pool_cells_from_positions_cuda(*args, nullptr);
 }
