@@ -23,6 +23,7 @@ from igfast.memory import (
 )
 from igfast.planner import ChunkPlan
 from igfast.quadrature import Rule
+from igfast.replay import Replay, Result
 
 
 class Evaluator(Protocol):
@@ -177,7 +178,7 @@ class _Loop:
     """What a loop over chunks has at hand, and what it did.
 
     Attributes:
-        paths, evaluator, plan, memory: as `integrate` takes them.
+        paths, evaluator, plan, memory, replay: as `integrate` takes them.
         chunks: how many chunks there were of each size.
         n_evaluations: rows that went forward and backward.
         notes: what had to be done against lack of memory.
@@ -187,6 +188,7 @@ class _Loop:
     evaluator: Evaluator
     plan: ChunkPlan
     memory: MemoryUse
+    replay: Replay = field(default_factory=Replay)
     chunks: Counter[int] = field(default_factory=Counter)
     n_evaluations: int = 0
     notes: list[str] = field(default_factory=list)
@@ -250,6 +252,7 @@ def integrate(
     *,
     with_ends: bool,
     on_rows: Callable[[float], object],
+    replay: Replay | None = None,
 ) -> Integral:
     """Integrates the gradient along straight lines.
 
@@ -264,6 +267,7 @@ def integrate(
         memory: what may be taken.
         with_ends: also find F at both ends; forward-only, and reused where the rule has those points.
         on_rows: called after each chunk with the number of its rows.
+        replay: evaluates chunks, by CUDA graphs where it can; None for none.
 
     Returns:
         The weighted sums of gradients, not yet multiplied by x - baseline.
@@ -279,8 +283,8 @@ def integrate(
     example, alpha, weight = rows.example(), rows.per_row(rows.nodes), rows.per_row(rule.weights.tolist())
     finite = torch.ones(len(rows), dtype=torch.uint8, device=rows.device)
     sums = tuple(path.zeros() for path in paths)
-    ends, loop = _Ends(plan.batch), _Loop(paths, evaluator, plan, memory)
-    for chunk, (grads, values), began in loop.over(rows, lambda c: _gradient(loop, example[c], alpha[c])):
+    ends, loop = _Ends(plan.batch), _Loop(paths, evaluator, plan, memory, replay or Replay())
+    for chunk, (grads, values), began in loop.over(rows, lambda c: _evaluate(loop, rows, example, alpha, c)):
         for acc, grad in zip(sums, grads, strict=True):
             ops.accumulate_(acc, grad, example[chunk], weight[chunk], finite[chunk])
         if with_ends and values is not None:
@@ -314,11 +318,35 @@ def _does_not_fit(paths: Sequence[Path], memory: MemoryUse, said: str) -> str:
     )
 
 
-def _gradient(loop: _Loop, example: Tensor, alpha: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
+def _evaluate(loop: _Loop, rows: _Rows, example: Tensor, alpha: Tensor, chunk: slice) -> Result:
+    """Gradients and values of one chunk, by a graph where there is one."""
+    paths, evaluator, plan = loop.paths, loop.evaluator, loop.plan
+    of_chunk = example[chunk], alpha[chunk]
+    n_rows, rows_left, channels_last = chunk.stop - chunk.start, len(rows) - chunk.stop, plan.channels_last
+
+    def recorded(example: Tensor, alpha: Tensor) -> Result:
+        """Of rows that will change, at points in memory of the graph's own."""
+        own = [Path(path.x, path.baseline) for path in paths]
+        return evaluator.gradient(lambda: tuple(path.points(example, alpha, channels_last) for path in own), example)
+
+    may_record = not plan.is_timing(rows_left) and plan.savings == 0
+    n_replayed = loop.replay.n_replayed
+    result = loop.replay(
+        (n_rows, channels_last),
+        of_chunk,
+        lambda: _gradient(loop, *of_chunk),
+        recorded,
+        plan.n_alike(n_rows, rows_left) if may_record else 0,
+    )
+    loop.n_evaluations += n_rows if loop.replay.n_replayed > n_replayed else 0
+    return result
+
+
+def _gradient(loop: _Loop, example: Tensor, alpha: Tensor) -> Result:
     """Gradients and values of one chunk, in the caller's layout if the model does not take the plan's."""
     paths, evaluator, plan = loop.paths, loop.evaluator, loop.plan
 
-    def gradient(channels_last: bool) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    def gradient(channels_last: bool) -> Result:
         """Of this chunk's rows."""
         loop.n_evaluations += example.shape[0]
         return evaluator.gradient(lambda: tuple(path.points(example, alpha, channels_last) for path in paths), example)

@@ -19,7 +19,7 @@ from types import NoneType
 import psutil
 import torch
 
-from igfast.errors import ArgumentError, ArgumentTypeError, IgfastMemoryError, warn
+from igfast.errors import ArgumentError, ArgumentTypeError, IgfastError, IgfastMemoryError, warn
 from igfast.ops._load import kernels_loaded
 
 MemoryBudget = int | float | None
@@ -76,6 +76,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out: Python's, PyTorch's on any device, or that of a library below."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
+    if isinstance(error, IgfastError):
+        return False  # whatever it quotes
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 

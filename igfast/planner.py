@@ -156,6 +156,13 @@ class ChunkPlan:
         n_chunks = -(-rows_left // whole)
         return unit * -(-rows_left // (unit * n_chunks))
 
+    def n_alike(self, n_rows: int, rows_left: int) -> int:
+        """How many of the chunks that come next, if nothing changes the plan, have `n_rows`, when so many are left."""
+        count = 0
+        while rows_left and self.next_rows(rows_left) == n_rows:
+            count, rows_left = count + 1, rows_left - n_rows
+        return count
+
     def is_timing(self, rows_left: int) -> bool:
         """Whether the time of a chunk matters, after which `rows_left` rows of the call come."""
         return not self._is_settled and (self._in_use is not None or self._may_try(self._candidate(), rows_left))

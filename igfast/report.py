@@ -46,6 +46,7 @@ class RunReport:
         device: where it ran.
         kernels: the instruction set of the compiled operators, or "none" where plain PyTorch was used.
         notes: what had to be done against lack of memory, in order.
+        cuda_graph: how many chunks were replayed as CUDA graphs, and why no more; empty where none were wanted.
     """
 
     n_rows: int
@@ -59,6 +60,7 @@ class RunReport:
     device: str
     kernels: str
     notes: tuple[str, ...]
+    cuda_graph: str = ""
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{count} of {rows}" for rows, count in sorted(self.chunks.items(), reverse=True))
@@ -72,6 +74,7 @@ class RunReport:
             ("lean execution", f"off: {self.lean.off_because}" if self.lean.off_because else "on"),
             *(("  swapped", f"{count} x {name}") for name, count in Counter(self.lean.swapped).most_common()),
             *(("  plain", f"{n} x {name}: {why}") for (name, why), n in Counter(self.lean.plain).most_common()),
+            *([("CUDA graph", self.cuda_graph)] if self.cuda_graph else []),
             *(("note", note) for note in self.notes),
         ]
         return "\n".join(f"{name:<16}{value}" for name, value in lines)

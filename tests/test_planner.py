@@ -288,3 +288,10 @@ def test_finishes_a_step_before_chunks_hold_whole_ones():
     first_large = next(i for i, n in enumerate(sizes) if n >= 7)
     assert sum(sizes[:first_large]) % 7 == 0
     assert all(n % 7 == 0 for n in sizes[first_large:])
+
+
+def test_chunks_alike():
+    plan = ChunkPlan.fixed(1, 100, 4, 9)  # 4 chunks of 9 and 8 of 8
+    assert [plan.n_alike(9, left) for left in (100, 91, 64)] == [4, 3, 0]
+    assert plan.n_alike(8, 64) == 8
+    assert plan.n_alike(8, 0) == 0

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from igfast import ops
-from igfast.attr._forward import ForwardFunction
+from igfast.attr._forward import CustomGradient, ForwardFunction
 from igfast.attr._inputs import Inputs, warn_if_not_finite
 from igfast.attr._state import Remembered, module_of
 from igfast.engine import Integral, Path, integrate
-from igfast.errors import ArgumentError, warn
+from igfast.errors import ArgumentError, GraphError, warn
 from igfast.lean import LeanExecution, compiled, why_not
 from igfast.memory import MemoryUse, memory_lent, parse_memory_budget
 from igfast.planner import ChunkPlan
 from igfast.quadrature import Rule
+from igfast.replay import CudaGraph, Replay, recorder_for
 from igfast.report import LeanReport, RunReport
 
 Lean = Literal["auto", True, False]
@@ -38,6 +39,7 @@ class Execution:
         lean: "auto", True or False.
         memory_budget: as the caller passed it.
         show_progress: show a progress bar over path points.
+        cuda_graph: "auto", True or False.
 
     Raises:
         ArgumentError, ArgumentTypeError: an option is not one of its values.
@@ -46,10 +48,12 @@ class Execution:
     lean: Lean = "auto"
     memory_budget: int | float | str | None = None
     show_progress: bool = False
+    cuda_graph: CudaGraph = False
 
     def __post_init__(self) -> None:
-        if self.lean not in ("auto", True, False):
-            raise ArgumentError(f'lean must be "auto", True or False; got {self.lean!r}')
+        for name in ("lean", "cuda_graph"):
+            if getattr(self, name) not in ("auto", True, False):
+                raise ArgumentError(f'{name} must be "auto", True or False; got {getattr(self, name)!r}')
         parse_memory_budget(self.memory_budget)
 
     def memory(self, device: torch.device) -> AbstractContextManager[MemoryUse]:
@@ -72,6 +76,24 @@ class Execution:
         known = _not_lean.get(forward_func, None) if self.lean == "auto" else None
         return LeanExecution(known or why_not(forward_func, module), self.lean is True, module, hooked)
 
+    def replay_for(self, evaluator: ForwardFunction) -> Replay:
+        """The CUDA graphs of one call; none where they are not wanted or cannot be.
+
+        Raises:
+            ArgumentError: they are required, and the inputs are not on a GPU.
+            GraphError: they are required, and not possible.
+        """
+        device, is_required = evaluator.inputs.device, self.cuda_graph is True
+        recorder = None if self.cuda_graph is False else recorder_for(device)
+        if recorder is None:
+            if is_required:
+                raise ArgumentError(f"cuda_graph=True needs inputs on a CUDA device; got inputs on {device}")
+            return Replay()
+        why_not = _why_no_graph(evaluator, device)
+        if why_not and is_required:
+            raise GraphError(f"cuda_graph=True, but {why_not}")
+        return Replay(recorder, is_required, why_not)
+
 
 @dataclass
 class Run:
@@ -86,6 +108,7 @@ class Run:
     evaluator: ForwardFunction
     execution: Execution
     memory: MemoryUse
+    _replay: Replay = field(default_factory=Replay, init=False)
     _began: float = field(default_factory=time.perf_counter, init=False)
     _plan: ChunkPlan | None = field(default=None, init=False)
     _integral: Integral | None = field(default=None, init=False)
@@ -151,9 +174,17 @@ class Run:
         else:
             plan = ChunkPlan.fixed(inputs.batch, n_rows, inputs.row_bytes, rows_allowed, may_change_layout, is_on_cpu)
         self._plan = plan
+        self._replay = self.execution.replay_for(self.evaluator)
         with tqdm(total=n_rows, desc="igfast", unit="row", disable=not self.execution.show_progress) as bar:
             integral = integrate(
-                paths, rule, self.evaluator, plan, self.memory, with_ends=with_ends, on_rows=bar.update
+                paths,
+                rule,
+                self.evaluator,
+                plan,
+                self.memory,
+                with_ends=with_ends,
+                on_rows=bar.update,
+                replay=self._replay,
             )
         _remembered.put(self.evaluator.forward_func, kind, plan)
         return integral
@@ -182,6 +213,7 @@ class Run:
             device=str(device),
             kernels=str(ops.build_info()["isa"]) if on_cpu else "none",
             notes=integral.notes,
+            cuda_graph=str(self._replay),
         )
 
 
@@ -216,6 +248,27 @@ def _weight_bytes(module: nn.Module | None, device: torch.device) -> int:
     weights = {weight for layer in layers for weight in layer.parameters(recurse=False)}  # some are shared
     read = (weight for weight in weights if not nn.parameter.is_lazy(weight) and weight.device == device)
     return sum(weight.numel() * weight.element_size() for weight in read)
+
+
+def _why_no_graph(evaluator: ForwardFunction, device: torch.device) -> str:
+    """What in a forward function a CUDA graph would leave out, as a sentence; empty if nothing that can be seen."""
+    module = module_of(evaluator.forward_func)
+    if isinstance(evaluator, CustomGradient):
+        return "gradient_func was replaced"
+    if nn.modules.module._has_any_global_hook():
+        return "there are hooks on all modules, which a replay does not call"
+    for part in module.modules() if module is not None else ():
+        of_part = part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks
+        if any(not _is_ours(hook) for hooks in of_part for hook in hooks.values()):
+            return f"{type(part).__name__} has hooks, which a replay does not call"
+        tensors = *part.parameters(recurse=False), *part.buffers(recurse=False)
+        if isinstance(part, nn.DataParallel) or any(tensor.device != device for tensor in tensors):
+            return f"{type(part).__name__} is on another device than the inputs, or on several"
+    return compiled(evaluator.forward_func, module)
+
+
+def _is_ours(hook: Callable[..., Any]) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith("igfast.")
 
 
 def _is_table(module: nn.Module) -> bool:

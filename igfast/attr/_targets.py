@@ -7,7 +7,7 @@ of ints picks a column for each, a list of tuples a place for each.
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ class Target:
 
     place: Place = ()
     places: Tensor | None = None
+    _places_on: dict[torch.device, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def select(self, output: Any, example: Tensor, joint: bool = False) -> Tensor:
         """The target's number of each row.
@@ -50,7 +51,7 @@ class Target:
         _check_output(output, None if joint else example.shape[0])
         if self.places is not None:
             _check_places(self.places, output)
-            index = self.places.to(output.device)[example.to(output.device)]
+            index = self._on(self.places, output.device)[example.to(output.device)]
             rows = torch.arange(output.shape[0], device=output.device)
             selected: Tensor = output[(rows, *index.unbind(dim=1))]
         else:
@@ -59,6 +60,12 @@ class Target:
         if selected.numel() != selected.shape[0]:
             raise TargetError(_not_one_number(self, output, selected))
         return selected.reshape(-1)
+
+    def _on(self, places: Tensor, device: torch.device) -> Tensor:
+        """The places on a device, copied there once: a GPU is waited for."""
+        if device not in self._places_on:
+            self._places_on[device] = places.to(device)
+        return self._places_on[device]
 
     def for_captum(self, example: Tensor) -> Place | list[Place] | None:
         """The target of some rows as Captum's own functions take it."""

@@ -19,6 +19,7 @@ from igfast.attr._targets import parse_target
 from igfast.errors import InputError
 from igfast.lean import LeanExecution
 from igfast.quadrature import quadrature_rule
+from igfast.replay import CudaGraph
 
 TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
 Baselines = Tensor | int | float | tuple[Tensor | int | float, ...] | None
@@ -53,9 +54,14 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
             model are recomputed in the backward pass, and on CUDA saved tensors go to main memory, with a warning each.
             What attributions in other threads hold counts too. CUDA itself does not enforce it yet.
         show_progress: show a progress bar over path points.
+        cuda_graph: on CUDA, whether chunks are recorded as a CUDA graph and replayed: "auto" where the GPU is seen to
+            wait for Python, many chunks are left, and the model takes it; True raises a GraphError where it does not,
+            and records without asking; False never does. What a model does in Python beside its operations happens as
+            it was recorded, and not again: a model with hooks, or a compiled one, is not recorded. A call whose inputs
+            and steps fit in one chunk has nothing to replay.
 
     Raises:
-        ArgumentError, ArgumentTypeError: `lean` or `memory_budget` is none of these.
+        ArgumentError, ArgumentTypeError: `lean`, `memory_budget` or `cuda_graph` is none of these.
 
     Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, section 3.
     """
@@ -68,9 +74,10 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
         lean: Lean = "auto",
         memory_budget: int | float | str | None = None,
         show_progress: bool = False,
+        cuda_graph: CudaGraph = False,
     ) -> None:
         super().__init__(forward_func, multiply_by_inputs)
-        self._execution = Execution(lean, memory_budget, show_progress)
+        self._execution = Execution(lean, memory_budget, show_progress, cuda_graph)
 
     @overload
     def attribute(

@@ -22,6 +22,7 @@ from igfast.errors import ArgumentError, LayerError, warn
 from igfast.memory import free_memory, is_out_of_memory
 from igfast.planner import FIRST_CHUNK_BYTES
 from igfast.quadrature import quadrature_rule
+from igfast.replay import CudaGraph
 
 _Result = TypeVar("_Result")
 _GRAD_OPTIONS = frozenset({"allow_unused", "materialize_grads"})
@@ -46,11 +47,11 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients):
         layer: a module, or a list of modules of which none gets its values from another one alone.
         device_ids: the GPUs of an `nn.DataParallel` model, if `forward_func` is not that model itself.
         multiply_by_inputs: whether to multiply the integrated gradients by the difference of the layer's values.
-        lean, memory_budget: as in `igfast.IntegratedGradients`.
+        lean, memory_budget, cuda_graph: as in `igfast.IntegratedGradients`.
         show_progress: show a progress bar over path points.
 
     Raises:
-        ArgumentError, ArgumentTypeError: `lean` or `memory_budget` is not one of its values.
+        ArgumentError, ArgumentTypeError: `lean`, `memory_budget` or `cuda_graph` is not one of its values.
 
     Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, section 3, applied to the rest of the network.
     """
@@ -65,9 +66,10 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients):
         lean: Lean = "auto",
         memory_budget: int | float | str | None = None,
         show_progress: bool = False,
+        cuda_graph: CudaGraph = False,
     ) -> None:
         super().__init__(forward_func, layer, device_ids, multiply_by_inputs)
-        self._execution = Execution(lean, memory_budget, show_progress)
+        self._execution = Execution(lean, memory_budget, show_progress, cuda_graph)
 
     @log_usage(part_of_slo=True)
     def attribute(

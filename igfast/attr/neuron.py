@@ -18,6 +18,7 @@ from igfast.attr._layers import LayerTap
 from igfast.attr._state import buffers_restored
 from igfast.attr._targets import Target
 from igfast.quadrature import quadrature_rule
+from igfast.replay import CudaGraph
 
 
 class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients):
@@ -32,11 +33,11 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients):
         layer: a module that is called once in a forward pass.
         device_ids: the GPUs of an `nn.DataParallel` model, if `forward_func` is not that model itself.
         multiply_by_inputs: whether to multiply the integrated gradients by `inputs - baselines`.
-        lean, memory_budget: as in `igfast.IntegratedGradients`.
+        lean, memory_budget, cuda_graph: as in `igfast.IntegratedGradients`.
         show_progress: show a progress bar over path points.
 
     Raises:
-        ArgumentError, ArgumentTypeError: `lean` or `memory_budget` is not one of its values.
+        ArgumentError, ArgumentTypeError: `lean`, `memory_budget` or `cuda_graph` is not one of its values.
 
     Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, section 3, applied to the network up to the neuron.
     """
@@ -51,9 +52,10 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients):
         lean: Lean = "auto",
         memory_budget: int | float | str | None = None,
         show_progress: bool = False,
+        cuda_graph: CudaGraph = False,
     ) -> None:
         super().__init__(forward_func, layer, device_ids, multiply_by_inputs)
-        self._execution = Execution(lean, memory_budget, show_progress)
+        self._execution = Execution(lean, memory_budget, show_progress, cuda_graph)
 
     @log_usage(part_of_slo=True)
     def attribute(

@@ -97,3 +97,72 @@ def test_memory_that_runs_out_halves_the_chunks():
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert relative_difference(got, wanted) <= 1e-5
+
+
+X = torch.randn(2, 3, 20, 18, dtype=torch.float64)
+
+
+def replayed(model, choice, x=X, **options):
+    explainer = igfast.IntegratedGradients(model, cuda_graph=choice)
+    options = {"target": 1, "n_steps": 40, "internal_batch_size": 2, "return_report": True, **options}
+    return explainer.attribute(x.cuda(), **options)
+
+
+@pytest.mark.parametrize("lean", [True, False])
+def test_graphs_give_the_same(lean):
+    model = network().cuda()
+    wanted, _ = replayed(model, False)
+    explainer = igfast.IntegratedGradients(model, lean=lean, cuda_graph=True)
+    for _ in range(3):
+        got, report = explainer.attribute(X.cuda(), target=1, n_steps=40, internal_batch_size=2, return_report=True)
+        assert relative_difference(got, wanted) <= 1e-12
+        assert "chunks replayed" in report.cuda_graph
+
+
+def test_graphs_on_another_stream_and_under_autocast():
+    model = network(torch.float32).cuda()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream), torch.autocast("cuda", dtype=torch.bfloat16):
+        wanted, _ = replayed(model, False, X.float())
+        got, report = replayed(model, True, X.float())
+        assert torch.cuda.current_stream() == stream
+    stream.synchronize()
+    assert "chunks replayed" in report.cuda_graph
+    assert relative_difference(got, wanted) <= 1e-2
+
+
+class Asks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.network = network()
+
+    def forward(self, x):
+        return self.network(x) * (1 if x.abs().max().item() >= 0 else 2)
+
+
+def test_a_model_that_asks_the_gpu_is_not_recorded():
+    model = Asks().cuda()
+    wanted, _ = replayed(model, False)
+    got, report = replayed(model, "auto")
+    assert relative_difference(got, wanted) <= 1e-12
+    assert "chunks replayed" not in report.cuda_graph
+    with pytest.raises(igfast.GraphError, match="the model waits for the GPU"):
+        replayed(model, True)
+    assert torch.cuda.get_sync_debug_mode() == 0
+    torch.randn(3, device="cuda")  # whose generator does not take itself to be recording
+
+
+def test_dropout_in_training_mode_does_not_repeat_itself():
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(3 * 20 * 18, 5)).double().cuda().train()
+    before = torch.cuda.get_rng_state()
+    with pytest.raises(igfast.GraphError, match="the graph gives other gradients than the model"):
+        replayed(model, True)
+    assert not torch.equal(torch.cuda.get_rng_state(), before)
+
+
+def test_targets_of_examples_are_recorded_too():
+    wanted, _ = replayed(network().cuda(), False, target=[0, 3])
+    got, report = replayed(network().cuda(), True, target=[0, 3])
+    assert relative_difference(got, wanted) <= 1e-12
+    assert "chunks replayed" in report.cuda_graph
