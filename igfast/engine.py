@@ -23,7 +23,7 @@ from igfast.memory import (
 )
 from igfast.planner import ChunkPlan
 from igfast.quadrature import Rule
-from igfast.replay import Replay, Result
+from igfast.replay import FEWEST_LEFT, Replay, Result
 
 
 class Evaluator(Protocol):
@@ -329,14 +329,14 @@ def _evaluate(loop: _Loop, rows: _Rows, example: Tensor, alpha: Tensor, chunk: s
         own = [Path(path.x, path.baseline) for path in paths]
         return evaluator.gradient(lambda: tuple(path.points(example, alpha, channels_last) for path in own), example)
 
-    may_record = not plan.is_timing(rows_left) and plan.savings == 0
+    may_record = loop.replay.recorder is not None and not plan.is_timing(rows_left) and plan.savings == 0
     n_replayed = loop.replay.n_replayed
     result = loop.replay(
         (n_rows, channels_last),
         of_chunk,
         lambda: _gradient(loop, *of_chunk),
         recorded,
-        plan.n_alike(n_rows, rows_left) if may_record else 0,
+        plan.n_alike(n_rows, rows_left, FEWEST_LEFT) if may_record else 0,
     )
     loop.n_evaluations += n_rows if loop.replay.n_replayed > n_replayed else 0
     return result

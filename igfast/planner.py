@@ -156,10 +156,10 @@ class ChunkPlan:
         n_chunks = -(-rows_left // whole)
         return unit * -(-rows_left // (unit * n_chunks))
 
-    def n_alike(self, n_rows: int, rows_left: int) -> int:
-        """How many of the chunks that come next, if nothing changes the plan, have `n_rows`, when so many are left."""
+    def n_alike(self, n_rows: int, rows_left: int, most: int) -> int:
+        """How many chunks of `n_rows` come next, up to `most`, if nothing changes the plan and `rows_left` are left."""
         count = 0
-        while rows_left and self.next_rows(rows_left) == n_rows:
+        while count < most and rows_left and self.next_rows(rows_left) == n_rows:
             count, rows_left = count + 1, rows_left - n_rows
         return count
 

@@ -29,8 +29,10 @@ Rows = tuple[Tensor, Tensor]
 Result = tuple[tuple[Tensor, ...], Tensor | None]
 """Gradients and values of a chunk's rows: see `igfast.engine.Evaluator`."""
 
+FEWEST_LEFT = 8
+"""Chunks to come for "auto" to record one: watching, recording and comparing take about as long as three."""
+
 _IDLE_CHUNKS = 2  # in a row, after which the GPU is taken to wait for Python
-_FEWEST_LEFT = 8  # chunks for "auto" to record one: watching, recording and comparing take about as long as three
 _FEWEST_REQUIRED = 2  # chunks after the recorded one: to compare, and to replay
 _ASKED = "called a synchronizing CUDA operation"  # how PyTorch's warnings say it
 _WATCHING = "Synchronization debug mode is a prototype"  # what it says about those
@@ -90,7 +92,7 @@ class Replay:
             rows: the chunk's.
             evaluate: evaluates them as without graphs.
             recorded: evaluates other rows, to be recorded.
-            n_left: how many chunks of this kind may come after this one; 0 where it may not be recorded.
+            n_left: how many chunks of this kind come next, up to `FEWEST_LEFT`; 0 where this one may not be recorded.
 
         Raises:
             GraphError: graphs are required, and the model cannot be recorded.
@@ -129,7 +131,7 @@ class Replay:
         """Whether the next chunk is recorded; the first of its kind may do what the others need not do again."""
         if self.required:
             return n_left >= _FEWEST_REQUIRED and self._n_seen > 1
-        return n_left >= _FEWEST_LEFT and self._n_idle >= _IDLE_CHUNKS
+        return n_left >= FEWEST_LEFT and self._n_idle >= _IDLE_CHUNKS
 
     def _compared(
         self, graph: Callable[[Tensor, Tensor], Result], rows: Rows, evaluate: Callable[[], Result]

@@ -292,6 +292,7 @@ def test_finishes_a_step_before_chunks_hold_whole_ones():
 
 def test_chunks_alike():
     plan = ChunkPlan.fixed(1, 100, 4, 9)  # 4 chunks of 9 and 8 of 8
-    assert [plan.n_alike(9, left) for left in (100, 91, 64)] == [4, 3, 0]
-    assert plan.n_alike(8, 64) == 8
-    assert plan.n_alike(8, 0) == 0
+    assert [plan.n_alike(9, left, 100) for left in (100, 91, 64)] == [4, 3, 0]
+    assert plan.n_alike(8, 64, 100) == 8
+    assert plan.n_alike(8, 64, 5) == 5
+    assert plan.n_alike(8, 0, 100) == 0
