@@ -20,8 +20,8 @@ def waited(monkeypatch):
 
 
 def test_a_device_is_waited_for_while_chunks_are_timed(waited):
-    x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
-    explainer = igfast.IntegratedGradients(models.convnet())
+    x = torch.randn(1, 3, 8, 8)
+    explainer = igfast.IntegratedGradients(models.convnet().float())
     _, report = explainer.attribute(x, target=1, n_steps=64, internal_batch_size=1, return_report=True)
     assert report.chunks == {1: 64}
     assert waited == [CPU] * len(waited)

@@ -109,13 +109,29 @@ def test_without_a_delta_nothing_more_is_evaluated():
     assert sum(rows) == 15
 
 
-def test_never_more_rows_than_internal_batch_size():
-    network, rows = models.convnet(), []
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_never_more_rows_than_internal_batch_size(dtype):
+    network, rows = models.convnet().to(dtype), []
     explainer = igfast.IntegratedGradients(lambda x: rows.append(x.shape[0]) or network(x))
-    x = torch.randn(5, 3, 8, 8, dtype=torch.float64)
+    x = torch.randn(5, 3, 8, 8, dtype=dtype)
     explainer.attribute(x, target=0, n_steps=4, internal_batch_size=3, return_convergence_delta=True)
+    compared = {torch.float32: 2, torch.float64: 0}[dtype]  # one row in both layouts, where another is a choice
     assert max(rows) == 3
-    assert sum(rows) == 5 * 4 + 5 * 2 + 2  # the path, its ends, and one row in both layouts, which are compared
+    assert sum(rows) == 5 * 4 + 5 * 2 + compared
+
+
+def test_a_flat_baseline_in_float64():
+    """All windows of a max pool over it tie, as long as all of its cells are computed alike."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 7, 2, 3), torch.nn.MaxPool2d(3, 2, 1), torch.nn.Flatten())
+    network = network.double().eval()
+    image, baseline = (torch.rand(1, 3, 64, 64, dtype=torch.float64) for _ in range(2))
+    baseline.fill_(-0.3)
+    wanted = naive_integrated_gradients(lambda x: network(x).square().sum(1), (image,), (baseline,), 4, "trapezoid")[0]
+    got = igfast.IntegratedGradients(lambda x: network(x).square().sum(1)).attribute(
+        image, baseline, n_steps=4, method="trapezoid"
+    )
+    assert relative_difference(got, wanted) <= 1e-12
 
 
 @pytest.mark.parametrize("multiply_by_inputs", [True, False])

@@ -109,13 +109,16 @@ def test_layouts(change, baseline):
     assert relative_difference(got, wanted[0]) <= 1e-12
 
 
+FLOAT32 = 1e-5  # relative; channels-last path points are a choice up to float32
+
+
 class Views(nn.Module):
     """Flattens by `view`, which refuses channels-last path points."""
 
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.linear = nn.Linear(3 * 64, 4).double()
+        self.linear = nn.Linear(3 * 64, 4)
         self.layouts = []
 
     def forward(self, x):
@@ -124,10 +127,10 @@ class Views(nn.Module):
 
 
 def test_model_that_views_its_input_keeps_its_layout():
-    network, x = Views(), torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    network, x = Views(), torch.randn(1, 3, 8, 8)
     got = igfast.IntegratedGradients(network).attribute(x, target=0, n_steps=12, internal_batch_size=1)
     wanted = naive_integrated_gradients(lambda x: network(x)[:, 0], (x,), (x * 0,), 12)
-    assert relative_difference(got, wanted[0]) <= 1e-12
+    assert relative_difference(got, wanted[0]) <= FLOAT32
     assert network.layouts.count(False) == 2  # a corner and the whole, to compare layouts
 
 
@@ -140,19 +143,19 @@ class ViewsWithGradient(Views):
 
 @pytest.mark.parametrize("lean", ["auto", True, False])
 def test_model_that_views_its_input_after_the_comparison_of_layouts(lean):
-    network, x = ViewsWithGradient(), torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    network, x = ViewsWithGradient(), torch.randn(1, 3, 8, 8)
     explainer = igfast.IntegratedGradients(network, lean=lean)
     got = explainer.attribute(x, target=0, n_steps=12, internal_batch_size=1)
     wanted = naive_integrated_gradients(lambda x: network(x)[:, 0], (x,), (x * 0,), 12)
-    assert relative_difference(got, wanted[0]) <= 1e-12
+    assert relative_difference(got, wanted[0]) <= FLOAT32
 
 
 def test_model_that_views_its_input_and_the_ends():
-    network, x = Views(), torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    network, x = Views(), torch.randn(4, 3, 8, 8)
     explainer = igfast.IntegratedGradients(network)
     got, delta = explainer.attribute(x, target=0, n_steps=3, internal_batch_size=4, return_convergence_delta=True)
     wanted = naive_integrated_gradients(lambda x: network(x)[:, 0], (x,), (x * 0,), 3)
-    assert relative_difference(got, wanted[0]) <= 1e-12
+    assert relative_difference(got, wanted[0]) <= FLOAT32
     assert delta.shape == (4,)
 
 
@@ -169,11 +172,11 @@ def reads_by_strides(x):
 
 @pytest.mark.parametrize("forward", [checks_layout, reads_by_strides])
 def test_models_that_rely_on_the_callers_layout(forward):
-    x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    x = torch.randn(1, 3, 8, 8)
     for _ in range(2):  # the second call uses what the first one remembered
         got = igfast.IntegratedGradients(forward).attribute(x, n_steps=12, internal_batch_size=1)
         wanted = naive_integrated_gradients(forward, (x,), (x * 0,), 12)
-        assert relative_difference(got, wanted[0]) <= 1e-12
+        assert relative_difference(got, wanted[0]) <= FLOAT32
 
 
 def test_one_dimensional_input():

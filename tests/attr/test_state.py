@@ -221,7 +221,7 @@ def test_a_call_that_is_interrupted_leaves_the_model_alone():
 def test_the_choice_of_chunks_is_remembered_for_the_model_and_forgotten_with_it():
     from igfast.attr._integration import _remembered
 
-    network, x = models.convnet(), torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    network, x = models.convnet().float(), torch.randn(1, 3, 8, 8)
     passes = []
     network.register_forward_pre_hook(lambda module, args: passes.append(args[0].shape[0]))
     explainer = igfast.IntegratedGradients(network)
@@ -230,7 +230,7 @@ def test_the_choice_of_chunks_is_remembered_for_the_model_and_forgotten_with_it(
     passes.clear()
     second = igfast.IntegratedGradients(network).attribute(x, target=0, n_steps=20, internal_batch_size=2)
     assert passes == [2] * 10
-    assert relative_difference(second, first) <= 1e-12
+    assert relative_difference(second, first) <= 1e-6
     assert network in _remembered._values
     before = len(_remembered._values)
     del network, explainer
@@ -251,9 +251,9 @@ def test_the_choice_of_chunks_is_remembered_for_the_model_and_forgotten_with_it(
     ],
 )
 def test_a_model_that_cuts_images_into_patches_sees_one_layout(kind, width, stride, layouts):
-    network, seen = torch.nn.Sequential(kind(3, 5, width, stride), torch.nn.Flatten(2)).double(), set()
+    network, seen = torch.nn.Sequential(kind(3, 5, width, stride), torch.nn.Flatten(2)), set()
     network.register_forward_pre_hook(lambda module, args: seen.add(args[0].stride()))
-    x = torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    x = torch.randn(1, 3, 16, 16)
     igfast.IntegratedGradients(lambda x: network(x)).attribute(x, target=(0, 0), n_steps=20)
     assert len(seen) == 2  # of a function nothing is known
     seen.clear()
@@ -262,16 +262,16 @@ def test_a_model_that_cuts_images_into_patches_sees_one_layout(kind, width, stri
 
 
 def test_a_stride_that_was_set_later_is_a_number():
-    network = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 4), torch.nn.Flatten(2)).double()
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 4), torch.nn.Flatten(2))
     network[0].stride = 4
-    x = torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    x = torch.randn(1, 3, 16, 16)
     igfast.IntegratedGradients(network).attribute(x, target=(0, 0), n_steps=20)
 
 
 def test_a_compiled_model_sees_one_layout():
-    network, shapes = models.convnet(), []
+    network, shapes = models.convnet().float(), []
     handle = network.register_forward_pre_hook(lambda module, args: shapes.append((args[0].shape[0], args[0].stride())))
-    x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    x = torch.randn(1, 3, 8, 8)
     igfast.IntegratedGradients(torch.compile(network, backend="eager")).attribute(x, target=0, n_steps=20)
     handle.remove()
     assert {stride for _, stride in shapes} == {x.stride()}
