@@ -24,24 +24,37 @@
 #include "tensors.h"
 
 namespace igfast::lean {
+
+void NormNode::save_norm(const Tensor& variance, const optional<Tensor>& weight, double eps) {
+  has_norm_ = true;
+  has_weight_ = weight.has_value();
+  first_ = saved.size();
+  eps_ = eps;
+  save(variance);
+  if (has_weight_) save(*weight);
+}
+
+Tensor NormNode::scale(int64_t dim, int64_t n_dims) const {
+  Tensor scale = at::rsqrt(unpack(first_) + eps_);
+  if (has_weight_) scale.mul_(unpack(first_ + 1));
+  at::DimVector shape(n_dims, 1);
+  shape[dim] = -1;
+  return scale.view(shape);
+}
+
+Tensor NormNode::scaled(Tensor grad) const {
+  const Tensor factor = scale(1, grad.dim());
+  return is_ours(grad) ? grad.mul_(factor) : grad.mul(factor);
+}
+
 namespace {
 
-struct BatchNormBackward final : Node {
-  double eps;
-
-  BatchNormBackward(const Tensor& variance, const optional<Tensor>& weight, double eps) : eps(eps) {
-    save(variance);
-    if (weight.has_value()) save(*weight);
+struct BatchNormBackward final : NormNode {
+  BatchNormBackward(const Tensor& variance, const optional<Tensor>& weight, double eps) {
+    save_norm(variance, weight, eps);
   }
 
-  Tensor input_gradient(Tensor grad) override {
-    Tensor scale = at::rsqrt(unpack(0) + eps);
-    if (saved.size() > 1) scale.mul_(unpack(1));
-    at::DimVector shape(grad.dim(), 1);
-    shape[1] = -1;
-    scale = scale.view(shape);
-    return is_ours(grad) ? grad.mul_(scale) : grad.mul(scale);
-  }
+  Tensor input_gradient(Tensor grad) override { return scaled(std::move(grad)); }
 };
 
 // The constants of a batch norm, or of some of its channels.
@@ -308,9 +321,17 @@ Tensor batch_norm(const Tensor& input, const optional<Tensor>& weight, const opt
 Tensor& batch_norm_(Tensor& x, const optional<Tensor>& weight, const optional<Tensor>& bias, const Tensor& mean,
                     const Tensor& variance, double eps) {
   TORCH_CHECK_VALUE(x.dim() >= 2, "igfast::lean_batch_norm_: x must be (batch, channels, *sizes), got ", x.sizes());
-  return run_in_place(
-      x, [&] { normalise(x, {weight, bias, mean, variance, eps}); },
-      [&] { return make_node<BatchNormBackward>(variance, weight, eps); }, weight, bias);
+  const Norm norm{weight, bias, mean, variance, eps};
+  const auto forward = [&] { normalise(x, norm); };
+  auto* convolution = own_node<NormNode>(x);
+  if (convolution == nullptr || !convolution->takes_in(norm.variance, norm.weight)) {
+    return run_in_place(x, forward, [&] { return make_node<BatchNormBackward>(variance, weight, eps); }, weight, bias);
+  }
+  if (overwrite_below_autograd(x, forward)) {
+    convolution->save_norm(variance, weight, eps);
+    for (auto& edge : torch::autograd::collect_next_edges(weight, bias)) convolution->add_next_edge(std::move(edge));
+  }
+  return x;
 }
 
 }  // namespace

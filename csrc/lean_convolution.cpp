@@ -1,4 +1,6 @@
-// Lean execution of convolutions: PyTorch's forward pass, and a gradient that keeps the weight alone.
+// Lean execution of convolutions: PyTorch's forward pass, and a gradient that keeps the weight alone. A batch norm that
+// overwrites a convolution's result becomes part of its node: its scale goes to the weight, which is mostly smaller
+// than the gradient.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <ATen/ceil_div.h>
@@ -13,7 +15,7 @@
 namespace igfast::lean {
 namespace {
 
-struct ConvolutionBackward final : Node {
+struct ConvolutionBackward final : NormNode {
   Shape input;
   at::DimVector stride, padding, dilation, output_padding;
   bool transposed;
@@ -29,6 +31,12 @@ struct ConvolutionBackward final : Node {
         transposed(transposed),
         groups(groups) {
     save(weight);
+  }
+
+  bool takes_in(const Tensor& variance, const optional<Tensor>& scale) const override {
+    const auto dtype = input.options.dtype();
+    return !has_norm() && !transposed && (dtype == at::kFloat || dtype == at::kDouble) && variance.dtype() == dtype &&
+           (!scale.has_value() || scale->dtype() == dtype);
   }
 
   bool is_plain(const Tensor& grad, const Tensor& weight) const {
@@ -263,7 +271,12 @@ struct ConvolutionBackward final : Node {
   }
 
   Tensor input_gradient(Tensor grad) override {
-    const Tensor weight = unpack(0);
+    Tensor weight = unpack(0);
+    if (has_norm() && weight.numel() < grad.numel()) {
+      weight = weight.mul(scale(0, weight.dim()));
+    } else if (has_norm()) {
+      grad = scaled(std::move(grad));
+    }
     if (is_product(grad, weight)) return gradient_by_product(grad, weight);
     if (is_by_windows(grad, weight)) return gradient_by_windows(grad, weight);
     if (is_by_tiles(grad, weight)) {

@@ -1,13 +1,17 @@
 """Batch norm that overwrites its input, against PyTorch's: bit for bit, in every layout."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from igfast.ops._load import kernels_loaded
 
 assert kernels_loaded()
+from igfast.lean._mode import LeanMode  # noqa: E402
 
 # Up to 512 KiB PyTorch's result is copied over the input; above it is overwritten, also where its channels are odd.
 LAYOUTS = {
@@ -131,3 +135,96 @@ def test_batch_norm_in_place_is_differentiable():
     assert torch.allclose(got, wanted, rtol=1e-5)
     with pytest.raises(RuntimeError, match="leaf Variable that requires grad"):
         torch.ops.igfast.lean_batch_norm_(x, weight, None, mean, variance, 1e-5)
+
+
+# Function, shapes of input and weight, options; gradients that are larger than the weight, and smaller ones.
+CONVOLUTIONS = [
+    (F.conv2d, (2, 3, 40, 40), (64, 3, 3, 3), {"padding": 1}),
+    (F.conv2d, (1, 64, 5, 5), (64, 64, 3, 3), {"padding": 1}),
+    (F.conv2d, (2, 64, 40, 40), (64, 64, 3, 3), {"padding": 1}),
+    (F.conv2d, (1, 64, 32, 32), (32, 64, 1, 1), {"stride": 2}),
+    (F.conv2d, (1, 256, 8, 8), (8, 256, 1, 1), {}),
+    (F.conv2d, (2, 8, 20, 20), (8, 1, 3, 3), {"groups": 8}),
+    (F.conv1d, (2, 4, 300), (6, 2, 5), {"groups": 2}),
+    (F.conv3d, (1, 3, 6, 12, 12), (16, 3, 2, 3, 3), {}),
+]
+
+
+def constants_of(n):
+    """Weight, bias, mean and variance."""
+    weight, bias, mean, variance = (torch.rand(n, dtype=torch.float64) + 0.5 for _ in range(4))
+    return nn.Parameter(weight), nn.Parameter(bias), mean, variance
+
+
+def batch_norm(x, constants):
+    weight, bias, mean, variance = constants
+    return F.batch_norm(x, mean, variance, weight, bias)
+
+
+def batch_norm_(x, constants):
+    return torch.ops.igfast.lean_batch_norm_(x, *constants, 1e-5)
+
+
+@pytest.mark.parametrize(("convolution", "shape", "kernel", "options"), CONVOLUTIONS)
+def test_a_convolution_takes_in_the_batch_norm_of_its_result(convolution, shape, kernel, options):
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=torch.float64)
+    x = (x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x).requires_grad_()
+    weight, constants = nn.Parameter(torch.randn(kernel, dtype=torch.float64)), constants_of(kernel[0])
+    with LeanMode():
+        y = batch_norm_(convolution(x, weight, None, **options), constants)
+    assert y.grad_fn.name().endswith("ConvolutionBackward")
+    wanted = batch_norm(convolution(x, weight, None, **options), constants)
+    assert torch.equal(y, wanted)
+    factor = torch.randn_like(y)
+    (grad,) = torch.autograd.grad((y * factor).sum(), x, retain_graph=True)
+    (wanted_grad,) = torch.autograd.grad((wanted * factor).sum(), x)
+    torch.testing.assert_close(grad, wanted_grad, rtol=1e-12, atol=1e-12)
+    for constant in (weight, *constants[:2]):
+        with pytest.raises(NotImplementedError, match="keeps nothing for the gradient of a weight"):
+            torch.autograd.grad(y.sum(), constant, retain_graph=True)
+
+
+def test_a_convolution_takes_in_one_batch_norm():
+    x = torch.randn(2, 2, 9, 9, dtype=torch.float64, requires_grad=True)
+    weight, constants = torch.randn(4, 2, 3, 3, dtype=torch.float64), constants_of(4)
+    with LeanMode():
+        y = batch_norm_(batch_norm_(F.conv2d(x, weight), constants), constants)
+    assert y.grad_fn.name().endswith("BatchNormBackward")
+    wanted = batch_norm(batch_norm(F.conv2d(x, weight), constants), constants)
+    (grad,) = torch.autograd.grad(y.square().sum(), x)
+    (wanted_grad,) = torch.autograd.grad(wanted.square().sum(), x)
+    torch.testing.assert_close(grad, wanted_grad, rtol=1e-12, atol=1e-12)
+
+
+KNOWN = {
+    "a hook on the result": lambda y, seen: y.register_hook(seen.append),
+    "a result that retains its gradient": lambda y, seen: y.retain_grad(),
+    "a hook on the node": lambda y, seen: y.grad_fn.register_hook(lambda grads, outputs: seen.extend(outputs)),
+    "a hook before the node": lambda y, seen: y.grad_fn.register_prehook(lambda grads: seen.extend(grads)),
+    "a node that is kept": lambda y, seen: seen.append(y.grad_fn),
+    "a result that is read elsewhere": lambda y, seen: seen.append(y + 1),
+}
+
+
+@pytest.mark.parametrize("how", KNOWN)
+def test_a_convolution_that_somebody_knows_of_takes_nothing_in(how):
+    torch.manual_seed(0)
+    x = torch.randn(2, 2, 9, 9, dtype=torch.float64, requires_grad=True)
+    weight, constants = torch.randn(4, 2, 3, 3, dtype=torch.float64), constants_of(4)
+
+    def evaluate(mode, norm):
+        seen = []
+        with mode:
+            y = F.conv2d(x, weight)
+        KNOWN[how](y, seen)
+        y = norm(y, constants)
+        elsewhere, n = sum(part.sum() for part in seen if isinstance(part, torch.Tensor)), len(seen)
+        (grad,) = torch.autograd.grad(y.square().sum() + elsewhere, x)
+        return grad, seen[n:], y.grad_fn.name()
+
+    grad, seen, name = evaluate(LeanMode(), batch_norm_)
+    wanted_grad, wanted_seen, _ = evaluate(nullcontext(), batch_norm)
+    assert name.endswith("BatchNormBackward")
+    torch.testing.assert_close(grad, wanted_grad, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(seen, wanted_seen, rtol=1e-12, atol=1e-12)
