@@ -2,7 +2,7 @@
 # make test        sets up and runs the tests
 # make check       format, lint, types
 # make cuda-check  compiles, links and loads the CUDA kernels, where there is nvcc; needs no GPU
-# make gpu-test    the tests that need a GPU, with the python in the path and the igfast that is built for it
+# make gpu-test    the tests that need a GPU, with PYTHON and the igfast that is built for it
 # make gpu-sanitize  those of the kernels under compute-sanitizer
 # make gpu-bench   writes benchmarks/results/<name of the GPU>.jsonl
 # make bench       writes benchmarks/results/*.jsonl
@@ -51,20 +51,24 @@ check: setup
 	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
 
 cuda-check: setup
-	IGFAST_CUDA=check TORCH_CUDA_ARCH_LIST="8.0 9.0" $(BIN)/python setup.py --quiet build_ext \
+	IGFAST_CUDA=check IGFAST_WERROR=1 TORCH_CUDA_ARCH_LIST="8.0 9.0" $(BIN)/python setup.py --quiet build_ext \
 		--build-lib build/cuda-check --build-temp build/cuda-check
 	$(BIN)/python -m tests.cuda.load_build build/cuda-check
 
-gpu-test: export IGFAST_REQUIRE_KERNELS := 1
+gpu-test gpu-sanitize gpu-bench: export IGFAST_REQUIRE_KERNELS := 1
+gpu-test gpu-sanitize: export IGFAST_REQUIRE_GPU := 1
 gpu-test:
-	python -m pytest tests/gpu tests/cuda
+	$(PYTHON) -m pytest tests/gpu tests/cuda
 
+# Blocks of PyTorch's allocator lie in larger ones, whose ends the sanitizer does not know.
+gpu-sanitize: export PYTORCH_NO_CUDA_MEMORY_CACHING := 1
+gpu-sanitize: SANITIZED := $(PYTHON) -m pytest tests/gpu/test_ops.py -m "gpu and not large"
 gpu-sanitize:
-	compute-sanitizer --tool memcheck python -m pytest tests/gpu/test_ops.py -m "gpu and not large"
-	compute-sanitizer --tool racecheck python -m pytest tests/gpu/test_ops.py -m "gpu and not large"
+	compute-sanitizer --tool memcheck --error-exitcode 1 --report-api-errors no $(SANITIZED)
+	compute-sanitizer --tool racecheck --error-exitcode 1 $(SANITIZED)
 
 gpu-bench:
-	IGFAST_REQUIRE_KERNELS=1 python -m benchmarks.bench_gpu
+	$(PYTHON) -m benchmarks.bench_gpu
 
 format: setup
 	$(BIN)/ruff format .

@@ -10,6 +10,7 @@ import argparse
 import subprocess
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import captum.attr
@@ -168,15 +169,17 @@ def largest_side(fits: Callable[[int], bool], first: int) -> int:
 def measure_largest_image(device: torch.device, first: int = 1024) -> list[dict[str, Any]]:
     """The largest square image that a ResNet-50 is attributed on, by Captum one row at a time and by igfast."""
     network = cases.resnet50(SIDE_UNIT)[0].to(device)
+    reasons: list[str] = []
 
     def fits(library: Any, options: dict[str, int], side: int) -> bool:
         free_memory(device)
         try:
             image = torch.randn(1, 3, side, side, device=device)
             library.IntegratedGradients(network).attribute(image, target=3, n_steps=2, **options)
-        except Exception as error:
-            if not is_out_of_memory(error):
+        except Exception as error:  # beyond 2^31 elements of a tensor, libraries refuse in ways of their own
+            if side <= first and not is_out_of_memory(error):
                 raise
+            reasons.append(f"{side}: {type(error).__name__}: {error}".splitlines()[0])
             return False
         return True
 
@@ -185,9 +188,11 @@ def measure_largest_image(device: torch.device, first: int = 1024) -> list[dict[
         ("captum, internal_batch_size=1", captum.attr, {"internal_batch_size": 1}),
         ("igfast", igfast, {}),
     ):
+        reasons.clear()
         side = largest_side(partial(fits, library, options), first)
-        print(f"largest image on ResNet-50: {provider:<32} {side} x {side}", flush=True)
-        records.append({"case": "largest image on ResNet-50, float32", "provider": provider, "side": side})
+        print(f"largest image on ResNet-50: {provider:<32} {side} x {side} ({reasons[-1]})", flush=True)
+        record = {"case": "largest image on ResNet-50, float32", "provider": provider, "side": side}
+        records.append({**record, "larger_ones": list(reasons)})
     return records
 
 
@@ -206,25 +211,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", nargs="+", choices=("operators", "networks", "image"))
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--out", type=Path, default=harness.RESULTS, help="the folder of the records")
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     if not torch.cuda.is_available():
         parser.error("needs an NVIDIA GPU and a CUDA build of torch")
     device = torch.device("cuda", torch.cuda.current_device())
     if not kernels_for(device):
         parser.error("needs igfast's CUDA kernels (IGFAST_CUDA=1)")
-    parts = options.parts or ("operators", "networks", "image")
-    records: list[dict[str, Any]] = []
-    if "operators" in parts:
-        for dtype in (torch.float32, torch.float16):
-            records += measure_operators(device, OPERATOR_MB, dtype)
-    if "networks" in parts:
-        for name in options.networks:
-            records += measure_network(device, name, N_STEPS)
-    if "image" in parts:
-        records += measure_largest_image(device)
+    parts: dict[str, list[Callable[[], list[dict[str, Any]]]]] = {
+        "operators": [partial(measure_operators, device, OPERATOR_MB, t) for t in (torch.float32, torch.float16)],
+        "networks": [partial(measure_network, device, name, N_STEPS) for name in options.networks],
+        "image": [partial(measure_largest_image, device)],
+    }
     where = gpu_origin(device)
     name = where["gpu"].replace(" ", "-").replace("/", "-")
-    print(harness.write(name, [{"benchmark": "gpu", **record, **where} for record in records]))
+    for measure in (measure for part in options.parts or parts for measure in parts[part]):
+        records = [{"benchmark": "gpu", **record, **where} for record in measure()]
+        print(harness.update(name, records, options.out), flush=True)
 
 
 if __name__ == "__main__":

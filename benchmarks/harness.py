@@ -37,9 +37,20 @@ def _processor() -> str:
     return platform.machine()
 
 
+def _commit() -> str:
+    """The commit that is measured; "unknown" where the folder has no history, as a copy on another machine."""
+    try:
+        commit = _run("git", "rev-parse", "--short", "HEAD")
+        changed = _run(
+            "git", "status", "--porcelain", "--untracked-files=no", "--", "igfast", "csrc", "benchmarks/*.py"
+        )
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        return "unknown"
+    return commit + ("+changes" if changed else "")
+
+
 def origin() -> dict[str, Any]:
     """Where a record comes from: machine, versions and commit."""
-    changed = _run("git", "status", "--porcelain", "--untracked-files=no", "--", "igfast", "csrc", "benchmarks/*.py")
     return {
         "machine": {
             "processor": _processor(),
@@ -54,7 +65,7 @@ def origin() -> dict[str, Any]:
             "python": platform.python_version(),
         },
         "kernels": build_info(),
-        "commit": _run("git", "rev-parse", "--short", "HEAD") + ("+changes" if changed else ""),
+        "commit": _commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
 
@@ -131,13 +142,20 @@ def in_own_process(module: str, *arguments: str) -> dict[str, Any]:
     return output
 
 
-def write(name: str, records: Sequence[Mapping[str, Any]]) -> Path:
-    """Replaces results/<name>.jsonl; every record carries its origin, one that was read from a file its own."""
-    path, where = RESULTS / f"{name}.jsonl", origin()
+def write(name: str, records: Sequence[Mapping[str, Any]], folder: Path = RESULTS) -> Path:
+    """Replaces <name>.jsonl; every record carries its origin, one that was read from a file its own."""
+    path, where = folder / f"{name}.jsonl", origin()
     path.write_text("".join(json.dumps({**where, **record}) + "\n" for record in records))
     return path
 
 
-def read(name: str) -> list[dict[str, Any]]:
-    """The records of results/<name>.jsonl."""
-    return [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text().splitlines()]
+def update(name: str, records: Sequence[Mapping[str, Any]], folder: Path = RESULTS) -> Path:
+    """Writes records beside those of <name>.jsonl, or in the place of those of the same cases."""
+    cases = {record["case"] for record in records}
+    others = read(name, folder) if (folder / f"{name}.jsonl").exists() else []
+    return write(name, [record for record in others if record["case"] not in cases] + list(records), folder)
+
+
+def read(name: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """The records of <name>.jsonl."""
+    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]

@@ -123,9 +123,10 @@ struct AffineArgs {
 
 // In which order a batch norm in eval mode computes.
 enum class NormForm : int32_t {
-  kScaleShift,    // x * scale + shift
-  kCentredFirst,  // ((x - mean) * inverse deviation) * weight + bias
-  kWeightFirst,   // (weight * (x - mean)) * inverse deviation + bias
+  kScaleShift,     // x * scale + shift
+  kCentredScaled,  // (x - mean) * scale + bias
+  kCentredFirst,   // ((x - mean) * inverse deviation) * weight + bias
+  kWeightFirst,    // (weight * (x - mean)) * inverse deviation + bias
 };
 
 // CUDA: x = the batch norm of x, in place.
@@ -137,7 +138,8 @@ struct NormArgs {
   int64_t n_positions;  // of a channel
   int64_t n_elements;
   void* x;
-  const void* constants;  // scale, shift; or mean, inverse deviation, weight, bias; [n_channels] each; float, or double
+  // scale, shift; mean, scale, bias; or mean, inverse deviation, weight, bias; [n_channels] each; float, or double
+  const void* constants;
 };
 
 constexpr int kMostCells = 256;  // of a pooling window, so that a byte can number them

@@ -74,12 +74,15 @@ struct Node : torch::autograd::Node {
     for (auto& variable : saved) variable.reset_data();
   }
 
+  // Whether another node ever had this one as its next, which forbids edges that come later.
+  bool had_parent() const { return has_parent_; }
+
   void save(const Tensor& tensor) { saved.emplace_back(tensor, /*is_output=*/false); }
   Tensor unpack(size_t index) const { return saved[index].unpack(); }
 };
 
-// A node whose gradient begins with that of a batch norm in eval mode: a batch norm's own, or one of a convolution that
-// took the batch norm of its result in.
+// A node whose gradient may begin with that of a batch norm in eval mode: a batch norm's own, or a convolution's, which
+// can take in a batch norm that overwrites its result.
 struct NormNode : Node {
   // Whether it can take in a batch norm of these constants, which then overwrites its result.
   virtual bool takes_in(const Tensor& /*variance*/, const optional<Tensor>& /*weight*/) const { return false; }
@@ -151,20 +154,23 @@ bool overwrite_below_autograd(Tensor& x, const Forward& forward) {
 // As `run`, for a forward function that overwrites the input.
 template <typename Forward, typename MakeNode, typename... Constants>
 Tensor& run_in_place(Tensor& x, const Forward& forward, const MakeNode& node_of, const Constants&... constants) {
+  torch::autograd::edge_list edges;
+  if (torch::autograd::compute_requires_grad(x)) edges = torch::autograd::collect_next_edges(x, constants...);
   if (overwrite_below_autograd(x, forward)) {
     auto node = node_of();
-    node->set_next_edges(torch::autograd::collect_next_edges(x, constants...));
+    node->set_next_edges(std::move(edges));
     torch::autograd::rebase_history(x, node);
   }
   return x;
 }
 
-// The node of x, if it is of this kind and nobody else knows of it: it may take in what x is overwritten with.
+// The node of x, if it is of this kind and no tensor, node or hook but x has to do with it, or ever had: it may take in
+// what x is overwritten with.
 template <typename N>
 N* own_node(const Tensor& x) {
   const auto& function = x.grad_fn();
   auto* node = dynamic_cast<N*>(function.get());
-  if (node == nullptr || function.use_count() != 1 || x.is_view()) return nullptr;
+  if (node == nullptr || node->had_parent() || function.use_count() != 1 || x.is_view()) return nullptr;
   const bool has_hooks = !node->tensor_pre_hooks().empty() || !node->retains_grad_hooks().empty() ||
                          !node->pre_hooks().empty() || !node->post_hooks().empty();
   return has_hooks ? nullptr : node;

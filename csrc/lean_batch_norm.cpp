@@ -26,12 +26,13 @@
 namespace igfast::lean {
 
 void NormNode::save_norm(const Tensor& variance, const optional<Tensor>& weight, double eps) {
+  const size_t first = saved.size();
+  save(variance);
+  if (weight.has_value()) save(*weight);
   has_norm_ = true;
   has_weight_ = weight.has_value();
-  first_ = saved.size();
+  first_ = first;
   eps_ = eps;
-  save(variance);
-  if (has_weight_) save(*weight);
 }
 
 Tensor NormNode::scale(int64_t dim, int64_t n_dims) const {
@@ -207,9 +208,12 @@ Tensor constants_of(const Norm& norm, Formula formula, at::ScalarType math) {
   const Tensor mean = norm.mean.to(math), variance = norm.variance.to(math) + norm.eps;
   const Tensor inverse = formula.by_rsqrt ? at::rsqrt(variance) : at::reciprocal(at::sqrt(variance));
   const Tensor weight = in_math(norm.weight, 1), bias = in_math(norm.bias, 0);
-  if (formula.form != NormForm::kScaleShift) return at::stack({mean, inverse, weight, bias});
   const Tensor scale = weight * inverse;
-  return at::stack({scale, bias - mean * scale});
+  switch (formula.form) {
+    case NormForm::kScaleShift: return at::stack({scale, bias - mean * scale});
+    case NormForm::kCentredScaled: return at::stack({mean, scale, bias});
+    default: return at::stack({mean, inverse, weight, bias});
+  }
 }
 
 void overwrite_on_cuda(Tensor& x, const Norm& norm, Formula formula) {
@@ -244,7 +248,9 @@ std::pair<Tensor, Norm> example_like(const Tensor& x, const Norm& norm, int64_t 
 
 // By examples.
 Formula found_formula(const Tensor& x, const Norm& norm) {
-  for (const auto form : {NormForm::kCentredFirst, NormForm::kWeightFirst, NormForm::kScaleShift}) {
+  constexpr NormForm kForms[] = {NormForm::kCentredFirst, NormForm::kWeightFirst, NormForm::kCentredScaled,
+                                 NormForm::kScaleShift};
+  for (const auto form : kForms) {
     for (const bool by_rsqrt : {true, false}) {
       const Formula formula{true, form, by_rsqrt};
       bool is_this = true;

@@ -142,9 +142,11 @@ struct MaxPoolBackward final : Node {
   Tensor input_gradient(Tensor grad) override {
     if (grad.is_cpu()) return max_pool_grad(window, input, format, grad, unpack(0));
     const auto& backward =
-        window.kernel.size() == 2 ? at::max_pool2d_with_indices_backward : at::max_pool3d_with_indices_backward;
-    return backward(grad, input.placeholder(), window.kernel, window.stride, window.padding, window.dilation,
-                    window.ceil_mode, positions_of(window, input.sizes, unpack(0)));
+        window.kernel.size() == 2 ? at::max_pool2d_with_indices_backward_out : at::max_pool3d_with_indices_backward_out;
+    Tensor result = at::empty(input.sizes, input.options.memory_format(format));
+    backward(result, grad, /*self=*/result, window.kernel, window.stride, window.padding, window.dilation,
+             window.ceil_mode, positions_of(window, input.sizes, unpack(0)));  // reads the shape of `self` alone
+    return result;
   }
 };
 

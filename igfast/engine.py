@@ -21,6 +21,7 @@ from igfast.memory import (
     reuse_larger_blocks,
     wait_for,
 )
+from igfast.path import CHANNELS_LAST, Path, may_be_channels_last
 from igfast.planner import ChunkPlan
 from igfast.quadrature import Rule
 from igfast.replay import FEWEST_LEFT, Replay, Result
@@ -47,58 +48,6 @@ class Evaluator(Protocol):
 _Result = TypeVar("_Result")
 _LONG_SECONDS = 0.05  # a chunk that takes less leaves little behind, and giving it back takes milliseconds
 _CORNER = 96  # cells of each side: enough for networks that halve their input five times
-_CONTIGUOUS = torch.contiguous_format
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by number of dimensions
-
-
-@dataclass(frozen=True)
-class Path:
-    """A straight line from a baseline to an input, and the buffer that its points are written to.
-
-    Attributes:
-        x: (batch, *features), floating or complex.
-        baseline: of x's dtype: 0-d, (1, *features) or (batch, *features).
-    """
-
-    x: Tensor
-    baseline: Tensor
-    _buffer: list[Tensor] = field(default_factory=list, init=False)
-
-    def points(self, example: Tensor, alpha: Tensor, channels_last: bool) -> Tensor:
-        """The path points of some rows, (rows, *features), in a buffer that the next call overwrites.
-
-        They have the layout of x, so that a model that was given channels-last images gets channels-last points, or
-        are channels-last if so asked and that exists for x.
-        """
-        n_rows = example.shape[0]
-        memory_format = _CHANNELS_LAST[self.x.dim()] if channels_last and self.has_channels else self.memory_format
-        fits = self._buffer and self._buffer[0].shape[0] >= n_rows and self._buffer[0].untyped_storage().nbytes() > 0
-        if not fits or not self._buffer[0].is_contiguous(memory_format=memory_format):
-            self._buffer.clear()  # freed before the next one is made
-            shape = (n_rows, *self.x.shape[1:])
-            self._buffer.append(
-                torch.empty(shape, dtype=self.x.dtype, device=self.x.device, memory_format=memory_format)
-            )
-        return ops.interpolate(self.x, self.baseline, example, alpha, out=self._buffer[0][:n_rows])
-
-    @property
-    def has_channels(self) -> bool:
-        """Whether channels-last is a layout of x: an image or a volume."""
-        return self.x.dim() in _CHANNELS_LAST
-
-    @property
-    def memory_format(self) -> torch.memory_format:
-        """The layout of x."""
-        if self.has_channels and not self.x.is_contiguous():
-            memory_format = _CHANNELS_LAST[self.x.dim()]
-            if self.x.is_contiguous(memory_format=memory_format):
-                return memory_format
-        return torch.contiguous_format
-
-    def zeros(self) -> Tensor:
-        """A new accumulator, (batch, *features), laid out as the path points are."""
-        dtype = ops.accumulator_dtype(self.x.dtype)
-        return torch.zeros_like(self.x, dtype=dtype, memory_format=self.memory_format)
 
 
 @dataclass(frozen=True)
@@ -296,7 +245,7 @@ def integrate(
             wait_for(rows.device)
             seconds = time.perf_counter() - began
         plan.record(chunk.stop - chunk.start, seconds, rows_left)
-        if peak := memory.peak_of_tensors():
+        if not plan.is_settled and (peak := memory.peak_of_tensors()):
             plan.limit_memory(peak / max(loop.chunks), memory.for_tensors)
         on_rows(chunk.stop - chunk.start)
     if with_ends:
@@ -390,12 +339,16 @@ def _takes_channels_last(paths: Sequence[Path], evaluator: Evaluator) -> bool:
 
 def _corner(examples: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     corner = (slice(None), slice(None), *[slice(_CORNER)] * 3)
-    return tuple(x[corner[: x.dim()]] if x.dim() in _CHANNELS_LAST else x for x in examples)
+    return tuple(x[corner[: x.dim()]] if x.dim() in CHANNELS_LAST else x for x in examples)
 
 
 def _value_in(examples: tuple[Tensor, ...], evaluator: Evaluator, channels_last: bool) -> Tensor:
     copies = tuple(
-        x.clone(memory_format=_CHANNELS_LAST[x.dim()] if channels_last and x.dim() in _CHANNELS_LAST else _CONTIGUOUS)
+        x.clone(
+            memory_format=CHANNELS_LAST[x.dim()]
+            if channels_last and may_be_channels_last(x)
+            else torch.contiguous_format
+        )
         for x in examples
     )
     return evaluator.value(copies, torch.zeros(1, dtype=torch.int64, device=examples[0].device))

@@ -10,6 +10,11 @@ FIRST_CHUNK_BYTES = 2**21
 stay far below those of `n_steps` inputs, large enough that a small model sees all its steps at once. With half of it
 a ResNet-50 and an EfficientNet-Lite0 took 1.25 times as long per row (2 cores)."""
 
+_PARALLEL_FIRST_BYTES, _PARALLEL_LARGEST_BYTES = 2**23, 3 * 2**22
+"""Input bytes of the first chunk and of those that grow on a device that works on many rows at once, and waits for its
+next launch where it has few: 13 images of 224x224, 5 texts of 512 tokens to begin with, 20 and 8 at most; one image of
+1024x1024, whose peak is that of inference. Estimates, not measured."""
+
 _LARGE_ROW_BYTES = 2**20
 """Rows from here on are channels-last from the start and stay so: on large images convolutions in it are faster and
 need no reordered copies of their inputs and outputs, which are what sets the peak there."""
@@ -112,8 +117,9 @@ class ChunkPlan:
         may_change_layout: bool = False,
         prefers_channels_last: bool = False,
         weight_bytes: int = 0,
+        is_parallel: bool = False,
     ) -> ChunkPlan:
-        """Chunks that start at about `FIRST_CHUNK_BYTES` of input and grow while that pays.
+        """Chunks that start at a few MiB of input and grow while that pays.
 
         Args:
             batch: number of examples.
@@ -122,13 +128,18 @@ class ChunkPlan:
             may_change_layout: whether channels-last path points are a choice.
             prefers_channels_last: whether they are to be the first choice.
             weight_bytes: bytes of the weights that each chunk reads, 0 if unknown.
+            is_parallel: whether the device is one that works on many rows at once, as GPUs do.
         """
-        row_bytes = max(row_bytes, 1)
+        row_bytes, share = max(row_bytes, 1), n_rows // _LARGEST_SHARE
         first = min(n_rows, -(-FIRST_CHUNK_BYTES // row_bytes))
-        largest = min(n_rows // _LARGEST_SHARE, _LARGEST_CHUNK_BYTES // row_bytes)
+        largest_bytes = _LARGEST_CHUNK_BYTES
+        if is_parallel:
+            first = max(first, min(share, _PARALLEL_FIRST_BYTES // row_bytes))
+            largest_bytes = _PARALLEL_LARGEST_BYTES
+        largest = min(share, largest_bytes // row_bytes)
         plan = ChunkPlan(batch, first, max(first, largest), n_rows, may_change_layout)
         plan.weight_bytes = weight_bytes
-        plan.largest_by_weights = min(n_rows // _LARGEST_SHARE, _LARGEST_BYTES_BY_WEIGHTS // row_bytes)
+        plan.largest_by_weights = min(share, _LARGEST_BYTES_BY_WEIGHTS // row_bytes)
         return plan._starting(row_bytes, prefers_channels_last)
 
     def _starting(self, row_bytes: int, prefers_channels_last: bool) -> ChunkPlan:
@@ -166,6 +177,11 @@ class ChunkPlan:
     def is_timing(self, rows_left: int) -> bool:
         """Whether the time of a chunk matters, after which `rows_left` rows of the call come."""
         return not self._is_settled and (self._in_use is not None or self._may_try(self._candidate(), rows_left))
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the size is what it will be, unless memory runs out."""
+        return self._is_settled and self._is_fitted
 
     def record(self, n_rows: int, seconds: float | None, rows_left: int) -> None:
         """Takes in how long a chunk of `n_rows` took, if known, and how many rows of the call come after it."""

@@ -37,7 +37,9 @@ _FEWEST_REQUIRED = 2  # chunks after the recorded one: to compare, and to replay
 _ASKED = "called a synchronizing CUDA operation"  # how PyTorch's warnings say it
 _WATCHING = "Synchronization debug mode is a prototype"  # what it says about those
 
-_recording = threading.Lock()  # PyTorch's watch, and the rule that nobody may wait for a device, hold for the process
+_one_graph = threading.Lock()
+"""Held from before a recording until its graph is gone. PyTorch's watch, and that nobody may wait for a device
+meanwhile, hold for the process; and graphs share scratch memory of libraries, which goes with the first of them."""
 
 
 class Recorder(Protocol):
@@ -73,6 +75,8 @@ class Replay:
     n_replayed: int = 0
     _kind: Hashable = None
     _graph: Callable[[Tensor, Tensor], Result] | None = field(default=None, repr=False)
+    _has_lock: bool = False
+    _is_held_up: bool = False  # by the graph of another call
     _is_compared: bool = False
     _n_seen: int = 0  # chunks of this kind
     _n_idle: int = 0  # of them in a row
@@ -100,32 +104,48 @@ class Replay:
         if self.recorder is None or self.off_because:
             return evaluate()
         if kind != self._kind:
-            self._kind, self._graph, self._is_compared, self._n_seen, self._n_idle = kind, None, False, 0, 0
+            self.close()
+            self._kind, self._is_compared, self._n_seen, self._n_idle = kind, False, 0, 0
         self._n_seen += 1
         if self._graph is not None and self._is_compared:
             self.n_replayed += 1
             return self._graph(*rows)
         if self._graph is not None:
-            return self._compared(self._graph, rows, evaluate)
-        if not self._is_worth_it(n_left) or not _recording.acquire(blocking=False):
+            return self._compared(rows, evaluate)
+        if not self._is_worth_it(n_left) or not self._lock():
             result = evaluate()
             self._n_idle = self._n_idle + 1 if self.recorder.is_idle() else 0
             return result
         try:
             with self.recorder.watched() as questions:
                 result = evaluate()
-            if questions:
-                self._give_up(f"the model waits for the GPU ({questions[0]})")
-            else:
-                self._record(self.recorder, recorded, rows)
-        finally:
-            _recording.release()
+        except BaseException:
+            self.close()
+            raise
+        if questions:
+            self._give_up(f"the model waits for the GPU ({questions[0]})")
+        else:
+            self._record(self.recorder, recorded, rows)
         return result
+
+    def _lock(self) -> bool:
+        """Whether this call may record a graph now."""
+        self._has_lock = _one_graph.acquire(blocking=False)
+        self._is_held_up = not self._has_lock
+        return self._has_lock
+
+    def close(self) -> None:
+        """Drops the graph, so that other threads may record theirs; to be called after the last chunk."""
+        self._graph = None
+        if self._has_lock:
+            self._has_lock = False
+            _one_graph.release()
 
     def __str__(self) -> str:
         """As the report has it."""
         says = [f"{self.n_replayed} chunks replayed"] if self.n_replayed or self.required else []
-        return "; ".join(says + ([f"off: {self.off_because}"] if self.off_because else []))
+        off_because = self.off_because or ("another call has a graph" if self._is_held_up else "")
+        return "; ".join(says + ([f"off: {off_because}"] if off_because else []))
 
     def _is_worth_it(self, n_left: int) -> bool:
         """Whether the next chunk is recorded; the first of its kind may do what the others need not do again."""
@@ -133,9 +153,7 @@ class Replay:
             return n_left >= _FEWEST_REQUIRED and self._n_seen > 1
         return n_left >= FEWEST_LEFT and self._n_idle >= _IDLE_CHUNKS
 
-    def _compared(
-        self, graph: Callable[[Tensor, Tensor], Result], rows: Rows, evaluate: Callable[[], Result]
-    ) -> Result:
+    def _compared(self, rows: Rows, evaluate: Callable[[], Result]) -> Result:
         """Evaluates a chunk both ways."""
         fits = True
         try:
@@ -145,10 +163,9 @@ class Replay:
                 raise
             fits = False
         if not fits:  # out of the handler, whose traceback holds what the failed chunk held
-            del graph
             self._give_up("there is no memory for a graph beside a chunk")
             return evaluate()
-        if not _agree(result, graph(*rows)):
+        if self._graph is not None and not _agree(result, self._graph(*rows)):
             self._give_up("the graph gives other gradients than the model")
         self._is_compared = True
         return result
@@ -162,7 +179,8 @@ class Replay:
             self._give_up(f"{kind} ({said})")
 
     def _give_up(self, because: str) -> None:
-        self.off_because, self._graph = because, None
+        self.off_because = because
+        self.close()
         if self.required:
             raise GraphError(f"cuda_graph=True, but {because}")
 
@@ -204,21 +222,29 @@ class CudaRecorder:
     def watched(self) -> Iterator[list[str]]:
         """Notes operations that wait for the GPU, by PyTorch's warnings about them, and passes on all others."""
         questions: list[str] = []
+        caught: list[tuple[Any, Any, str, int]] = []
+        watching = threading.get_ident()
+
+        def note(message: Any, category: Any, filename: str, lineno: int, *_: Any) -> None:
+            """In the place of `warnings.showwarning`."""
+            if _ASKED not in str(message):
+                caught.append((message, category, filename, lineno))
+            elif threading.get_ident() == watching or _is_pytorchs_thread():
+                questions.append(f"{filename}:{lineno}")
+
         before = torch.cuda.get_sync_debug_mode()
-        with warnings.catch_warnings(record=True) as caught:
+        with warnings.catch_warnings():
             warnings.simplefilter("always")
+            warnings.showwarning = note  # type: ignore[assignment]
             if before == 0:  # else the user watches already
                 torch.cuda.set_sync_debug_mode("warn")
             try:
                 yield questions
             finally:
                 torch.cuda.set_sync_debug_mode(before)
-        for warning in caught:
-            text = str(warning.message)
-            if _ASKED in text:
-                questions.append(f"{warning.filename}:{warning.lineno}")
-            elif _WATCHING not in text:
-                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        for message, *where in caught:
+            if _WATCHING not in str(message):
+                warnings.warn_explicit(message, *where)
 
     def record(self, evaluate: Callable[[Tensor, Tensor], Result], rows: Rows) -> Callable[[Tensor, Tensor], Result]:
         """Records on a stream for that; a graph may be replayed on any."""
@@ -238,6 +264,11 @@ class CudaRecorder:
             return result
 
         return replay
+
+
+def _is_pytorchs_thread() -> bool:
+    """Whether this thread was not started by Python, as those of autograd: hooks of a model run there, too."""
+    return isinstance(threading.current_thread(), threading._DummyThread)
 
 
 @functools.cache

@@ -44,7 +44,7 @@ class RunReport:
             was no telling.
         seconds: wall-clock time of the call, without the parsing of its arguments.
         device: where it ran.
-        kernels: the instruction set of the compiled operators, or "none" where plain PyTorch was used.
+        kernels: the instruction set of the compiled operators, "cuda", or "none" where plain PyTorch was used.
         notes: what had to be done against lack of memory, in order.
         cuda_graph: how many chunks were replayed as CUDA graphs, and why no more; empty where none were wanted.
     """

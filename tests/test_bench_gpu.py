@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks import bench_gpu
+from benchmarks import bench_gpu, harness
 
 CPU = torch.device("cpu")
 
@@ -27,3 +27,36 @@ def test_networks_are_measured():
     records = bench_gpu.measure_network(CPU, "MLP of 6 layers", 10)
     assert [record["provider"] for record in records][:2] == ["igfast", "captum"]
     assert all(record["time_ratio"] > 0 and record["rounds"] >= 1 for record in records)
+
+
+def test_records_stand_beside_those_of_other_cases(tmp_path):
+    def sides():
+        return [(record["case"], record["side"]) for record in harness.read("gpu", tmp_path)]
+
+    harness.update("gpu", [{"case": "a", "side": 1}, {"case": "b", "side": 2}], tmp_path)
+    harness.update("gpu", [{"case": "b", "side": 3}, {"case": "b", "side": 4}], tmp_path)
+    assert sides() == [("a", 1), ("b", 3), ("b", 4)]
+
+
+def test_a_copy_without_history_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "RESULTS", tmp_path / "benchmarks" / "results")
+    assert harness.origin()["commit"] == "unknown"
+
+
+def test_an_image_is_too_large_whatever_it_raises(monkeypatch):
+    class Refuses:
+        def __init__(self, network):
+            pass
+
+        def attribute(self, image, **options):
+            if image.shape[-1] > 64:
+                raise RuntimeError("an index is too long")
+
+    for library in (bench_gpu.igfast, bench_gpu.captum.attr):
+        monkeypatch.setattr(library, "IntegratedGradients", Refuses)
+    records = bench_gpu.measure_largest_image(CPU, first=32)
+    assert [record["side"] for record in records] == [64, 64]
+    assert records[0]["larger_ones"] == [
+        "128: RuntimeError: an index is too long",
+        "96: RuntimeError: an index is too long",
+    ]

@@ -28,6 +28,23 @@ def test_first_chunk_is_about_two_mebibytes():
     assert FIRST_CHUNK_BYTES == 2 * MIB
 
 
+@pytest.mark.parametrize(
+    ("row_bytes", "n_rows", "first", "largest"),
+    [
+        (400, 50, 50, 50),
+        (3 * 224 * 224 * 4, 50, 10, 10),
+        (3 * 224 * 224 * 4, 500, 13, 20),
+        (3 * 224 * 224 * 4, 10, 4, 4),
+        (512 * 768 * 4, 50, 5, 8),
+        (3 * 1024 * 1024 * 4, 50, 1, 1),
+        (3 * 4096 * 4096 * 4, 50, 1, 1),
+    ],
+)
+def test_a_parallel_device_gets_more_rows(row_bytes, n_rows, first, largest):
+    plan = ChunkPlan.growing(1, n_rows, row_bytes, is_parallel=True)
+    assert (plan.size, plan.largest) == (first, largest)
+
+
 def test_a_short_call_tries_nothing():
     sizes = [n for n, _ in run(ChunkPlan.growing(1, 60, MIB // 2, True), 60, lambda n, cl: 1 / n)]
     assert set(sizes) == {4}

@@ -1,6 +1,8 @@
 """Chunks as CUDA graphs, on the CPU: a recorder that evaluates what it was given stands in for the GPU."""
 
+import _thread
 import contextlib
+import threading
 import warnings
 
 import pytest
@@ -261,9 +263,19 @@ def test_other_warnings_pass_while_questions_are_noted(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
     recorder = replay.CudaRecorder(torch.device("cuda"))
 
+    def warn_and_say_so(done):
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        done.set()
+
     def watch():
         with recorder.watched() as questions:
             warnings.warn("called a synchronizing CUDA operation (Triggered internally)", stacklevel=1)
+            elsewhere = threading.Thread(target=warnings.warn, args=["called a synchronizing CUDA operation"])
+            elsewhere.start()
+            elsewhere.join()
+            done = threading.Event()  # a thread that Python did not start, as those of autograd
+            _thread.start_new_thread(warn_and_say_so, (done,))
+            done.wait()
             warnings.warn("Synchronization debug mode is a prototype feature", stacklevel=1)
             warnings.warn("mine", stacklevel=1)
         return questions
@@ -271,8 +283,8 @@ def test_other_warnings_pass_while_questions_are_noted(monkeypatch):
     with pytest.warns(UserWarning, match="^mine$") as seen:
         questions = watch()
     assert len(seen) == 1
-    assert len(questions) == 1
-    assert questions[0].startswith(__file__)
+    assert len(questions) == 2
+    assert all(question.startswith(__file__) for question in questions)
     with pytest.raises(KeyError), recorder.watched():
         raise KeyError
     assert modes == ["warn", 0, "warn", 0]
@@ -295,11 +307,38 @@ def test_memory_that_is_too_small_for_a_graph_beside_a_chunk(monkeypatch, record
     assert got[2].cuda_graph == "off: there is no memory for a graph beside a chunk"
 
 
-def test_one_recording_at_a_time(monkeypatch, recording):
+def test_one_graph_at_a_time(monkeypatch, recording):
+    """Whoever comes while there is one evaluates its chunks, and it is gone with its call, however that ends."""
     chunks_without_trials(monkeypatch)
-    recorder = recording()
-    with replay._recording:
-        attribute(models.convnet(), cuda_graph=True)
-    assert recorder.sizes == []
-    attribute(models.convnet(), cuda_graph=True)
-    assert recorder.sizes == [2]
+    recorder, model = recording(), models.convnet()
+    wanted = attribute(model, cuda_graph=False)
+    threads, others = [], []
+
+    def attributes(x):
+        if recorder.sizes and not threads:  # while the outer call has a graph
+            threads.append(threading.Thread(target=lambda: others.append(attribute(model, cuda_graph=True))))
+            threads[0].start()
+            threads[0].join()
+        return model(x)
+
+    outer = attribute(attributes, cuda_graph=True)
+    later = attribute(model, cuda_graph=True)
+    for got, says in (
+        (outer, "17 chunks replayed"),
+        (others[0], "0 chunks replayed; off: another call has a graph"),
+        (later, "17 chunks replayed"),
+    ):
+        assert_same(got, wanted)
+        assert got[2].cuda_graph == says
+
+    calls = []
+
+    def fails(x):
+        calls.append(len(recorder.sizes))
+        if calls.count(3) >= 5:  # recorded and replayed
+            raise ValueError("enough")
+        return model(x)
+
+    with pytest.raises(ValueError, match="enough"):
+        attribute(fails, cuda_graph=True)
+    assert not replay._one_graph.locked()

@@ -29,6 +29,13 @@ def test_it_comes_last():
     assert isinstance(report, igfast.RunReport)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_images_up_to_float32_go_channels_last(dtype):
+    explainer = igfast.IntegratedGradients(models.convnet().to(dtype))
+    _, report = explainer.attribute(X.to(dtype), target=1, n_steps=7, return_report=True)
+    assert report.channels_last == (dtype == torch.float32)
+
+
 def test_layers_and_neurons_have_one():
     network, text = models.convnet(), BiLSTM()
     ids = torch.randint(0, 30, (2, 6))

@@ -10,18 +10,27 @@ constexpr int kEach = 8;  // elements of a thread, and bits of a byte
 
 template <Activation activation, typename M>
 __device__ bool is_open(M v, M low, M high) {
-  if constexpr (activation == Activation::kHardtanh) return !(v <= low || v >= high);
-  if constexpr (activation == Activation::kLeakyRelu) return v > 0;
-  return !(v <= low);
+  if constexpr (activation == Activation::kHardtanh) {
+    return !(v <= low || v >= high);
+  } else if constexpr (activation == Activation::kLeakyRelu) {
+    return v > 0;
+  } else {
+    return !(v <= low);
+  }
 }
 
 // Written so that -0 and NaN pass as in PyTorch.
 template <Activation activation, typename M>
 __device__ M activated(M v, M low, M high, M slope) {
-  if constexpr (activation == Activation::kRelu) return v < 0 ? M{0} : v;
-  if constexpr (activation == Activation::kHardtanh) return v < low ? low : (v > high ? high : v);
-  if constexpr (activation == Activation::kLeakyRelu) return v > 0 ? v : v * slope;
-  return v <= low ? high : v;
+  if constexpr (activation == Activation::kRelu) {
+    return v < 0 ? M{0} : v;
+  } else if constexpr (activation == Activation::kHardtanh) {
+    return v < low ? low : (v > high ? high : v);
+  } else if constexpr (activation == Activation::kLeakyRelu) {
+    return v > 0 ? v : v * slope;
+  } else {
+    return v <= low ? high : v;
+  }
 }
 
 // The thread's elements; where they are fewer, zeros beyond them.

@@ -16,10 +16,15 @@ __device__ inline double fused(double a, double b, double c) { return fma(a, b, 
 template <NormForm form, typename M>
 __device__ M normalised(M x, const M* constants, int64_t channel, int64_t n_channels) {
   const auto constant = [&](int k) { return constants[k * n_channels + channel]; };
-  if constexpr (form == NormForm::kScaleShift) return fused(x, constant(0), constant(1));
-  if constexpr (form == NormForm::kCentredFirst)
+  if constexpr (form == NormForm::kScaleShift) {
+    return fused(x, constant(0), constant(1));
+  } else if constexpr (form == NormForm::kCentredScaled) {
+    return fused(x - constant(0), constant(1), constant(2));
+  } else if constexpr (form == NormForm::kCentredFirst) {
     return fused((x - constant(0)) * constant(1), constant(2), constant(3));
-  return fused(constant(2) * (x - constant(0)), constant(1), constant(3));
+  } else {
+    return fused(constant(2) * (x - constant(0)), constant(1), constant(3));
+  }
 }
 
 // The channel of an element, by division of 32 bits where that does: a vector takes about as long as one of 64.
@@ -64,6 +69,7 @@ const char* normalise_cuda(const NormArgs& args, void* stream) {
     using T = decltype(zero);
     switch (args.form) {
       case NormForm::kScaleShift: return cuda::launch_form<T, NormForm::kScaleShift>(args, stream);
+      case NormForm::kCentredScaled: return cuda::launch_form<T, NormForm::kCentredScaled>(args, stream);
       case NormForm::kCentredFirst: return cuda::launch_form<T, NormForm::kCentredFirst>(args, stream);
       case NormForm::kWeightFirst: break;
     }

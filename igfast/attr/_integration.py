@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,10 +16,12 @@ from igfast import ops
 from igfast.attr._forward import CustomGradient, ForwardFunction
 from igfast.attr._inputs import Inputs, warn_if_not_finite
 from igfast.attr._state import Remembered, module_of
-from igfast.engine import Integral, Path, integrate
+from igfast.engine import Integral, integrate
 from igfast.errors import ArgumentError, GraphError, warn
 from igfast.lean import LeanExecution, compiled, why_not
 from igfast.memory import MemoryUse, memory_lent, parse_memory_budget
+from igfast.ops._load import kernels_for
+from igfast.path import Path, may_be_channels_last
 from igfast.planner import ChunkPlan
 from igfast.quadrature import Rule
 from igfast.replay import CudaGraph, Replay, recorder_for
@@ -158,7 +160,7 @@ class Run:
         module = module_of(self.evaluator.forward_func)
         may_change_layout = (
             may_change_layout
-            and any(_may_be_channels_last(path) for path in paths)
+            and any(may_be_channels_last(p.x) and p.memory_format is torch.contiguous_format for p in paths)
             and not compiled(self.evaluator.forward_func, module)  # for one layout
             and not _takes_patches(module)  # which gain nothing, and comparing layouts costs two forward passes
         )
@@ -170,12 +172,23 @@ class Run:
             plan = known.resumed(n_rows)
         elif rows_allowed is None:
             weight_bytes = _weight_bytes(module, self.memory.device) if self.evaluator.runs_whole_model else 0
-            plan = ChunkPlan.growing(inputs.batch, n_rows, inputs.row_bytes, may_change_layout, is_on_cpu, weight_bytes)
+            plan = ChunkPlan.growing(
+                inputs.batch,
+                n_rows,
+                inputs.row_bytes,
+                may_change_layout,
+                prefers_channels_last=is_on_cpu,
+                weight_bytes=weight_bytes,
+                is_parallel=not is_on_cpu,
+            )
         else:
             plan = ChunkPlan.fixed(inputs.batch, n_rows, inputs.row_bytes, rows_allowed, may_change_layout, is_on_cpu)
         self._plan = plan
         self._replay = self.execution.replay_for(self.evaluator)
-        with tqdm(total=n_rows, desc="igfast", unit="row", disable=not self.execution.show_progress) as bar:
+        with (
+            closing(self._replay),
+            tqdm(total=n_rows, desc="igfast", unit="row", disable=not self.execution.show_progress) as bar,
+        ):
             integral = integrate(
                 paths,
                 rule,
@@ -200,7 +213,6 @@ class Run:
         if integral is None:
             raise RuntimeError("igfast: nothing was integrated")  # not reachable from the public API
         device = self.evaluator.inputs.device
-        on_cpu = device.type == "cpu" and ops.build_info()
         return RunReport(
             n_rows=sum(rows * count for rows, count in integral.chunks.items()),
             n_evaluations=integral.n_evaluations,
@@ -211,7 +223,7 @@ class Run:
             budget_bytes=self.memory.allowed,
             seconds=time.perf_counter() - self._began,
             device=str(device),
-            kernels=str(ops.build_info()["isa"]) if on_cpu else "none",
+            kernels=_kernels_on(device),
             notes=integral.notes,
             cuda_graph=str(self._replay),
         )
@@ -239,6 +251,13 @@ def convergence_delta(
         raise RuntimeError("igfast: the ends of the path were not evaluated")  # not reachable from the public API
     ends = (end.to(totals.device, torch.float64) for end in (at_input, at_baseline))
     return (totals - (next(ends) - next(ends))).to(dtype)
+
+
+def _kernels_on(device: torch.device) -> str:
+    """What igfast's operators run on: an instruction set, "cuda", or "none" for plain PyTorch."""
+    if not kernels_for(device):
+        return "none"
+    return str(ops.build_info()["isa"]) if device.type == "cpu" else device.type
 
 
 def _weight_bytes(module: nn.Module | None, device: torch.device) -> int:
@@ -276,16 +295,6 @@ def _is_table(module: nn.Module) -> bool:
     if isinstance(module, torch.jit.ScriptModule):
         return module.original_name in ("Embedding", "EmbeddingBag")
     return isinstance(module, (nn.Embedding, nn.EmbeddingBag))
-
-
-def _may_be_channels_last(path: Path) -> bool:
-    """Whether the path points of an input, in its own layout so far, may be channels-last.
-
-    Not in float64, where an EfficientNet-Lite0 takes 2.2 times as long so, a ResNet-50 and a VGG-16 0.95. And PyTorch's
-    float64 convolutions of channels-last images with all cells equal, as many baselines have them, differ in the last
-    digit from place to place: a max pool that follows has other winners than in the caller's layout.
-    """
-    return path.has_channels and path.memory_format is torch.contiguous_format and path.x.dtype is not torch.float64
 
 
 def _takes_patches(module: nn.Module | None) -> bool:

@@ -58,7 +58,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
             wait for Python, many chunks are left, and the model takes it; True raises a GraphError where it does not,
             and records without asking; False never does. What a model does in Python beside its operations happens as
             it was recorded, and not again: a model with hooks, or a compiled one, is not recorded. A call whose inputs
-            and steps fit in one chunk has nothing to replay.
+            and steps fit in one chunk has nothing to replay, and while there is a graph of another call there is none.
 
     Raises:
         ArgumentError, ArgumentTypeError: `lean`, `memory_budget` or `cuda_graph` is none of these.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from igfast.lean._handlers import NOTHING_TO_SAVE, Plain, is_parameter, refuses, sizes
 from igfast.lean._liveness import is_dead
+from igfast.ops._load import kernels_for
 
 _Size = int | Sequence[int]
 _lean_convolution = torch.ops.igfast.lean_convolution.default
@@ -133,9 +134,13 @@ def _batch_norm(
     if why is not None:
         return why
     constants = weight, bias, running_mean, running_var, eps
-    in_place = is_dead(input) and (input.is_cpu or _lean_batch_norm_overwrites(input, *constants))
+    in_place = is_dead(input) and (input.is_cpu or _overwrites_on_cuda(input, constants))
     norm = _lean_batch_norm_ if in_place else _lean_batch_norm
     return norm(input, *constants)  # type: ignore[no-any-return]
+
+
+def _overwrites_on_cuda(input: Tensor, constants: tuple[Any, ...]) -> bool:
+    return kernels_for(input.device) and _lean_batch_norm_overwrites(input, *constants)
 
 
 def _torch_batch_norm(

@@ -85,6 +85,10 @@ def test_complex_input_with_a_real_output(dtype):
     torch.testing.assert_close(delta, wanted_delta, rtol=0, atol=1e-4)
 
 
+FLOAT32 = 1e-5  # relative; channels-last path points are a choice up to float32
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, FLOAT32)])
 @pytest.mark.parametrize("baseline", ["same layout", "contiguous", "number"])
 @pytest.mark.parametrize(
     "change",
@@ -96,20 +100,15 @@ def test_complex_input_with_a_real_output(dtype):
         lambda x: torch.cat([x, x])[::2],
     ],
 )
-def test_layouts(change, baseline):
-    network = models.convnet()
-    x = change(torch.randn(4, 3, 8, 8, dtype=torch.float64))
-    start = {"number": 0.2, "contiguous": torch.randn(4, 3, 8, 8, dtype=torch.float64), "same layout": x * 0.3}[
-        baseline
-    ]
+def test_layouts(change, baseline, dtype, bound):
+    network = models.convnet().to(dtype)
+    x = change(torch.randn(4, 3, 8, 8, dtype=dtype))
+    start = {"number": 0.2, "contiguous": torch.randn(4, 3, 8, 8, dtype=dtype), "same layout": x * 0.3}[baseline]
     got = igfast.IntegratedGradients(network).attribute(x, start, 1, n_steps=7, internal_batch_size=3)
     full = start if isinstance(start, torch.Tensor) else torch.full_like(x, start)
     wanted = naive_integrated_gradients(lambda x: network(x)[:, 1], (x,), (full,), 7)
     assert got.is_contiguous()
-    assert relative_difference(got, wanted[0]) <= 1e-12
-
-
-FLOAT32 = 1e-5  # relative; channels-last path points are a choice up to float32
+    assert relative_difference(got, wanted[0]) <= bound
 
 
 class Views(nn.Module):
@@ -177,6 +176,18 @@ def test_models_that_rely_on_the_callers_layout(forward):
         got = igfast.IntegratedGradients(forward).attribute(x, n_steps=12, internal_batch_size=1)
         wanted = naive_integrated_gradients(forward, (x,), (x * 0,), 12)
         assert relative_difference(got, wanted[0]) <= FLOAT32
+
+
+def test_a_float64_image_beside_a_float32_one_keeps_its_layout():
+    seen = set()
+
+    def forward(a, b):
+        seen.add((a.is_contiguous(), b.is_contiguous()))
+        return a.sin().double().mul(b.cos()).sum((1, 2, 3))
+
+    a, b = torch.randn(1, 3, 8, 8), torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    igfast.IntegratedGradients(forward).attribute((a, b), n_steps=12)
+    assert seen == {(True, True), (False, True)}  # in both layouts, to compare them
 
 
 def test_one_dimensional_input():

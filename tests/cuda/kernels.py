@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 MAX_DIMS = 16
 DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
 ACTIVATIONS = {"relu": 0, "hardtanh": 1, "leaky_relu": 2, "threshold": 3}
-FORMS = {"scale and shift": 0, "centred first": 1, "weight first": 2}
+FORMS = {"scale and shift": 0, "centred, scaled": 1, "centred first": 2, "weight first": 3}
 i32, i64, f64, pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 
 

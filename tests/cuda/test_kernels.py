@@ -154,6 +154,7 @@ def fma(a, b, c):
 
 NORMS = {
     "scale and shift": lambda x, scale, shift: fma(x, scale, shift),
+    "centred, scaled": lambda x, mean, scale, bias: fma(x - mean, scale, bias),
     "centred first": lambda x, mean, inverse, weight, bias: fma((x - mean) * inverse, weight, bias),
     "weight first": lambda x, mean, inverse, weight, bias: fma(weight * (x - mean), inverse, bias),
 }
@@ -166,7 +167,7 @@ NORMS = {
 def test_batch_norms_in_place(shape, memory_format, form, dtype):
     x = torch.randn(shape).to(dtype).contiguous(memory_format=memory_format)
     math = torch.float64 if dtype == torch.float64 else torch.float32
-    constants = torch.randn(2 if form == "scale and shift" else 4, shape[1]).to(math)
+    constants = torch.randn({"scale and shift": 2, "centred, scaled": 3}.get(form, 4), shape[1]).to(math)
     wanted = NORMS[form](x.to(math), *(row[:, None, None] for row in constants)).to(dtype)
     got = kernels.normalise_(x, form, constants)
     same = (got == wanted).double().mean()

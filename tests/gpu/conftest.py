@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ def missing() -> str:
 
 def pytest_collection_modifyitems(items):
     why = missing()
+    if why and os.environ.get("IGFAST_REQUIRE_GPU") == "1":
+        raise pytest.UsageError(f"IGFAST_REQUIRE_GPU=1, but this {why.replace('needs', 'lacks', 1)}")
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker(pytest.mark.gpu)

@@ -1,5 +1,7 @@
 """Attributions on a GPU: those of the CPU, on any stream, in any layout, and when memory runs out."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -84,7 +86,16 @@ def test_lean_execution_takes_the_kernels():
     assert "no kernel" not in str(report)
 
 
-def test_memory_that_runs_out_halves_the_chunks():
+@pytest.fixture
+def precise_convolutions():
+    """cuDNN's default computes float32 convolutions in 10 bits, by a kernel that depends on the free memory."""
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    yield
+    torch.backends.cudnn.conv.fp32_precision = before
+
+
+def test_memory_that_runs_out_halves_the_chunks(precise_convolutions):
     wide = nn.Sequential(nn.Conv2d(3, 512, 3, padding=1), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).cuda()
     x = torch.randn(1, 3, 256, 256, device="cuda")
     wanted = igfast.IntegratedGradients(wide).attribute(x, target=1, n_steps=16, internal_batch_size=1)
@@ -108,6 +119,11 @@ def replayed(model, choice, x=X, **options):
     return explainer.attribute(x.cuda(), **options)
 
 
+def n_replayed(report):
+    found = re.match(r"(\d+) chunks replayed", report.cuda_graph)
+    return int(found[1]) if found else 0
+
+
 @pytest.mark.parametrize("lean", [True, False])
 def test_graphs_give_the_same(lean):
     model = network().cuda()
@@ -116,7 +132,7 @@ def test_graphs_give_the_same(lean):
     for _ in range(3):
         got, report = explainer.attribute(X.cuda(), target=1, n_steps=40, internal_batch_size=2, return_report=True)
         assert relative_difference(got, wanted) <= 1e-12
-        assert "chunks replayed" in report.cuda_graph
+        assert n_replayed(report) > 0
 
 
 def test_graphs_on_another_stream_and_under_autocast():
@@ -128,7 +144,7 @@ def test_graphs_on_another_stream_and_under_autocast():
         got, report = replayed(model, True, X.float())
         assert torch.cuda.current_stream() == stream
     stream.synchronize()
-    assert "chunks replayed" in report.cuda_graph
+    assert n_replayed(report) > 0
     assert relative_difference(got, wanted) <= 1e-2
 
 
@@ -146,7 +162,7 @@ def test_a_model_that_asks_the_gpu_is_not_recorded():
     wanted, _ = replayed(model, False)
     got, report = replayed(model, "auto")
     assert relative_difference(got, wanted) <= 1e-12
-    assert "chunks replayed" not in report.cuda_graph
+    assert n_replayed(report) == 0
     with pytest.raises(igfast.GraphError, match="the model waits for the GPU"):
         replayed(model, True)
     assert torch.cuda.get_sync_debug_mode() == 0
@@ -165,4 +181,4 @@ def test_targets_of_examples_are_recorded_too():
     wanted, _ = replayed(network().cuda(), False, target=[0, 3])
     got, report = replayed(network().cuda(), True, target=[0, 3])
     assert relative_difference(got, wanted) <= 1e-12
-    assert "chunks replayed" in report.cuda_graph
+    assert n_replayed(report) > 0

@@ -204,6 +204,7 @@ KNOWN = {
     "a hook before the node": lambda y, seen: y.grad_fn.register_prehook(lambda grads: seen.extend(grads)),
     "a node that is kept": lambda y, seen: seen.append(y.grad_fn),
     "a result that is read elsewhere": lambda y, seen: seen.append(y + 1),
+    "a result that was read elsewhere": lambda y, seen: (y + 1).detach(),
 }
 
 

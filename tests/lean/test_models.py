@@ -11,17 +11,24 @@ from tests.lean import architectures
 from tests.oracle import relative_difference
 
 
+def channels_last(x):
+    """The layouts that x has besides contiguous: one, if it is an image or a volume."""
+    formats = {4: [torch.channels_last], 5: [torch.channels_last_3d]}
+    return [x.contiguous(memory_format=memory_format) for memory_format in formats.get(x.dim(), [])]
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("name", architectures.TAKING_LEAN)
 def test_lean_equals_plain(name):
-    function, x, baseline = architectures.build(name)
-    results = []
-    for lean in (True, False):  # True: anything that falls back is an error
-        explainer = igfast.IntegratedGradients(function, lean=lean)
-        results.append(explainer.attribute(x, baseline, target=1, n_steps=6, return_convergence_delta=True))
-    (got, delta), (wanted, wanted_delta) = results
-    assert relative_difference(got, wanted) <= 1e-12
-    torch.testing.assert_close(delta, wanted_delta, rtol=1e-9, atol=1e-12)
+    function, image, baseline = architectures.build(name)
+    for x in (image, *channels_last(image)):
+        results = []
+        for lean in (True, False):  # True: anything that falls back is an error
+            explainer = igfast.IntegratedGradients(function, lean=lean)
+            results.append(explainer.attribute(x, baseline, target=1, n_steps=6, return_convergence_delta=True))
+        (got, delta), (wanted, wanted_delta) = results
+        assert relative_difference(got, wanted) <= 1e-12
+        torch.testing.assert_close(delta, wanted_delta, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", architectures.FALLING_BACK)
