@@ -1,15 +1,14 @@
-// Keeps the large blocks that PyTorch frees on the CPU for the requests that follow, while an attribution runs.
+// Serves PyTorch's large requests on the CPU from ranges of addresses of our own, while an attribution runs.
 //
-// Every chunk asks for the blocks that the chunk before freed, in the same sizes. The C library does not hand them out
-// again: glibc before 2.38 cuts a few bytes off around each aligned block and loses them to small requests, so that the
-// freed block is too small for an aligned request of its own size (glibc bug 14581), and the heap grows to several
-// times of what is alive. Blocks here are ordinary ones of c10::alloc_cpu, so they may be freed by either allocator.
+// Every chunk asks for what the chunk before freed, and within a chunk each layer for what the layers before freed, in
+// other sizes. The C library does neither well: what goes back to the system comes back zeroed, page by page, and glibc
+// before 2.38 loses the few bytes around each aligned block, so that its heap grows to several times of what is alive
+// (glibc bug 14581). Blocks here are cut from what is free with its pages, of any size, and free neighbours are one.
 //
 // It also counts, which is how a peak is known without asking the kernel and how a memory budget is kept.
 //
-// Blocks that nobody uses stay resident only as far as that does not raise the peak: beyond what tensors alone have
-// needed so far, the pages of those that were freed first go back to the system, and come back zeroed with the next use
-// of the block. The blocks themselves stay, because the C library would not find room for them again.
+// Pages that nobody uses stay only as far as that does not raise the peak: beyond what tensors alone have needed so
+// far, they go back to the system, and come back with the next block there.
 #include "host_pool.h"
 
 #include <c10/core/Allocator.h>
@@ -23,59 +22,67 @@
 #include <atomic>
 #include <fstream>
 #include <iterator>
+#include <limits>
 #include <map>
 #include <mutex>
+#include <set>
 #include <string>
+#include <unordered_map>
 #include <utility>
+#include <vector>
 
 namespace igfast {
 namespace {
 
-// Bytes of the blocks that are kept. Below, the C library's own caches do well.
+// Bytes of the requests that are served here. Below, the C library's own caches do well.
 constexpr size_t kSmall = 1 << 16;
 
-// Bytes that may be resident in any case, so that small chunks do not wait for pages: four images of 224x224 on an
-// EfficientNet-Lite0 want 143 MiB, and take 4 to 11 % longer with 128 MiB.
+// Blocks begin at multiples of this many bytes: of a cache line, and of what PyTorch's own allocator keeps to.
+constexpr size_t kGrain = 64;
+
+// Pages come and go in units of so many bytes: of a huge page of the x86-64, and of most other processors.
+constexpr size_t kUnit = 1 << 21;
+
+// Addresses that are asked for at once. They cost nothing; without pages behind them they are not memory.
+constexpr size_t kSegment = size_t{1} << 32;
+
+// Bytes that may have their pages in any case, so that small chunks do not wait for them.
 constexpr int64_t kResident = 3 << 26;
 
-// Bytes of a huge page: of the x86-64, and of most other processors.
-constexpr uintptr_t kHuge = 1 << 21;
-
-struct Idle {
-  void* block;
-  uint64_t freed_at;  // a count of frees, and the key in `by_age`
+struct Segment {
+  size_t n_bytes;
+  std::vector<bool> has_pages;  // by unit
 };
-using IdleBlocks = std::multimap<size_t, Idle>;  // by usable size; of one size, the last freed comes last
 
 std::mutex mutex;  // of all up to the atomics
 int64_t n_users = 0;
-uint64_t n_freed = 0;
-IdleBlocks resident, discarded;                   // those that have their pages, and those whose pages went back
-std::map<uint64_t, IdleBlocks::iterator> by_age;  // the resident ones, the first freed first
 c10::Allocator* previous = nullptr;
 
-std::atomic<int64_t> live = 0, kept = 0;  // bytes of blocks in use, of resident idle ones
+// Never destroyed: tensors may be freed after static objects.
+auto& segments = *new std::map<char*, Segment>;
+auto& idle = *new std::map<char*, size_t>;                // ranges that nobody uses, no two of a segment side by side
+auto& by_size = *new std::set<std::pair<size_t, char*>>;  // the same
+auto& blocks = *new std::unordered_map<void*, size_t>;    // what is in use
+
+std::atomic<int64_t> in_blocks = 0, elsewhere = 0;  // bytes in use: of `blocks`, and of the C library
+std::atomic<int64_t> with_pages = 0;                // of all units
 std::atomic<int64_t> peak = 0, live_peak = 0;
-thread_local int64_t limit = -1;  // of live + kept, for requests of this thread
-thread_local double slack = 1;    // how much larger a block may be than a request of this thread
+thread_local int64_t limit = -1;  // of host_pool_bytes(), for requests of this thread
 
-bool is_pooled(size_t n_bytes) { return n_bytes >= kSmall; }
+size_t rounded_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
-bool fits(size_t block, size_t request) {
-  return static_cast<double>(block) <= (slack + 0.125) * static_cast<double>(request);
+char* aligned_up(char* address, size_t unit) {
+  return reinterpret_cast<char*>(rounded_up(reinterpret_cast<uintptr_t>(address), unit));
+}
+
+char* aligned_down(char* address, size_t unit) {
+  return reinterpret_cast<char*>(reinterpret_cast<uintptr_t>(address) / unit * unit);
 }
 
 void raise(std::atomic<int64_t>& highest, int64_t value) {
   int64_t before = highest;
   while (value > before && !highest.compare_exchange_weak(before, value)) {
   }
-}
-
-void discard_pages(void* block, size_t n_bytes) {
-  static const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const auto begin = (reinterpret_cast<uintptr_t>(block) + page - 1) / page * page;
-  const auto end = (reinterpret_cast<uintptr_t>(block) + n_bytes) / page * page;
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 }
 
 // Whether the system gives huge pages to those who ask. Where it gives them to nobody or to all, there is no asking.
@@ -88,101 +95,187 @@ bool huge_pages_on_request() {
   return on_request;
 }
 
-// Asks for huge pages inside a block, which come in 512 times fewer and 7 times cheaper steps, or no longer does.
-void want_huge_pages(void* block, size_t n_bytes, bool wanted) {
-  if (n_bytes < kHuge || !huge_pages_on_request()) return;
-  const auto begin = (reinterpret_cast<uintptr_t>(block) + kHuge - 1) / kHuge * kHuge;
-  const auto end = (reinterpret_cast<uintptr_t>(block) + n_bytes) / kHuge * kHuge;
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, wanted ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+std::pair<char* const, Segment>& segment_of(char* address) { return *std::prev(segments.upper_bound(address)); }
+
+// Calls a function with the reference to `has_pages` of each unit from `begin` to `end`.
+template <typename Function>
+void for_each_unit(char* begin, char* end, const Function& function) {
+  auto& [start, segment] = segment_of(begin);
+  const auto last = static_cast<size_t>(aligned_up(end, kUnit) - start) / kUnit;
+  for (auto unit = static_cast<size_t>(begin - start) / kUnit; unit < last; ++unit) function(segment.has_pages[unit]);
 }
 
-// Gives a block back to the C library, on ordinary pages from here on.
-void free_block(void* block, size_t n_bytes) {
-  want_huge_pages(block, n_bytes, false);
-  c10::free_cpu(block);
+int64_t bytes_without_pages(char* begin, char* end) {
+  int64_t n_bytes = 0;
+  for_each_unit(begin, end, [&](bool has_pages) { n_bytes += has_pages ? 0 : kUnit; });
+  return n_bytes;
 }
 
-// Counts a block that comes into use and makes room for it.
-void use(size_t n_bytes) {
-  live += static_cast<int64_t>(n_bytes);
-  raise(live_peak, live);
-  if (kept > 0 && live + kept > std::max<int64_t>(live_peak, kResident)) {
-    const std::lock_guard<std::mutex> lock(mutex);
-    while (!by_age.empty() && live + kept > std::max<int64_t>(live_peak, kResident)) {
-      const auto oldest = by_age.begin()->second;
-      discard_pages(oldest->second.block, oldest->first);
-      kept -= static_cast<int64_t>(oldest->first);
-      by_age.erase(by_age.begin());
-      discarded.insert(resident.extract(oldest));
+void set_has_pages(char* begin, char* end, bool value) {
+  for_each_unit(begin, end, [&](std::vector<bool>::reference has_pages) {
+    if (has_pages != value) with_pages += value ? kUnit : -static_cast<int64_t>(kUnit);
+    has_pages = value;
+  });
+}
+
+// Returns pages between two addresses that nobody uses.
+void discard(char* begin, char* end) {
+  static const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  char *const first = aligned_up(begin, page), *const last = aligned_down(end, page);
+  if (last > first) madvise(first, static_cast<size_t>(last - first), MADV_DONTNEED);
+  if (aligned_down(end, kUnit) > aligned_up(begin, kUnit)) {
+    set_has_pages(aligned_up(begin, kUnit), aligned_down(end, kUnit), false);
+  }
+}
+
+// Returns units that nobody uses, the highest first, until so many bytes are free of them or there are no more.
+void discard_idle(int64_t n_bytes) {
+  for (auto range = idle.rbegin(); range != idle.rend() && n_bytes > 0; ++range) {
+    char* const begin = aligned_up(range->first, kUnit);
+    for (char* end = aligned_down(range->first + range->second, kUnit); end > begin && n_bytes > 0; end -= kUnit) {
+      if (bytes_without_pages(end - kUnit, end) > 0) continue;
+      discard(end - kUnit, end);
+      n_bytes -= kUnit;
     }
   }
-  raise(peak, live + kept);
 }
 
-// Of the smallest blocks that fit a request, the last freed.
-IdleBlocks::iterator find(IdleBlocks& blocks, size_t n_bytes) {
-  const auto first = blocks.lower_bound(n_bytes);
-  if (first == blocks.end() || !fits(first->first, n_bytes)) return blocks.end();
-  return std::prev(blocks.upper_bound(first->first));
+void insert_idle(char* begin, size_t n_bytes) {
+  idle.emplace(begin, n_bytes);
+  by_size.emplace(n_bytes, begin);
 }
 
-// An idle block for a request, or null. One that has its pages comes first: while the oldest were handed out first,
-// those had lost theirs, and each chunk of a BERT-base faulted in all of its 300 MiB, which took a tenth of its time.
-void* reuse(size_t n_bytes) {
-  const std::lock_guard<std::mutex> lock(mutex);
-  auto found = find(resident, n_bytes);
-  const bool is_resident = found != resident.end();
-  if (!is_resident) found = find(discarded, n_bytes);
-  if (!is_resident && found == discarded.end()) return nullptr;
-  const int64_t to_come = is_resident ? 0 : static_cast<int64_t>(found->first);
-  if (limit >= 0 && live + kept + to_come > limit) return nullptr;
-  void* block = found->second.block;
-  if (is_resident) {
-    kept -= static_cast<int64_t>(found->first);
-    by_age.erase(found->second.freed_at);
+void erase_idle(char* begin, size_t n_bytes) {
+  idle.erase(begin);
+  by_size.erase({n_bytes, begin});
+}
+
+// Makes a range idle, one with its idle neighbours; returns the whole.
+std::pair<char*, char*> make_idle(char* begin, char* end) {
+  char* const start = segment_of(begin).first;
+  const auto after = idle.lower_bound(begin);
+  if (after != idle.end() && after->first == end && segments.count(end) == 0) {
+    end += after->second;
+    erase_idle(after->first, after->second);
   }
-  (is_resident ? resident : discarded).erase(found);
-  return block;
+  const auto at_or_after = idle.lower_bound(begin);
+  if (at_or_after != idle.begin()) {
+    const auto [before, n_bytes] = *std::prev(at_or_after);
+    if (before >= start && before + n_bytes == begin) {
+      begin = before;
+      erase_idle(before, n_bytes);
+    }
+  }
+  insert_idle(begin, static_cast<size_t>(end - begin));
+  return {begin, end};
 }
 
-void check_limit(int64_t request) {
-  if (limit < 0 || live + kept + request <= limit) return;
-  empty_host_pool();
-  TORCH_CHECK_WITH(OutOfMemoryError, live + request <= limit, "igfast: out of memory: ", request,
-                   " bytes were asked for, and ", std::max<int64_t>(0, limit - live), " are left of the budget");
+// Asks the system for addresses of so many bytes; false if there are none.
+bool add_segment(size_t n_bytes) {
+  const size_t mapped = n_bytes + kUnit;
+  void* const address = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (address == MAP_FAILED) return false;
+  char *const first = static_cast<char*>(address), *const begin = aligned_up(first, kUnit);
+  if (begin > first) munmap(first, static_cast<size_t>(begin - first));
+  if (first + mapped > begin + n_bytes) munmap(begin + n_bytes, static_cast<size_t>(first + mapped - begin - n_bytes));
+  if (huge_pages_on_request()) madvise(begin, n_bytes, MADV_HUGEPAGE);
+  segments.emplace(begin, Segment{n_bytes, std::vector<bool>(n_bytes / kUnit)});
+  insert_idle(begin, n_bytes);
+  return true;
+}
+
+// Returns the addresses of a segment that is idle as a whole.
+void drop_if_idle(char* begin, size_t n_bytes) {
+  const auto segment = segments.find(begin);
+  if (segment == segments.end() || segment->second.n_bytes != n_bytes) return;
+  set_has_pages(begin, begin + n_bytes, false);
+  erase_idle(begin, n_bytes);
+  segments.erase(segment);
+  munmap(begin, n_bytes);
+}
+
+// Where so many idle bytes are: as many of them with pages as there are, in the smallest such range. Null if nowhere.
+char* find(size_t n_bytes) {
+  char* best = nullptr;
+  int64_t fewest = std::numeric_limits<int64_t>::max();
+  for (auto range = by_size.lower_bound({n_bytes, nullptr}); range != by_size.end() && fewest > 0; ++range) {
+    const int64_t to_come = bytes_without_pages(range->second, range->second + n_bytes);
+    if (to_come < fewest) best = range->second, fewest = to_come;
+  }
+  return best;
+}
+
+// Makes room for pages of so many bytes that are to come, within the peak of what is alive and the thread's limit.
+void make_room(int64_t request, int64_t to_come) {
+  const int64_t cheap = std::max({live_peak.load(), host_pool_bytes_in_use(), kResident});
+  const int64_t most = limit < 0 ? cheap : std::min(limit, cheap);
+  if (host_pool_bytes() + to_come > most) discard_idle(host_pool_bytes() + to_come - most);
+  TORCH_CHECK_WITH(OutOfMemoryError, limit < 0 || host_pool_bytes() + to_come <= limit,
+                   "igfast: out of memory: ", request, " bytes were asked for, and ",
+                   std::max<int64_t>(0, limit - host_pool_bytes_in_use()), " are left of the budget");
+}
+
+void* take_elsewhere(size_t n_bytes) {
+  const auto request = static_cast<int64_t>(n_bytes);
+  if (limit >= 0 && host_pool_bytes() + request > limit) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    make_room(request, request);
+  }
+  void* const block = c10::alloc_cpu(n_bytes);
+  elsewhere += static_cast<int64_t>(malloc_usable_size(block));
+  return block;
 }
 
 void* take(size_t n_bytes) {
-  void* block = is_pooled(n_bytes) ? reuse(n_bytes) : nullptr;
-  if (block == nullptr) {
-    check_limit(static_cast<int64_t>(n_bytes));
-    try {
-      block = c10::alloc_cpu(n_bytes);
-    } catch (const c10::Error&) {  // out of memory, unless the idle blocks make up for it
-      empty_host_pool();
-      block = c10::alloc_cpu(n_bytes);
+  void* taken = nullptr;
+  if (n_bytes >= kSmall) {
+    const size_t size = rounded_up(n_bytes, kGrain), segment = rounded_up(size, kUnit);
+    const std::lock_guard<std::mutex> lock(mutex);
+    char* block = find(size);
+    if (block == nullptr && (add_segment(std::max(segment, kSegment)) || add_segment(segment))) block = find(size);
+    if (block != nullptr) {
+      const size_t found = idle.at(block);
+      erase_idle(block, found);
+      if (found > size) insert_idle(block + size, found - size);
+      in_blocks += static_cast<int64_t>(size);
+      try {
+        make_room(static_cast<int64_t>(n_bytes), bytes_without_pages(block, block + size));
+      } catch (...) {
+        in_blocks -= static_cast<int64_t>(size);
+        make_idle(block, block + size);
+        throw;
+      }
+      set_has_pages(block, block + size, true);
+      blocks.emplace(block, size);
+      taken = block;
     }
-    want_huge_pages(block, malloc_usable_size(block), true);
   }
-  use(malloc_usable_size(block));
-  return block;
+  if (taken == nullptr) taken = take_elsewhere(n_bytes);
+  raise(live_peak, host_pool_bytes_in_use());
+  raise(peak, host_pool_bytes());
+  return taken;
 }
 
 void give(void* block) {
   if (block == nullptr) return;
   c10::profiledCPUMemoryReporter().Delete(block);
-  const size_t n_bytes = malloc_usable_size(block);
-  live -= static_cast<int64_t>(n_bytes);
-  if (is_pooled(n_bytes)) {
+  {
     const std::lock_guard<std::mutex> lock(mutex);
-    if (n_users > 0) {
-      ++n_freed;
-      by_age.emplace(n_freed, resident.emplace(n_bytes, Idle{block, n_freed}));
-      kept += static_cast<int64_t>(n_bytes);
+    const auto found = blocks.find(block);
+    if (found != blocks.end()) {
+      char *const begin = static_cast<char*>(block), *const end = begin + found->second;
+      in_blocks -= static_cast<int64_t>(found->second);
+      blocks.erase(found);
+      const auto [first, last] = make_idle(begin, end);
+      if (n_users == 0) {
+        discard(std::max(first, aligned_down(begin, kUnit)), std::min(last, aligned_up(end, kUnit)));
+        drop_if_idle(first, static_cast<size_t>(last - first));
+      }
       return;
     }
   }
-  free_block(block, n_bytes);
+  elsewhere -= static_cast<int64_t>(malloc_usable_size(block));
+  c10::free_cpu(block);
 }
 
 class HostPool final : public c10::Allocator {
@@ -206,7 +299,8 @@ bool enter_host_pool() {
     if (c10::GetCPUAllocator() != c10::GetDefaultCPUAllocator()) return false;  // the user's own
     previous = c10::GetCPUAllocator();
     c10::SetCPUAllocator(&pool);
-    peak = live_peak = live.load();
+    peak = host_pool_bytes();
+    live_peak = host_pool_bytes_in_use();
   }
   ++n_users;
   return true;
@@ -217,29 +311,21 @@ void leave_host_pool() {
   if (--n_users == 0) c10::SetCPUAllocator(previous);
 }
 
-void empty_host_pool(int64_t returned_from) {
-  IdleBlocks with_pages, without;
-  {
-    const std::lock_guard<std::mutex> lock(mutex);
-    with_pages.swap(resident);
-    without.swap(discarded);
-    by_age.clear();
-    kept = 0;
+void empty_host_pool(int64_t kept) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (kept > 0) return discard_idle(with_pages - in_blocks - kept);
+  const std::map<char*, size_t> ranges = idle;
+  for (const auto& [begin, n_bytes] : ranges) {
+    discard(begin, begin + n_bytes);
+    drop_if_idle(begin, n_bytes);
   }
-  for (const auto& [n_bytes, idle] : with_pages) {
-    if (static_cast<int64_t>(n_bytes) >= returned_from) discard_pages(idle.block, n_bytes);
-    free_block(idle.block, n_bytes);
-  }
-  for (const auto& [n_bytes, idle] : without) free_block(idle.block, n_bytes);
 }
 
-void set_host_pool_slack(double times) { slack = times; }
-
-int64_t host_pool_bytes() { return live + kept; }
+int64_t host_pool_bytes() { return with_pages + elsewhere; }
 
 int64_t host_pool_peak() { return peak; }
 
-int64_t host_pool_bytes_in_use() { return live; }
+int64_t host_pool_bytes_in_use() { return in_blocks + elsewhere; }
 
 int64_t host_pool_peak_in_use() { return live_peak; }
 

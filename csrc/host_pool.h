@@ -1,4 +1,4 @@
-// A pool of the CPU blocks that PyTorch frees, while an attribution runs, and what all of them come to.
+// A pool of the CPU memory that PyTorch frees, while an attribution runs, and what all of it comes to.
 #pragma once
 
 #include <cstdint>
@@ -10,15 +10,10 @@ namespace igfast {
 bool enter_host_pool();
 void leave_host_pool();
 
-// Frees the blocks that nobody uses. The pages of blocks of so many bytes go back to the system; what becomes of those
-// of smaller blocks is left to the C library.
-void empty_host_pool(int64_t returned_from = 0);
+// Returns pages that nobody uses to the system, all but so many bytes of them.
+void empty_host_pool(int64_t kept = 0);
 
-// Lets requests of the calling thread take blocks that are up to so many times as large: those of a larger chunk for a
-// smaller one.
-void set_host_pool_slack(double times);
-
-// Bytes of the pool's blocks that are resident, those in use and those that nobody uses.
+// Bytes of the pages of the pool's blocks, of those in use and those that nobody uses.
 int64_t host_pool_bytes();
 
 // The most of that since the pool was entered by its first user.

@@ -16,9 +16,7 @@ from igfast.errors import IgfastMemoryError, LeanError, warn
 from igfast.memory import (
     MemoryUse,
     free_memory,
-    give_back_freed_blocks,
     is_out_of_memory,
-    reuse_larger_blocks,
     wait_for,
 )
 from igfast.path import CHANNELS_LAST, Path, may_be_channels_last
@@ -46,7 +44,6 @@ class Evaluator(Protocol):
 
 
 _Result = TypeVar("_Result")
-_LONG_SECONDS = 0.05  # a chunk that takes less leaves little behind, and giving it back takes milliseconds
 _CORNER = 96  # cells of each side: enough for networks that halve their input five times
 
 
@@ -141,15 +138,13 @@ class _Loop:
     chunks: Counter[int] = field(default_factory=Counter)
     n_evaluations: int = 0
     notes: list[str] = field(default_factory=list)
-    _blocks: tuple[int, bool] = (0, False)  # rows and layout of the chunk that freed blocks are from
 
     def over(self, rows: _Rows, evaluate: Callable[[slice], _Result]) -> Iterator[tuple[slice, _Result, float]]:
         """Evaluates all rows, a chunk at a time; one that does not fit in memory again, with less of it."""
-        start, seconds = 0, 0.0
+        start = 0
         while start < len(rows):
             chunk = slice(start, start + self.plan.next_rows(len(rows) - start))
             n_rows = chunk.stop - start
-            self._fit_blocks(n_rows, seconds)
             began = time.perf_counter()
             random_state = torch.get_rng_state()
             said: str | None = None
@@ -163,22 +158,12 @@ class _Loop:
                 torch.set_rng_state(random_state)
                 self._save_memory(n_rows, said)
                 continue
-            seconds, start = time.perf_counter() - began, chunk.stop
+            start = chunk.stop
             yield chunk, result, began
             del result
 
-    def _fit_blocks(self, n_rows: int, seconds: float) -> None:
-        """Sees to the blocks that earlier chunks freed, the last of which took some seconds."""
-        rows, channels_last = self._blocks
-        if n_rows > rows or self.plan.channels_last != channels_last:
-            if seconds > _LONG_SECONDS:
-                give_back_freed_blocks()  # they do not fit what comes
-            self._blocks = n_rows, self.plan.channels_last
-        reuse_larger_blocks(self._blocks[0] / n_rows)
-
     def _save_memory(self, n_rows: int, said: str) -> None:
         free_memory(self.memory.device)
-        self._blocks = 0, False
         if self.plan.shrink(n_rows):
             done = f"chunks of {self.plan.size} instead of {n_rows} rows"
             if self.plan.size == n_rows:

@@ -40,7 +40,7 @@ _CLEAR_REFS = Path("/proc/self/clear_refs")
 _POLL_SECONDS = 0.002
 _TRIM_AFTER_SECONDS = 0.3  # giving memory back takes up to 40 ms in a large process; short calls have little to give
 _RETURN_ALL_AFTER_SECONDS = 0.1  # the page faults of the next call are up to a fifth of a shorter one
-_LARGE_BLOCK_BYTES = 2**20  # which any call returns
+_KEPT_BYTES = 2**25  # at most, after such a call
 _malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
 
 
@@ -146,12 +146,12 @@ class MemoryUse:
 def memory_lent(device: torch.device, budget: MemoryBudget) -> Iterator[MemoryUse]:
     """Keeps what is allocated during the block within a budget, and measures it.
 
-    On the CPU, PyTorch keeps blocks that are freed during the block, and they are given back at its end. A chunk frees
-    its activations, and the next one asks for the same sizes. The C library neither hands them out again reliably (its
-    heap grew to three times of what was alive on a ResNet-50) nor for free: what goes back to the system comes back
-    zeroed page by page. See csrc/host_pool.cpp; a request of this thread beyond the budget fails there. Without the
-    compiled operators, or where the user has replaced PyTorch's CPU allocator, none of this happens. Threads may be in
-    it at the same time.
+    On the CPU, PyTorch keeps what is freed during the block for later requests, and it is given back at the end. A
+    chunk frees its activations, and the next one asks for as much. The C library neither hands it out again reliably
+    (its heap grew to three times of what was alive on a ResNet-50) nor for free: what goes back to the system comes
+    back zeroed page by page. See csrc/host_pool.cpp; a request of this thread beyond the budget fails there. Without
+    the compiled operators, or where the user has replaced PyTorch's CPU allocator, none of this happens. Threads may be
+    in it at the same time.
 
     On CUDA only the growth of chunks heeds the budget.
 
@@ -184,9 +184,9 @@ def _lent_by_host(device: torch.device, use: MemoryUse, is_explicit: bool) -> It
         with _lent_unlimited(device, use, is_explicit):
             yield
         return
-    began, before, in_use = time.monotonic(), pool.host_pool_bytes(), pool.host_pool_bytes_in_use()
-    use.peak = lambda: max(0, pool.host_pool_peak() - before)
-    use.peak_of_tensors = lambda: max(0, pool.host_pool_peak_in_use() - in_use)
+    began, held, before = time.monotonic(), pool.host_pool_bytes(), pool.host_pool_bytes_in_use()
+    use.peak_of_tensors = lambda: max(0, pool.host_pool_peak_in_use() - before)
+    use.peak = lambda: max(pool.host_pool_peak() - held, use.peak_of_tensors() or 0)
     if use.allowed is not None and is_explicit:
         use.for_tensors = use.allowed - min(use.allowed // 8, _UNCOUNTED_BYTES)
     outer = pool.set_host_pool_limit(-1 if use.for_tensors is None else before + use.for_tensors)
@@ -196,11 +196,9 @@ def _lent_by_host(device: torch.device, use: MemoryUse, is_explicit: bool) -> It
         peak, of_tensors = use.peak(), use.peak_of_tensors()
         use.peak, use.peak_of_tensors = lambda: peak, lambda: of_tensors
         pool.set_host_pool_limit(outer)
-        pool.set_host_pool_slack(1.0)
         pool.leave_host_pool()
         seconds = time.monotonic() - began
-        # Not left to the C library, whose heap would hold on to some of the pages, now more of them and now less.
-        pool.empty_host_pool(returned_from=0 if seconds > _RETURN_ALL_AFTER_SECONDS else _LARGE_BLOCK_BYTES)
+        pool.empty_host_pool(kept=0 if seconds > _RETURN_ALL_AFTER_SECONDS else _KEPT_BYTES)
         if seconds > _TRIM_AFTER_SECONDS:
             give_back_freed_blocks()
 
@@ -241,12 +239,6 @@ def give_back_freed_blocks() -> None:
         importlib.import_module("igfast._C").empty_host_pool()
     if _malloc_trim is not None:
         _malloc_trim(0)
-
-
-def reuse_larger_blocks(times: float) -> None:
-    """Lets freed blocks serve this thread's requests for as little as 1 / times of them."""
-    if kernels_loaded():
-        importlib.import_module("igfast._C").set_host_pool_slack(times)
 
 
 def wait_for(device: torch.device) -> None:
