@@ -21,20 +21,17 @@ need no reordered copies of their inputs and outputs, which are what sets the pe
 
 _CHEAP_BYTES = 3 * 2**26
 """Chunks grow to this peak without a trial, once the first has shown what a row takes: what csrc/host_pool.cpp keeps
-resident in any case. With 6 images of 224x224 instead of 4 a ResNet-50 took 0.84 of the time per row, and an
-EfficientNet-Lite0 0.98, with 8 1.02 (2 cores)."""
+resident in any case. With 10 images of 224x224 instead of 6 a ResNet-50 took 0.97 of the time per row and an
+EfficientNet-Lite0 0.96, with 16 and 15 1.03 and 0.98 of that (2 cores)."""
 
-_LARGEST_CHUNK_BYTES = 2**22
-"""Input bytes that a growing chunk stays within: 6 images of 224x224, 5 texts of 512 tokens."""
+_LARGEST_CHUNK_BYTES = 23 * 2**18
+"""Input bytes that a growing chunk stays within: 10 images of 224x224, 7 texts of 512 tokens."""
 
 _CHEAP_WEIGHTS = 2
 """Chunks also grow to a peak of so many times the bytes of the weights. Each chunk reads all of them, and puts them in
 order for its products, so a model of many weights gains from more rows where others do not: a ViT-B/16 and a VGG-16
 took 0.93 of the processor time per row with 8 images of 224x224 instead of 4, the former 0.94 of the time with 10
-instead of 8, a ResNet-50 0.9 with 10 instead of 6, an EfficientNet-Lite0 1.02 (2 cores)."""
-
-_LARGEST_BYTES_BY_WEIGHTS = 23 * 2**18
-"""Input bytes that such a chunk stays within: 10 images of 224x224. Larger rows are work enough for any weights."""
+instead of 8, a ResNet-50 0.9 with 10 instead of 6 (2 cores of an Intel processor)."""
 
 _LARGEST_SHARE = 5
 """A chunk that grows stays below this fraction of all rows, so that the peak stays below a tenth of the peak of a call
@@ -74,7 +71,6 @@ class ChunkPlan:
         layout_verified: whether the model was seen to give the same values for channels-last points.
         savings: how many measures against lack of memory had to be taken at one row (`Evaluator.save_memory`).
         weight_bytes: bytes of the weights that each chunk reads, 0 if unknown.
-        largest_by_weights: rows up to which these may raise `largest`, once.
     """
 
     batch: int
@@ -86,7 +82,6 @@ class ChunkPlan:
     layout_verified: bool = False
     savings: int = 0
     weight_bytes: int = 0
-    largest_by_weights: int = 0
     _is_fitted: bool = False  # to what is cheap in memory
     _rows_tried: int = 0
     _layout_tried: bool = False
@@ -139,7 +134,6 @@ class ChunkPlan:
         largest = min(share, largest_bytes // row_bytes)
         plan = ChunkPlan(batch, first, max(first, largest), n_rows, may_change_layout)
         plan.weight_bytes = weight_bytes
-        plan.largest_by_weights = min(share, _LARGEST_BYTES_BY_WEIGHTS // row_bytes)
         return plan._starting(row_bytes, prefers_channels_last)
 
     def _starting(self, row_bytes: int, prefers_channels_last: bool) -> ChunkPlan:
@@ -207,14 +201,11 @@ class ChunkPlan:
         75 MiB of other sizes stay from operations before.
         """
         is_first = not self._is_fitted and self._in_use is None and not self.savings
-        by_weights = min(int(_CHEAP_WEIGHTS * self.weight_bytes / row_peak), self.largest_by_weights)
-        if is_first:
-            self.largest = max(self.largest, by_weights)
         if allowed is not None:
             self.largest = min(self.largest, max(int(allowed / row_peak), self.size))
         if is_first:
             self._is_fitted = True
-            cheap = min(max(int(_CHEAP_BYTES / row_peak), by_weights), self.largest)
+            cheap = min(int(max(_CHEAP_BYTES, _CHEAP_WEIGHTS * self.weight_bytes) / row_peak), self.largest)
             if self._whole(cheap) > self._whole(self.size):
                 self.size, self._is_warm = cheap, False
 
