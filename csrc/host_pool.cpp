@@ -9,13 +9,16 @@
 //
 // Pages that nobody uses stay only as far as that does not raise the peak: beyond what tensors alone have needed so
 // far, they go back to the system, and come back with the next block there.
+//
+// The pool stays PyTorch's allocator as long as any of its blocks is alive, and passes requests on when no attribution
+// runs: oneDNN frees its buffers by whatever allocator PyTorch has by then.
 #include "host_pool.h"
 
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/alloc_cpu.h>
-#include <malloc.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -43,8 +46,8 @@ constexpr size_t kGrain = 64;
 // Pages come and go in units of so many bytes: of a huge page of the x86-64, and of most other processors.
 constexpr size_t kUnit = 1 << 21;
 
-// Addresses that are asked for at once. They cost nothing; without pages behind them they are not memory.
-constexpr size_t kSegment = size_t{1} << 32;
+// Addresses that are asked for at once. They cost nothing, unless addresses are what is limited.
+constexpr size_t kSegment = size_t{1} << 32, kSegmentOfLimited = 1 << 28;
 
 // Bytes that may have their pages in any case, so that small chunks do not wait for them.
 constexpr int64_t kResident = 3 << 26;
@@ -55,16 +58,16 @@ struct Segment {
 };
 
 std::mutex mutex;  // of all up to the atomics
-int64_t n_users = 0;
-c10::Allocator* previous = nullptr;
+std::atomic<int64_t> n_users = 0;
 
 // Never destroyed: tensors may be freed after static objects.
 auto& segments = *new std::map<char*, Segment>;
 auto& idle = *new std::map<char*, size_t>;                // ranges that nobody uses, no two of a segment side by side
 auto& by_size = *new std::set<std::pair<size_t, char*>>;  // the same
-auto& blocks = *new std::unordered_map<void*, size_t>;    // what is in use
+auto& blocks = *new std::unordered_map<void*, size_t>;    // in use
+auto& others = *new std::unordered_map<void*, size_t>;    // in use, of the C library
 
-std::atomic<int64_t> in_blocks = 0, elsewhere = 0;  // bytes in use: of `blocks`, and of the C library
+std::atomic<int64_t> in_blocks = 0, in_others = 0;  // bytes in use
 std::atomic<int64_t> with_pages = 0;                // of all units
 std::atomic<int64_t> peak = 0, live_peak = 0;
 thread_local int64_t limit = -1;  // of host_pool_bytes(), for requests of this thread
@@ -85,14 +88,27 @@ void raise(std::atomic<int64_t>& highest, int64_t value) {
   }
 }
 
-// Whether the system gives huge pages to those who ask. Where it gives them to nobody or to all, there is no asking.
+std::string first_line(const char* path) {
+  std::ifstream file(path);
+  std::string line;
+  std::getline(file, line);
+  return line;
+}
+
+// Whether the system gives huge pages, of a unit, to those who ask. Where it gives them to nobody or to all, there is
+// no asking.
 bool huge_pages_on_request() {
-  static const bool on_request = [] {
-    std::ifstream file("/sys/kernel/mm/transparent_hugepage/enabled");
-    std::string setting;
-    return static_cast<bool>(std::getline(file, setting)) && setting.find("[madvise]") != std::string::npos;
-  }();
+  static const bool on_request =
+      first_line("/sys/kernel/mm/transparent_hugepage/enabled").find("[madvise]") != std::string::npos &&
+      first_line("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size") == std::to_string(kUnit);
   return on_request;
+}
+
+// Whether addresses without pages count, for the process or for the system (vm.overcommit_memory).
+bool addresses_are_limited() {
+  rlimit addresses{};
+  const bool by_process = getrlimit(RLIMIT_AS, &addresses) == 0 && addresses.rlim_cur != RLIM_INFINITY;
+  return by_process || first_line("/proc/sys/vm/overcommit_memory") == "2";
 }
 
 std::pair<char* const, Segment>& segment_of(char* address) { return *std::prev(segments.upper_bound(address)); }
@@ -171,9 +187,9 @@ std::pair<char*, char*> make_idle(char* begin, char* end) {
 }
 
 // Asks the system for addresses of so many bytes; false if there are none.
-bool add_segment(size_t n_bytes) {
+bool map_segment(size_t n_bytes, int flags) {
   const size_t mapped = n_bytes + kUnit;
-  void* const address = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* const address = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
   if (address == MAP_FAILED) return false;
   char *const first = static_cast<char*>(address), *const begin = aligned_up(first, kUnit);
   if (begin > first) munmap(first, static_cast<size_t>(begin - first));
@@ -184,14 +200,36 @@ bool add_segment(size_t n_bytes) {
   return true;
 }
 
-// Returns the addresses of a segment that is idle as a whole.
-void drop_if_idle(char* begin, size_t n_bytes) {
+// Adds a segment for a request. One of the request's own size is refused if the system thinks that it has not as much.
+bool add_segment(size_t request) {
+  const size_t least = rounded_up(request, kUnit), usual = addresses_are_limited() ? kSegmentOfLimited : kSegment;
+  return (least < usual && map_segment(usual, MAP_NORESERVE)) || map_segment(least, 0);
+}
+
+// Returns the addresses of a segment that is idle as a whole, and has no pages.
+void drop_if_unused(char* begin, size_t n_bytes) {
   const auto segment = segments.find(begin);
   if (segment == segments.end() || segment->second.n_bytes != n_bytes) return;
-  set_has_pages(begin, begin + n_bytes, false);
+  const auto& has_pages = segment->second.has_pages;
+  if (std::find(has_pages.begin(), has_pages.end(), true) != has_pages.end()) return;
   erase_idle(begin, n_bytes);
   segments.erase(segment);
   munmap(begin, n_bytes);
+}
+
+// Returns all pages that nobody uses. Where others live in the same unit, that splits a huge page, so not while
+// attributions run.
+void discard_all() {
+  const std::map<char*, size_t> ranges = idle;
+  for (const auto& [begin, n_bytes] : ranges) {
+    char* const end = begin + n_bytes;
+    if (n_users == 0) {
+      discard(begin, end);
+    } else if (aligned_down(end, kUnit) > aligned_up(begin, kUnit)) {
+      discard(aligned_up(begin, kUnit), aligned_down(end, kUnit));
+    }
+    drop_if_unused(begin, n_bytes);
+  }
 }
 
 // Where so many idle bytes are: as many of them with pages as there are, in the smallest such range. Null if nowhere.
@@ -205,82 +243,101 @@ char* find(size_t n_bytes) {
   return best;
 }
 
-// Makes room for pages of so many bytes that are to come, within the peak of what is alive and the thread's limit.
-void make_room(int64_t request, int64_t to_come) {
-  const int64_t cheap = std::max({live_peak.load(), host_pool_bytes_in_use(), kResident});
+// Makes room for so many bytes that are to come, within the peak so far and the thread's limit; false if there is none.
+bool make_room(int64_t to_come) {
+  const int64_t cheap = std::max({peak.load(), host_pool_bytes_in_use(), kResident});
   const int64_t most = limit < 0 ? cheap : std::min(limit, cheap);
   if (host_pool_bytes() + to_come > most) discard_idle(host_pool_bytes() + to_come - most);
-  TORCH_CHECK_WITH(OutOfMemoryError, limit < 0 || host_pool_bytes() + to_come <= limit,
-                   "igfast: out of memory: ", request, " bytes were asked for, and ",
-                   std::max<int64_t>(0, limit - host_pool_bytes_in_use()), " are left of the budget");
+  return limit < 0 || host_pool_bytes() + to_come <= limit;
 }
 
-void* take_elsewhere(size_t n_bytes) {
-  const auto request = static_cast<int64_t>(n_bytes);
-  if (limit >= 0 && host_pool_bytes() + request > limit) {
-    const std::lock_guard<std::mutex> lock(mutex);
-    make_room(request, request);
+// A block of the pool; null if there are no addresses or not as many units within the limit.
+void* take_block(size_t n_bytes) {
+  const size_t size = rounded_up(n_bytes, kGrain);
+  char* block = find(size);
+  if (block == nullptr && !add_segment(size)) {
+    discard_all();
+    if (!add_segment(size)) return nullptr;
   }
-  void* const block = c10::alloc_cpu(n_bytes);
-  elsewhere += static_cast<int64_t>(malloc_usable_size(block));
+  if (block == nullptr) block = find(size);
+  blocks.emplace(block, size);
+  const size_t found = idle.at(block);
+  erase_idle(block, found);
+  if (found > size) insert_idle(block + size, found - size);
+  in_blocks += static_cast<int64_t>(size);
+  if (make_room(bytes_without_pages(block, block + size))) {
+    set_has_pages(block, block + size, true);
+    return block;
+  }
+  in_blocks -= static_cast<int64_t>(size);
+  blocks.erase(block);
+  make_idle(block, block + size);
+  return nullptr;
+}
+
+void* take_of_c_library(size_t n_bytes) {
+  const auto request = static_cast<int64_t>(n_bytes);
+  TORCH_CHECK_WITH(OutOfMemoryError, limit < 0 || make_room(request), "igfast: out of memory: ", request,
+                   " bytes were asked for, and ", std::max<int64_t>(0, limit - host_pool_bytes()),
+                   " are left of the budget");
+  void* block = nullptr;
+  try {
+    block = c10::alloc_cpu(n_bytes);
+  } catch (const c10::Error&) {  // out of memory, unless idle pages make up for it
+    discard_all();
+    block = c10::alloc_cpu(n_bytes);
+  }
+  others.emplace(block, n_bytes);
+  in_others += request;
   return block;
 }
 
 void* take(size_t n_bytes) {
-  void* taken = nullptr;
-  if (n_bytes >= kSmall) {
-    const size_t size = rounded_up(n_bytes, kGrain), segment = rounded_up(size, kUnit);
-    const std::lock_guard<std::mutex> lock(mutex);
-    char* block = find(size);
-    if (block == nullptr && (add_segment(std::max(segment, kSegment)) || add_segment(segment))) block = find(size);
-    if (block != nullptr) {
-      const size_t found = idle.at(block);
-      erase_idle(block, found);
-      if (found > size) insert_idle(block + size, found - size);
-      in_blocks += static_cast<int64_t>(size);
-      try {
-        make_room(static_cast<int64_t>(n_bytes), bytes_without_pages(block, block + size));
-      } catch (...) {
-        in_blocks -= static_cast<int64_t>(size);
-        make_idle(block, block + size);
-        throw;
-      }
-      set_has_pages(block, block + size, true);
-      blocks.emplace(block, size);
-      taken = block;
-    }
-  }
-  if (taken == nullptr) taken = take_elsewhere(n_bytes);
+  const std::lock_guard<std::mutex> lock(mutex);
+  const bool is_for_pool = n_bytes >= kSmall && n_bytes <= static_cast<size_t>(std::numeric_limits<int64_t>::max()) / 2;
+  void* taken = is_for_pool ? take_block(n_bytes) : nullptr;
+  if (taken == nullptr) taken = take_of_c_library(n_bytes);
   raise(live_peak, host_pool_bytes_in_use());
   raise(peak, host_pool_bytes());
   return taken;
 }
 
+void uninstall_if_unused();
+
+// Takes a block back; false if it is of the C library, and counted no longer if it was.
+bool take_back(void* block) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = blocks.find(block);
+  if (found == blocks.end()) {
+    const auto other = others.find(block);
+    if (other != others.end()) {  // or it is of a time before the pool
+      in_others -= static_cast<int64_t>(other->second);
+      others.erase(other);
+    }
+    return false;
+  }
+  char *const begin = static_cast<char*>(block), *const end = begin + found->second;
+  in_blocks -= static_cast<int64_t>(found->second);
+  blocks.erase(found);
+  const auto [first, last] = make_idle(begin, end);
+  if (n_users == 0) {
+    discard(std::max(first, aligned_down(begin, kUnit)), std::min(last, aligned_up(end, kUnit)));
+    drop_if_unused(first, static_cast<size_t>(last - first));
+    uninstall_if_unused();
+  }
+  return true;
+}
+
 void give(void* block) {
   if (block == nullptr) return;
   c10::profiledCPUMemoryReporter().Delete(block);
-  {
-    const std::lock_guard<std::mutex> lock(mutex);
-    const auto found = blocks.find(block);
-    if (found != blocks.end()) {
-      char *const begin = static_cast<char*>(block), *const end = begin + found->second;
-      in_blocks -= static_cast<int64_t>(found->second);
-      blocks.erase(found);
-      const auto [first, last] = make_idle(begin, end);
-      if (n_users == 0) {
-        discard(std::max(first, aligned_down(begin, kUnit)), std::min(last, aligned_up(end, kUnit)));
-        drop_if_idle(first, static_cast<size_t>(last - first));
-      }
-      return;
-    }
-  }
-  elsewhere -= static_cast<int64_t>(malloc_usable_size(block));
-  c10::free_cpu(block);
+  if (!take_back(block)) c10::free_cpu(block);
 }
 
 class HostPool final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t n_bytes) override {
+    if (n_users == 0) return c10::GetDefaultCPUAllocator()->allocate(n_bytes);
     void* block = n_bytes == 0 ? nullptr : take(n_bytes);
     if (block != nullptr) c10::profiledCPUMemoryReporter().New(block, n_bytes);
     return {block, block, &give, c10::Device(c10::DeviceType::CPU)};
@@ -289,15 +346,21 @@ class HostPool final : public c10::Allocator {
   void copy_data(void* to, const void* from, size_t n_bytes) const override { default_copy_data(to, from, n_bytes); }
 };
 
-HostPool pool;
+auto& pool = *new HostPool;
+
+void uninstall_if_unused() {
+  if (n_users == 0 && blocks.empty() && c10::GetCPUAllocator() == &pool) {
+    c10::SetCPUAllocator(c10::GetDefaultCPUAllocator());
+  }
+}
 
 }  // namespace
 
 bool enter_host_pool() {
   const std::lock_guard<std::mutex> lock(mutex);
   if (n_users == 0) {
-    if (c10::GetCPUAllocator() != c10::GetDefaultCPUAllocator()) return false;  // the user's own
-    previous = c10::GetCPUAllocator();
+    const c10::Allocator* const present = c10::GetCPUAllocator();
+    if (present != &pool && present != c10::GetDefaultCPUAllocator()) return false;  // the user's own
     c10::SetCPUAllocator(&pool);
     peak = host_pool_bytes();
     live_peak = host_pool_bytes_in_use();
@@ -306,26 +369,27 @@ bool enter_host_pool() {
   return true;
 }
 
-void leave_host_pool() {
+int64_t leave_host_pool() {
   const std::lock_guard<std::mutex> lock(mutex);
-  if (--n_users == 0) c10::SetCPUAllocator(previous);
+  --n_users;
+  uninstall_if_unused();
+  return n_users;
 }
 
 void empty_host_pool(int64_t kept) {
   const std::lock_guard<std::mutex> lock(mutex);
-  if (kept > 0) return discard_idle(with_pages - in_blocks - kept);
-  const std::map<char*, size_t> ranges = idle;
-  for (const auto& [begin, n_bytes] : ranges) {
-    discard(begin, begin + n_bytes);
-    drop_if_idle(begin, n_bytes);
+  if (kept > 0) {
+    discard_idle(with_pages - in_blocks - kept);
+  } else {
+    discard_all();
   }
 }
 
-int64_t host_pool_bytes() { return with_pages + elsewhere; }
+int64_t host_pool_bytes() { return with_pages + in_others; }
 
 int64_t host_pool_peak() { return peak; }
 
-int64_t host_pool_bytes_in_use() { return in_blocks + elsewhere; }
+int64_t host_pool_bytes_in_use() { return in_blocks + in_others; }
 
 int64_t host_pool_peak_in_use() { return live_peak; }
 

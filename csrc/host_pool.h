@@ -6,14 +6,14 @@
 namespace igfast {
 
 // Makes PyTorch allocate from the pool until as many calls of leave_host_pool; any thread may. False, and nothing
-// happens, if PyTorch's CPU allocator has been replaced.
+// happens, if PyTorch's CPU allocator has been replaced. Leaving returns how many users are left.
 bool enter_host_pool();
-void leave_host_pool();
+int64_t leave_host_pool();
 
 // Returns pages that nobody uses to the system, all but so many bytes of them.
 void empty_host_pool(int64_t kept = 0);
 
-// Bytes of the pages of the pool's blocks, of those in use and those that nobody uses.
+// Bytes of the pool's pages, in use or not, and of what it got from the C library.
 int64_t host_pool_bytes();
 
 // The most of that since the pool was entered by its first user.

@@ -144,11 +144,11 @@ PYBIND11_MODULE(_C, m) {
       "cuda_architectures (compute capabilities, with commas).");
   m.def("enter_host_pool", &igfast::enter_host_pool,
         "Makes PyTorch allocate from the pool on the CPU; False if it cannot.");
-  m.def("leave_host_pool", &igfast::leave_host_pool, "Undoes one enter_host_pool.");
+  m.def("leave_host_pool", &igfast::leave_host_pool, "Undoes one enter_host_pool; returns how many are left.");
   m.def("empty_host_pool", &igfast::empty_host_pool, pybind11::arg("kept") = 0,
         pybind11::call_guard<pybind11::gil_scoped_release>(),
         "Returns pages that nobody uses to the system, all but so many bytes of them.");
-  m.def("host_pool_bytes", &igfast::host_pool_bytes, "Bytes of the pages of the pool's blocks, in use or kept.");
+  m.def("host_pool_bytes", &igfast::host_pool_bytes, "Bytes of the pool's pages, in use or kept.");
   m.def("host_pool_peak", &igfast::host_pool_peak, "The most of host_pool_bytes() since the pool was entered.");
   m.def("host_pool_bytes_in_use", &igfast::host_pool_bytes_in_use, "Bytes of the pool's blocks that are in use.");
   m.def("host_pool_peak_in_use", &igfast::host_pool_peak_in_use, "The most of those since the pool was entered.");

@@ -132,7 +132,7 @@ class MemoryUse:
         for_tensors: what of that is for tensors; the rest is for code and libraries' scratch space.
         peak: returns the most that PyTorch's allocator held so far; None where it is not measured. On the CPU,
             attributions in other threads at the same time are in it.
-        peak_of_tensors: the same without freed blocks that are kept because that is cheap.
+        peak_of_tensors: the same without what is kept for later tensors because that is cheap.
     """
 
     device: torch.device
@@ -180,6 +180,8 @@ def _lent_unlimited(device: torch.device, use: MemoryUse, is_explicit: bool) -> 
 @contextmanager
 def _lent_by_host(device: torch.device, use: MemoryUse, is_explicit: bool) -> Iterator[None]:
     pool = importlib.import_module("igfast._C") if kernels_loaded() else None
+    if pool is not None and is_explicit:
+        pool.empty_host_pool()  # what an earlier call left counts
     if pool is None or not pool.enter_host_pool():
         with _lent_unlimited(device, use, is_explicit):
             yield
@@ -189,18 +191,18 @@ def _lent_by_host(device: torch.device, use: MemoryUse, is_explicit: bool) -> It
     use.peak = lambda: max(pool.host_pool_peak() - held, use.peak_of_tensors() or 0)
     if use.allowed is not None and is_explicit:
         use.for_tensors = use.allowed - min(use.allowed // 8, _UNCOUNTED_BYTES)
-    outer = pool.set_host_pool_limit(-1 if use.for_tensors is None else before + use.for_tensors)
+    outer = pool.set_host_pool_limit(-1 if use.for_tensors is None else held + use.for_tensors)
     try:
         yield
     finally:
         peak, of_tensors = use.peak(), use.peak_of_tensors()
         use.peak, use.peak_of_tensors = lambda: peak, lambda: of_tensors
         pool.set_host_pool_limit(outer)
-        pool.leave_host_pool()
-        seconds = time.monotonic() - began
-        pool.empty_host_pool(kept=0 if seconds > _RETURN_ALL_AFTER_SECONDS else _KEPT_BYTES)
+        users, seconds = pool.leave_host_pool(), time.monotonic() - began
         if seconds > _TRIM_AFTER_SECONDS:
             give_back_freed_blocks()
+        elif users == 0:
+            pool.empty_host_pool(kept=0 if seconds > _RETURN_ALL_AFTER_SECONDS else _KEPT_BYTES)
 
 
 @contextmanager

@@ -197,8 +197,7 @@ class ChunkPlan:
     def limit_memory(self, row_peak: float, allowed: int | None) -> None:
         """Takes in what the tensors of a row of the largest chunk so far took at their peak, and what all may take.
 
-        Both in bytes. Freed blocks that are kept are no tensors: 4 images of 224x224 on a ResNet-50 take 37 MiB, and
-        75 MiB of other sizes stay from operations before.
+        Both in bytes. Memory that is kept for later tensors is not in the former.
         """
         is_first = not self._is_fitted and self._in_use is None and not self.savings
         if allowed is not None:

@@ -37,9 +37,9 @@ class RunReport:
         chunks: how many chunks there were of each number of rows.
         channels_last: whether the path points of the last chunk were channels-last by igfast's choice.
         lean: what lean execution did.
-        peak_bytes: the most that PyTorch's allocator held during the call over what it held before, kept blocks
-            included; None where it was not measured (other devices than the CPU, unless it was the process's highest;
-            a replaced allocator). On the CPU, attributions in other threads at the same time are in it.
+        peak_bytes: the most that PyTorch's allocator held during the call over what it held before, with what it keeps
+            for later tensors; None where it was not measured (other devices than the CPU, unless it was the process's
+            highest; a replaced allocator). On the CPU, attributions in other threads at the same time are in it.
         budget_bytes: what `memory_budget` came to, all that was free (less a tenth) if there was none; None where there
             was no telling.
         seconds: wall-clock time of the call, without the parsing of its arguments.
