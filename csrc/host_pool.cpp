@@ -65,7 +65,7 @@ auto& segments = *new std::map<char*, Segment>;
 auto& idle = *new std::map<char*, size_t>;                // ranges that nobody uses, no two of a segment side by side
 auto& by_size = *new std::set<std::pair<size_t, char*>>;  // the same
 auto& blocks = *new std::unordered_map<void*, size_t>;    // in use
-auto& others = *new std::unordered_map<void*, size_t>;    // in use, of the C library
+auto& others = *new std::unordered_map<void*, int64_t>;   // in use, of the C library
 
 std::atomic<int64_t> in_blocks = 0, in_others = 0;  // bytes in use
 std::atomic<int64_t> with_pages = 0;                // of all units
@@ -287,8 +287,9 @@ void* take_of_c_library(size_t n_bytes) {
     discard_all();
     block = c10::alloc_cpu(n_bytes);
   }
-  others.emplace(block, n_bytes);
-  in_others += request;
+  int64_t& counted = others[block];  // not 0 if it was freed by an allocator that does not know the pool
+  in_others += request - counted;
+  counted = request;
   return block;
 }
 
@@ -311,7 +312,7 @@ bool take_back(void* block) {
   if (found == blocks.end()) {
     const auto other = others.find(block);
     if (other != others.end()) {  // or it is of a time before the pool
-      in_others -= static_cast<int64_t>(other->second);
+      in_others -= other->second;
       others.erase(other);
     }
     return false;
