@@ -59,11 +59,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     options = parser.parse_args()
-    of_network = {name: measure(name, options.rounds) for name in options.networks}
-    for record in harness.read("networks"):
-        if record["network"] not in options.networks:
-            of_network.setdefault(record["network"], []).append(record)
-    print(harness.write("networks", [record for name in NETWORKS for record in of_network.get(name, [])]))
+    for name in options.networks:
+        print(harness.update("networks", measure(name, options.rounds)), flush=True)
 
 
 if __name__ == "__main__":

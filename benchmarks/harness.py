@@ -150,10 +150,17 @@ def write(name: str, records: Sequence[Mapping[str, Any]], folder: Path = RESULT
 
 
 def update(name: str, records: Sequence[Mapping[str, Any]], folder: Path = RESULTS) -> Path:
-    """Writes records beside those of <name>.jsonl, or in the place of those of the same cases."""
-    cases = {record["case"] for record in records}
+    """Writes records to <name>.jsonl in the place of those of the same cases, or after all others."""
     others = read(name, folder) if (folder / f"{name}.jsonl").exists() else []
-    return write(name, [record for record in others if record["case"] not in cases] + list(records), folder)
+    cases = _by_case(others) | _by_case(records)
+    return write(name, [record for of_case in cases.values() for record in of_case], folder)
+
+
+def _by_case(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    cases: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        cases.setdefault(record["case"], []).append(record)
+    return cases
 
 
 def read(name: str, folder: Path = RESULTS) -> list[dict[str, Any]]:

@@ -13,12 +13,7 @@ from torch import Tensor
 
 from igfast import ops
 from igfast.errors import IgfastMemoryError, LeanError, warn
-from igfast.memory import (
-    MemoryUse,
-    free_memory,
-    is_out_of_memory,
-    wait_for,
-)
+from igfast.memory import MemoryUse, free_memory, is_out_of_memory, wait_for
 from igfast.path import CHANNELS_LAST, Path, may_be_channels_last
 from igfast.planner import ChunkPlan
 from igfast.quadrature import Rule

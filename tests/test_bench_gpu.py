@@ -4,6 +4,9 @@ import pytest
 import torch
 
 from benchmarks import bench_gpu, harness
+from igfast.ops._load import kernels_loaded
+
+assert kernels_loaded()
 
 CPU = torch.device("cpu")
 
