@@ -5,7 +5,7 @@
 
 namespace igfast {
 
-// Makes PyTorch allocate from the pool until as many calls of leave_host_pool; any thread may. False, and nothing
+// Makes PyTorch allocate from the pool, in all threads, until the calling thread leaves it as often. False, and nothing
 // happens, if PyTorch's CPU allocator has been replaced. Leaving returns how many users are left.
 bool enter_host_pool();
 int64_t leave_host_pool();
@@ -13,7 +13,8 @@ int64_t leave_host_pool();
 // Returns pages that nobody uses to the system, all but so many bytes of them.
 void empty_host_pool(int64_t kept = 0);
 
-// Bytes of the pool's pages, in use or not, and of what it got from the C library.
+// Bytes of the pool's pages, in use or not, and of what it got from the C library. Not in it are blocks whose
+// neighbours' pages went back when no attribution ran.
 int64_t host_pool_bytes();
 
 // The most of that since the pool was entered by its first user.

@@ -142,9 +142,10 @@ PYBIND11_MODULE(_C, m) {
       },
       "What this binary was built with: version, torch, compiler, isa (as dispatched on this machine), cuda, "
       "cuda_architectures (compute capabilities, with commas).");
-  m.def("enter_host_pool", &igfast::enter_host_pool,
+  m.def("enter_host_pool", &igfast::enter_host_pool, pybind11::call_guard<pybind11::gil_scoped_release>(),
         "Makes PyTorch allocate from the pool on the CPU; False if it cannot.");
-  m.def("leave_host_pool", &igfast::leave_host_pool, "Undoes one enter_host_pool; returns how many are left.");
+  m.def("leave_host_pool", &igfast::leave_host_pool, pybind11::call_guard<pybind11::gil_scoped_release>(),
+        "Undoes one enter_host_pool; returns how many are left.");
   m.def("empty_host_pool", &igfast::empty_host_pool, pybind11::arg("kept") = 0,
         pybind11::call_guard<pybind11::gil_scoped_release>(),
         "Returns pages that nobody uses to the system, all but so many bytes of them.");
