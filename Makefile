@@ -77,6 +77,7 @@ format: setup
 
 bench: setup
 	IGFAST_REQUIRE_KERNELS=1 $(BIN)/python -m benchmarks.bench_ops
+	IGFAST_REQUIRE_KERNELS=1 $(BIN)/python -m benchmarks.bench_lean
 	IGFAST_REQUIRE_KERNELS=1 $(BIN)/python -m benchmarks.bench_memory
 	IGFAST_REQUIRE_KERNELS=1 $(BIN)/python -m benchmarks.bench_integrated_gradients
 	IGFAST_REQUIRE_KERNELS=1 $(BIN)/python -m benchmarks.bench_networks

@@ -21,7 +21,7 @@ using std::optional;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
-// A read-only tensor of zeros, any size of which takes no memory (on the CPU; elsewhere it is allocated, not written).
+// A tensor that is neither read nor written, any size of which takes next to no memory (on the CPU).
 Tensor unbacked_tensor(IntArrayRef sizes, IntArrayRef strides, const at::TensorOptions& options);
 
 // Sizes and strides of a tensor that is gone.

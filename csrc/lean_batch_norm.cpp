@@ -35,9 +35,39 @@ void NormNode::save_norm(const Tensor& variance, const optional<Tensor>& weight,
   eps_ = eps;
 }
 
+namespace {
+
+// weight / sqrt(variance + eps), as the operators compute it, but without the few microseconds of each.
+template <typename T>
+Tensor scale_on_cpu(const Tensor& variance, const optional<Tensor>& weight, double eps) {
+  Tensor scale = at::empty(variance.sizes(), variance.options().memory_format(at::MemoryFormat::Contiguous));
+  const auto of_variance = variance.accessor<T, 1>();
+  auto* to = scale.mutable_data_ptr<T>();
+  for (int64_t c = 0; c < variance.numel(); ++c) to[c] = 1 / std::sqrt(of_variance[c] + static_cast<T>(eps));
+  if (weight.has_value()) {
+    const auto of_weight = weight->accessor<T, 1>();
+    for (int64_t c = 0; c < variance.numel(); ++c) to[c] *= of_weight[c];
+  }
+  return scale;
+}
+
+Tensor scale_of(const Tensor& variance, const optional<Tensor>& weight, double eps) {
+  const auto dtype = variance.scalar_type();
+  const bool are_alike = !weight.has_value() || (weight->scalar_type() == dtype && weight->sizes() == variance.sizes());
+  const bool has_kernel = dtype == at::kFloat || dtype == at::kDouble;
+  if (has_kernel && are_alike && variance.is_cpu() && variance.dim() == 1 && !at::isTensorSubclassLike(variance)) {
+    return dtype == at::kFloat ? scale_on_cpu<float>(variance, weight, eps)
+                               : scale_on_cpu<double>(variance, weight, eps);
+  }
+  Tensor scale = at::rsqrt(variance + eps);
+  return weight.has_value() ? scale.mul_(*weight) : scale;
+}
+
+}  // namespace
+
 Tensor NormNode::scale(int64_t dim, int64_t n_dims) const {
-  Tensor scale = at::rsqrt(unpack(first_) + eps_);
-  if (has_weight_) scale.mul_(unpack(first_ + 1));
+  const auto weight = has_weight_ ? optional<Tensor>(unpack(first_ + 1)) : std::nullopt;
+  const Tensor scale = scale_of(unpack(first_), weight, eps_);
   at::DimVector shape(n_dims, 1);
   shape[dim] = -1;
   return scale.view(shape);

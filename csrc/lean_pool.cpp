@@ -21,8 +21,11 @@ Tensor unbacked_tensor(IntArrayRef sizes, IntArrayRef strides, const at::TensorO
     if (sizes[d] == 0) return at::empty_strided(sizes, strides, options);
     n_elements += (sizes[d] - 1) * strides[d];
   }
-  // Pages of a read-only anonymous mapping are never allocated; whoever reads them sees the kernel's page of zeros.
+  // Pages of a read-only anonymous mapping are never allocated; whoever reads them sees the kernel's page of zeros. To
+  // map a few takes longer than to have them.
+  constexpr size_t kFewBytes = 1 << 16;
   const size_t n_bytes = n_elements * options.dtype().itemsize();
+  if (n_bytes <= kFewBytes) return at::empty_strided(sizes, strides, options);
   void* pages = mmap(nullptr, n_bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   TORCH_CHECK(pages != MAP_FAILED, "igfast: cannot map ", n_bytes, " bytes of address space");
   return at::from_blob(pages, sizes, strides, [n_bytes](void* data) { munmap(data, n_bytes); }, options);

@@ -14,6 +14,7 @@
 #include "cuda_glue.h"
 #include "host_pool.h"
 #include "kernels.h"
+#include "lean_python.h"
 #include "operands.h"
 #include "tensors.h"
 
@@ -155,4 +156,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("host_pool_peak_in_use", &igfast::host_pool_peak_in_use, "The most of those since the pool was entered.");
   m.def("set_host_pool_limit", &igfast::set_host_pool_limit,
         "Makes this thread's requests beyond it fail; negative for none. Returns the one before.");
+  igfast::define_lean_functions(m);
 }

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+
+from igfast._C import lean_refusal
 
 
 class Plain(str):
@@ -20,25 +21,21 @@ class Plain(str):
 
 
 NOTHING_TO_SAVE = Plain("")
-_FLOATING = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+_WHY = (  # by the numbers that lean_refusal returns
+    "",
+    "",
+    "{x.dtype} {x.layout}",
+    "tensors on {x.device.type}",
+    "torch.autocast",
+    "a weight of another type",
+    "a weight that is computed in the forward pass",
+)
 
 
 def refuses(x: Tensor, *weights: Any) -> Plain | None:
     """Why a call cannot be lean that has `x` as its differentiable input beside `weights`; None if it can."""
-    if not x.requires_grad or not torch.is_grad_enabled():
-        return NOTHING_TO_SAVE
-    if x.dtype not in _FLOATING or x.layout is not torch.strided:
-        return Plain(f"{x.dtype} {x.layout}")
-    if not (x.is_cpu or x.is_cuda):
-        return Plain(f"tensors on {x.device.type}")
-    if torch.is_autocast_enabled("cpu" if x.is_cpu else "cuda"):
-        return Plain("torch.autocast")
-    for weight in weights:
-        if not isinstance(weight, Tensor) or weight.dtype is not x.dtype or weight.layout is not torch.strided:
-            return Plain("a weight of another type")
-        if weight.requires_grad and weight.grad_fn is not None:
-            return Plain("a weight that is computed in the forward pass")
-    return None
+    refusal = lean_refusal(x, *weights)
+    return None if refusal == 0 else Plain(_WHY[refusal].format(x=x))
 
 
 def is_parameter(tensor: Any) -> bool:

@@ -9,12 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from igfast._C import lean_gate, lean_gate_
 from igfast.lean._handlers import NOTHING_TO_SAVE, Plain, refuses
 from igfast.lean._liveness import is_dead
 from igfast.ops._load import kernels_for
-
-_lean_gate = torch.ops.igfast.lean_gate.default
-_lean_gate_ = torch.ops.igfast.lean_gate_.default
 
 
 def _gate(
@@ -26,10 +24,10 @@ def _gate(
     if not (x.is_cpu or kernels_for(x.device)):
         return Plain(f"no kernel for {x.device.type}")
     if not inplace and not (x.is_cpu and is_dead(x)):  # on CUDA another stream may still read it
-        return _lean_gate(x, activation, low, high, slope)  # type: ignore[no-any-return]
+        return lean_gate(x, activation, low, high, slope)  # type: ignore[no-any-return]
     if x.grad_fn is None or x._is_view():  # an error that autograd raises, or its business
         return NOTHING_TO_SAVE
-    return _lean_gate_(x, activation, low, high, slope)  # type: ignore[no-any-return]
+    return lean_gate_(x, activation, low, high, slope)  # type: ignore[no-any-return]
 
 
 def _relu(input: Tensor, inplace: bool = False) -> Tensor | Plain:

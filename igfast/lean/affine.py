@@ -9,19 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from igfast._C import (
+    lean_addmm,
+    lean_batch_norm,
+    lean_batch_norm_,
+    lean_batch_norm_overwrites,
+    lean_convolution,
+    lean_linear,
+    lean_matmul,
+    lean_mul,
+)
 from igfast.lean._handlers import NOTHING_TO_SAVE, Plain, is_parameter, refuses, sizes
 from igfast.lean._liveness import is_dead
 from igfast.ops._load import kernels_for
 
 _Size = int | Sequence[int]
-_lean_convolution = torch.ops.igfast.lean_convolution.default
-_lean_linear = torch.ops.igfast.lean_linear.default
-_lean_matmul = torch.ops.igfast.lean_matmul.default
-_lean_addmm = torch.ops.igfast.lean_addmm.default
-_lean_mul = torch.ops.igfast.lean_mul.default
-_lean_batch_norm = torch.ops.igfast.lean_batch_norm.default
-_lean_batch_norm_ = torch.ops.igfast.lean_batch_norm_.default
-_lean_batch_norm_overwrites = torch.ops.igfast.lean_batch_norm_overwrites.default
 
 
 def _convolution(n: int) -> Callable[..., Any]:
@@ -47,7 +49,7 @@ def _convolution(n: int) -> Callable[..., Any]:
             if padding == "same" and any(cells % 2 for cells in overlap):
                 return Plain("padding that is not symmetric")
             padding = [cells // 2 for cells in overlap] if padding == "same" else 0
-        return _lean_convolution(  # type: ignore[no-any-return]
+        return lean_convolution(  # type: ignore[no-any-return]
             input, weight, bias, sizes(stride, n), sizes(padding, n), dilation, False, no_output_padding, groups
         )
 
@@ -71,7 +73,7 @@ def _transposed_convolution(n: int) -> Callable[..., Any]:
         why = refuses(input, weight)
         if why is not None or input.dim() != n + 2:
             return NOTHING_TO_SAVE if why is None else why
-        return _lean_convolution(  # type: ignore[no-any-return]
+        return lean_convolution(  # type: ignore[no-any-return]
             input,
             weight,
             bias,
@@ -90,7 +92,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     why = refuses(input, weight)
     if why is not None or weight.dim() != 2:
         return NOTHING_TO_SAVE if why is None else why
-    return _lean_linear(input, weight, bias)  # type: ignore[no-any-return]
+    return lean_linear(input, weight, bias)  # type: ignore[no-any-return]
 
 
 def _matmul(input: Tensor, other: Tensor) -> Tensor | Plain:
@@ -98,14 +100,14 @@ def _matmul(input: Tensor, other: Tensor) -> Tensor | Plain:
     if not is_parameter(other) or other.dim() != 2 or input.dim() < 2:
         return NOTHING_TO_SAVE
     why = refuses(input, other)
-    return _lean_matmul(input, other) if why is None else why
+    return lean_matmul(input, other) if why is None else why
 
 
 def _addmm(input: Tensor, mat1: Tensor, mat2: Tensor, **scales: Any) -> Tensor | Plain:
     if scales or not is_parameter(mat2) or not is_parameter(input):
         return NOTHING_TO_SAVE
     why = refuses(mat1, mat2)
-    return _lean_addmm(input, mat1, mat2) if why is None else why
+    return lean_addmm(input, mat1, mat2) if why is None else why
 
 
 def _mul(input: Any, other: Any, **options: Any) -> Tensor | Plain:
@@ -115,7 +117,7 @@ def _mul(input: Any, other: Any, **options: Any) -> Tensor | Plain:
     if options or not is_parameter(other) or is_parameter(input) or not isinstance(input, Tensor):
         return NOTHING_TO_SAVE
     why = refuses(input, other)
-    return _lean_mul(input, other) if why is None else why
+    return lean_mul(input, other) if why is None else why
 
 
 def _batch_norm(
@@ -135,12 +137,12 @@ def _batch_norm(
         return why
     constants = weight, bias, running_mean, running_var, eps
     in_place = is_dead(input) and (input.is_cpu or _overwrites_on_cuda(input, constants))
-    norm = _lean_batch_norm_ if in_place else _lean_batch_norm
+    norm = lean_batch_norm_ if in_place else lean_batch_norm
     return norm(input, *constants)  # type: ignore[no-any-return]
 
 
 def _overwrites_on_cuda(input: Tensor, constants: tuple[Any, ...]) -> bool:
-    return kernels_for(input.device) and _lean_batch_norm_overwrites(input, *constants)
+    return kernels_for(input.device) and lean_batch_norm_overwrites(input, *constants)
 
 
 def _torch_batch_norm(

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any
+from operator import gt
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from igfast._C import lean_adaptive_avg_pool, lean_avg_pool, lean_constant_pad, lean_max_pool, lean_pad
 from igfast.lean._handlers import NOTHING_TO_SAVE, Plain, refuses, sizes
 from igfast.ops._load import kernels_for
 
 _Size = int | Sequence[int]
 _MOST_CELLS = 256  # that one byte can number
 _LARGE_BYTES, _MANY_CHANNELS = 2**20, 16  # of an image around which a constant is quicker to write than everywhere
-_lean_max_pool = torch.ops.igfast.lean_max_pool.default
-_lean_avg_pool = torch.ops.igfast.lean_avg_pool.default
-_lean_adaptive_avg_pool = torch.ops.igfast.lean_adaptive_avg_pool.default
-_lean_constant_pad = torch.ops.igfast.lean_constant_pad.default
-_lean_pad = torch.ops.igfast.lean_pad.default
 
 
 def _strides(stride: _Size | None, kernel: Sequence[int], n: int) -> Sequence[int]:
@@ -28,13 +26,32 @@ def _strides(stride: _Size | None, kernel: Sequence[int], n: int) -> Sequence[in
     return kernel if stride is None or stride == () or stride == [] else sizes(stride, n)
 
 
-def _is_valid(input: Tensor, n: int, *window: Sequence[int]) -> bool:
-    """Whether a window is one; what PyTorch says of the others is for itself to say."""
-    kernel, strides, padding, spacing = window
-    if any(len(numbers) != n for numbers in window) or input.numel() == 0:
-        return False
-    are_positive = all(number > 0 for numbers in (kernel, strides, spacing) for number in numbers)
-    return are_positive and all(0 <= p <= k // 2 for p, k in zip(padding, kernel, strict=True))
+class _Window(NamedTuple):
+    """Of a max pool, by dimension."""
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: tuple[int, ...]
+    spacing: tuple[int, ...]
+    spans: tuple[int, ...]  # cells from the first to the last
+
+
+@functools.lru_cache(maxsize=1024)
+def _window(n: int, kernel_size: _Size, stride: _Size | None, padding: _Size, dilation: _Size) -> _Window | Plain:
+    """The window of `n` dimensions that a max pool is called with."""
+    kernel, spacing, edge = (tuple(sizes(value, n)) for value in (kernel_size, dilation, padding))
+    strides = tuple(_strides(stride, kernel, n))
+    are_complete = all(len(numbers) == n for numbers in (kernel, strides, edge, spacing))
+    are_positive = all(number > 0 for number in (*kernel, *strides, *spacing))
+    if not are_complete or not are_positive or not all(0 <= p <= k // 2 for p, k in zip(edge, kernel, strict=True)):
+        return NOTHING_TO_SAVE  # what PyTorch says of those is for itself to say
+    if prod(kernel) > _MOST_CELLS:
+        return Plain(f"a window of more than {_MOST_CELLS} cells")
+    return _Window(kernel, strides, edge, spacing, tuple((k - 1) * d + 1 for k, d in zip(kernel, spacing, strict=True)))
+
+
+def _hashable(value: _Size | None) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _max_pool(n: int) -> Callable[..., Any]:
@@ -55,18 +72,16 @@ def _max_pool(n: int) -> Callable[..., Any]:
             return NOTHING_TO_SAVE if why is None else why
         if return_indices or not (input.is_cpu or kernels_for(input.device)):
             return Plain("its indices are asked for" if return_indices else f"no kernel for {input.device.type}")
-        kernel, spacing = sizes(kernel_size, n), sizes(dilation, n)
-        window = kernel, _strides(stride, kernel, n), sizes(padding, n), spacing
-        if not _is_valid(input, n, *window):
-            return NOTHING_TO_SAVE
-        if prod(kernel) > _MOST_CELLS:
-            return Plain(f"a window of more than {_MOST_CELLS} cells")
-        if any((k - 1) * d + 1 > size for k, d, size in zip(kernel, spacing, input.shape[2:], strict=True)):
+        window = _window(n, _hashable(kernel_size), _hashable(stride), _hashable(padding), _hashable(dilation))
+        if isinstance(window, Plain) or input.numel() == 0:
+            return window if isinstance(window, Plain) else NOTHING_TO_SAVE
+        if any(map(gt, window.spans, input.shape[2:])):
             return Plain("a window that exceeds its input")
+        kernel, strides, edge, spacing, _ = window
         if n > 1:
-            return _lean_max_pool(input, *window, ceil_mode)  # type: ignore[no-any-return]
-        (k,), (s,), (p,), (d,) = window  # 1-d pooling is 2-d pooling over a height of 1, in PyTorch too
-        output = torch.ops.igfast.lean_max_pool(input.unsqueeze(2), [1, k], [1, s], [0, p], [1, d], ceil_mode)
+            return lean_max_pool(input, kernel, strides, edge, spacing, ceil_mode)  # type: ignore[no-any-return]
+        (k,), (s,), (p,), (d,) = kernel, strides, edge, spacing  # over a height of 1, as PyTorch does it
+        output = lean_max_pool(input.unsqueeze(2), [1, k], [1, s], [0, p], [1, d], ceil_mode)
         return output.squeeze(2)  # type: ignore[no-any-return]
 
     return handler
@@ -90,7 +105,7 @@ def _avg_pool(n: int) -> Callable[..., Any]:
             return NOTHING_TO_SAVE if why is None else why
         kernel = sizes(kernel_size, n)
         strides = _strides(stride, kernel, n)
-        return _lean_avg_pool(  # type: ignore[no-any-return]
+        return lean_avg_pool(  # type: ignore[no-any-return]
             input, kernel, strides, sizes(padding, n), ceil_mode, count_include_pad, divisor_override
         )
 
@@ -110,9 +125,7 @@ def _avg_pool1d(
         return NOTHING_TO_SAVE if why is None else why
     kernel = sizes(kernel_size, 1)
     (k,), (s,), (p,) = kernel, _strides(stride, kernel, 1), sizes(padding, 1)
-    output = torch.ops.igfast.lean_avg_pool(
-        input.unsqueeze(2), [1, k], [1, s], [0, p], ceil_mode, count_include_pad, None
-    )
+    output = lean_avg_pool(input.unsqueeze(2), [1, k], [1, s], [0, p], ceil_mode, count_include_pad, None)
     return output.squeeze(2)  # type: ignore[no-any-return]
 
 
@@ -124,11 +137,12 @@ def _adaptive_avg_pool(n: int) -> Callable[..., Any]:
         why = refuses(input)
         if why is not None or input.dim() != n + 2:
             return NOTHING_TO_SAVE if why is None else why
-        wanted = [output_size] * n if isinstance(output_size, int) else list(output_size)
-        output = [size if w is None else w for w, size in zip(wanted, input.shape[2:], strict=True)]
-        if all(size == 1 for size in output):  # a mean, which keeps nothing
+        output = (output_size,) * n if isinstance(output_size, int) else tuple(output_size)
+        if None in output:
+            output = tuple(size if w is None else w for w, size in zip(output, input.shape[2:], strict=True))
+        if output == (1,) * n:  # a mean, which keeps nothing
             return NOTHING_TO_SAVE
-        return _lean_adaptive_avg_pool(input, output)  # type: ignore[no-any-return]
+        return lean_adaptive_avg_pool(input, output)  # type: ignore[no-any-return]
 
     return handler
 
@@ -155,11 +169,11 @@ def _pad(
 ) -> Tensor | Plain:
     why = refuses(input)
     if why is None and mode == "constant" and _has_quick_border(input, pad):
-        return _lean_constant_pad(input, list(pad), 0.0 if value is None else value)  # type: ignore[no-any-return]
+        return lean_constant_pad(input, list(pad), 0.0 if value is None else value)  # type: ignore[no-any-return]
     # Other modes keep nothing; these two keep their input, over the last dimensions of a (batch, channels, *sizes).
     if why is not None or mode not in ("reflect", "replicate") or len(pad) != 2 * (input.dim() - 2):
         return NOTHING_TO_SAVE if why is None else why
-    return _lean_pad(input, list(pad), mode)  # type: ignore[no-any-return]
+    return lean_pad(input, list(pad), mode)  # type: ignore[no-any-return]
 
 
 TABLE: dict[Callable[..., Any], Callable[..., Any]] = {

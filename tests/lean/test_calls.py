@@ -3,10 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from igfast.ops._load import kernels_loaded
 
 assert kernels_loaded()
+from igfast import _C  # noqa: E402
 from igfast.lean._mode import LeanMode  # noqa: E402
 from tests.lean.calls import CALLS, IMAGE  # noqa: E402
 from tests.ops import cases  # noqa: E402
@@ -187,6 +189,30 @@ def test_opcheck(name, arguments):
         ("lean_pad", ([1, 1], "circular"), ValueError, "must be reflect or replicate"),
     ],
 )
-def test_bad_arguments(name, arguments, error, text):
+@pytest.mark.parametrize("functions", [torch.ops.igfast, _C])
+def test_bad_arguments(functions, name, arguments, error, text):
     with pytest.raises(error, match=text):
-        getattr(torch.ops.igfast, name)(torch.randn(IMAGE), *arguments)
+        getattr(functions, name)(torch.randn(IMAGE), *arguments)
+
+
+def test_functions_of_the_module_go_through_the_dispatcher():
+    x, weight = torch.randn(IMAGE), torch.randn(3, 8)
+
+    class Watch(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    def seen_of(functions):
+        with Watch() as watch:
+            y = functions.lean_gate(x, "relu", 0.0, 0.0, 0.0)
+            assert functions.lean_gate_(y, "hardtanh", -1.0, 1.0, 0.0) is y
+            functions.lean_linear(y, weight, None)
+        return watch.seen
+
+    assert len(seen_of(_C)) >= 3
+    assert seen_of(_C) == seen_of(torch.ops.igfast)
