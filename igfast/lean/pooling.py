@@ -36,7 +36,7 @@ class _Window(NamedTuple):
     spans: tuple[int, ...]  # cells from the first to the last
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=1024, typed=True)
 def _window(n: int, kernel_size: _Size, stride: _Size | None, padding: _Size, dilation: _Size) -> _Window | Plain:
     """The window of `n` dimensions that a max pool is called with."""
     kernel, spacing, edge = (tuple(sizes(value, n)) for value in (kernel_size, dilation, padding))
