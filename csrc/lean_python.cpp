@@ -15,6 +15,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 namespace igfast {
@@ -45,6 +46,10 @@ int refusal(const Tensor& x, const pybind11::args& weights) {
   return kNone;
 }
 
+// What an argument is taken as: numbers of NumPy are refused where an IntArrayRef is asked for.
+template <typename Arg>
+using Taken = std::conditional_t<std::is_same_v<Arg, IntArrayRef>, std::vector<int64_t>, Arg>;
+
 template <typename Signature>
 struct Operator;
 
@@ -53,7 +58,7 @@ struct Operator<Result(Args...)> {
   static void define(pybind11::module& m, const char* name) {
     const auto schema = c10::Dispatcher::singleton().findSchemaOrThrow((std::string("igfast::") + name).c_str(), "");
     const auto typed = schema.typed<Result(Args...)>();
-    m.def(name, torch::wrap_pybind_function_no_gil([typed](Args... args) { return typed.call(args...); }));
+    m.def(name, torch::wrap_pybind_function_no_gil([typed](Taken<Args>... args) { return typed.call(args...); }));
   }
 };
 

@@ -31,8 +31,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from igfast._C import lean_use_counts
-
 WORTHWHILE_BYTES = 2**20
 """Smaller tensors are not worth the look at the call. With 8 times as much, a ResNet-50 and an EfficientNet-Lite0 at
 224x224 took 0.99 and 1.06 of the time."""
@@ -100,7 +98,7 @@ def empty_unused(leaves: tuple[Tensor, ...]) -> None:
 
 def _use_counts(x: Tensor) -> tuple[int, int]:
     """How many hold a tensor in C++, and how many its memory."""
-    tensor, memory = lean_use_counts(x)
+    tensor, memory = torch.ops.igfast.lean_use_counts(x)
     return tensor, memory
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from math import prod
-from operator import gt
+from operator import gt, index
 from typing import Any, NamedTuple
 
 import torch
@@ -39,8 +39,8 @@ class _Window(NamedTuple):
 @functools.lru_cache(maxsize=1024, typed=True)
 def _window(n: int, kernel_size: _Size, stride: _Size | None, padding: _Size, dilation: _Size) -> _Window | Plain:
     """The window of `n` dimensions that a max pool is called with."""
-    kernel, spacing, edge = (tuple(sizes(value, n)) for value in (kernel_size, dilation, padding))
-    strides = tuple(_strides(stride, kernel, n))
+    kernel, spacing, edge = (tuple(map(index, sizes(value, n))) for value in (kernel_size, dilation, padding))
+    strides = tuple(map(index, _strides(stride, kernel, n)))
     are_complete = all(len(numbers) == n for numbers in (kernel, strides, edge, spacing))
     are_positive = all(number > 0 for number in (*kernel, *strides, *spacing))
     if not are_complete or not are_positive or not all(0 <= p <= k // 2 for p, k in zip(edge, kernel, strict=True)):

@@ -1,5 +1,6 @@
 """Every swapped call against PyTorch's own: values bit for bit, gradients, what is kept, and what is refused."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -216,3 +217,19 @@ def test_functions_of_the_module_go_through_the_dispatcher():
 
     assert len(seen_of(_C)) >= 3
     assert seen_of(_C) == seen_of(torch.ops.igfast)
+
+
+def test_windows_of_numpy_integers_are_lean():
+    two, one = (np.int64(2), np.int64(2)), (np.int64(1), np.int64(1))
+    weight = torch.randn(3, 4, 3, 3, dtype=torch.float64)
+    calls = [
+        lambda x: F.max_pool2d(x, two, two),
+        lambda x: F.max_pool2d(x, (2, 2), (2, 2)),
+        lambda x: F.conv2d(x, weight, stride=two, padding=one),
+        lambda x: F.pad(x, (*one, *one), mode="reflect"),
+    ]
+    x = torch.randn(IMAGE, dtype=torch.float64)
+    for call in calls:
+        output, _, mode = evaluate(call, x, lean=True)
+        assert sum(mode.swapped.values()) == 1
+        assert torch.equal(output, evaluate(call, x, lean=False)[0])
