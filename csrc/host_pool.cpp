@@ -19,22 +19,15 @@
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/alloc_cpu.h>
 #include <pthread.h>
-#include <sys/mman.h>
-#include <sys/resource.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
-#include <fstream>
-#include <iterator>
 #include <limits>
-#include <map>
 #include <mutex>
-#include <set>
-#include <string>
 #include <unordered_map>
 #include <utility>
-#include <vector>
+
+#include "host_ranges.h"
 
 namespace igfast {
 namespace {
@@ -45,237 +38,31 @@ constexpr size_t kSmall = 1 << 16;
 // Blocks begin at multiples of this many bytes: of a cache line, and of what PyTorch's own allocator keeps to.
 constexpr size_t kGrain = 64;
 
-// Pages come and go in units of so many bytes: of a huge page of the x86-64, and of most other processors.
-constexpr size_t kUnit = 1 << 21;
-
-// Addresses that are asked for at once. They cost nothing, unless addresses are what is limited.
-constexpr size_t kSegment = size_t{1} << 32, kSegmentOfLimited = 1 << 28;
-
 // Bytes that may have their pages in any case, so that small chunks do not wait for them: an EfficientNet-Lite0 whose
 // chunks of 224x224 wanted 143 MiB took 4 to 11 % longer with 128.
 constexpr int64_t kResident = 3 << 26;
-
-struct Segment {
-  size_t n_bytes;
-  std::vector<bool> has_pages;  // by unit; not those in use of a unit whose others went back
-};
-
-using ByAddress = std::map<char*, size_t>;
-using BySize = std::set<std::pair<size_t, char*>>;
-
-// Where a range is entered that nobody uses.
-struct Entry {
-  ByAddress::node_type by_address;
-  BySize::node_type by_size;
-};
 
 struct Block {
   size_t n_bytes = 0;
   Entry entry;  // for when it is free
 };
 
-std::mutex mutex;  // of all up to the atomics
+std::mutex mutex;  // of all up to the atomics, and of csrc/host_ranges.cpp
 std::atomic<int64_t> n_users = 0;
 
 // Never destroyed: tensors may be freed after static objects.
-auto& segments = *new std::map<char*, Segment>;
-auto& idle = *new ByAddress;                             // ranges that nobody uses, no two of a segment side by side
-auto& by_size = *new BySize;                             // the same
 auto& blocks = *new std::unordered_map<void*, Block>;    // in use
 auto& others = *new std::unordered_map<void*, int64_t>;  // in use, of the C library
 
 std::atomic<int64_t> in_blocks = 0, in_others = 0;  // bytes in use
-std::atomic<int64_t> with_pages = 0;                // of all units
 std::atomic<int64_t> peak = 0, live_peak = 0;
 thread_local int64_t limit = -1;     // of host_pool_bytes(), for requests of this thread
 thread_local int64_t n_entered = 0;  // by this thread: its share of `n_users`
-
-size_t rounded_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
-
-char* aligned_up(char* address, size_t unit) {
-  return reinterpret_cast<char*>(rounded_up(reinterpret_cast<uintptr_t>(address), unit));
-}
-
-char* aligned_down(char* address, size_t unit) {
-  return reinterpret_cast<char*>(reinterpret_cast<uintptr_t>(address) / unit * unit);
-}
 
 void raise(std::atomic<int64_t>& highest, int64_t value) {
   int64_t before = highest;
   while (value > before && !highest.compare_exchange_weak(before, value)) {
   }
-}
-
-std::string first_line(const char* path) {
-  std::ifstream file(path);
-  std::string line;
-  std::getline(file, line);
-  return line;
-}
-
-// Whether the system gives huge pages, of a unit, to those who ask. Where it gives them to nobody or to all, there is
-// no asking.
-bool huge_pages_on_request() {
-  static const bool on_request =
-      first_line("/sys/kernel/mm/transparent_hugepage/enabled").find("[madvise]") != std::string::npos &&
-      first_line("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size") == std::to_string(kUnit);
-  return on_request;
-}
-
-bool is_limited(decltype(RLIMIT_AS) resource) {
-  rlimit allowed{};
-  return getrlimit(resource, &allowed) == 0 && allowed.rlim_cur != RLIM_INFINITY;
-}
-
-// Whether addresses without pages count, for the process or for the system (vm.overcommit_memory).
-bool addresses_are_limited() {
-  return is_limited(RLIMIT_AS) || is_limited(RLIMIT_DATA) || first_line("/proc/sys/vm/overcommit_memory") == "2";
-}
-
-std::pair<char* const, Segment>& segment_of(char* address) { return *std::prev(segments.upper_bound(address)); }
-
-// Calls a function with the reference to `has_pages` of each unit from `begin` to `end`.
-template <typename Function>
-void for_each_unit(char* begin, char* end, const Function& function) {
-  auto& [start, segment] = segment_of(begin);
-  const auto last = static_cast<size_t>(aligned_up(end, kUnit) - start) / kUnit;
-  for (auto unit = static_cast<size_t>(begin - start) / kUnit; unit < last; ++unit) function(segment.has_pages[unit]);
-}
-
-int64_t bytes_without_pages(char* begin, char* end) {
-  int64_t n_bytes = 0;
-  for_each_unit(begin, end, [&](bool has_pages) { n_bytes += has_pages ? 0 : kUnit; });
-  return n_bytes;
-}
-
-void set_has_pages(char* begin, char* end, bool value) {
-  for_each_unit(begin, end, [&](std::vector<bool>::reference has_pages) {
-    if (has_pages != value) with_pages += value ? kUnit : -static_cast<int64_t>(kUnit);
-    has_pages = value;
-  });
-}
-
-// Returns pages between two addresses that nobody uses. Where others live in the same unit, that splits a huge page, so
-// it is whole units while attributions run. A unit that comes back counts as a whole: the next call gets its budget
-// beyond what is left of it here.
-void discard(char* begin, char* end) {
-  static const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  const size_t step = n_users == 0 ? page : kUnit;
-  begin = aligned_up(begin, step);
-  end = aligned_down(end, step);
-  if (end > begin && madvise(begin, static_cast<size_t>(end - begin), MADV_DONTNEED) == 0) {
-    set_has_pages(begin, end, false);
-  }
-}
-
-// Bytes of whole units that nobody uses.
-int64_t bytes_of_idle_units() {
-  int64_t n_bytes = 0;
-  for (const auto& [begin, size] : idle) {
-    char *const first = aligned_up(begin, kUnit), *const last = aligned_down(begin + size, kUnit);
-    if (last > first) n_bytes += last - first - bytes_without_pages(first, last);
-  }
-  return n_bytes;
-}
-
-// Returns units that nobody uses, the highest first, until so many bytes are free of them or there are no more.
-void discard_idle(int64_t n_bytes) {
-  for (auto range = idle.rbegin(); range != idle.rend() && n_bytes > 0; ++range) {
-    char* const begin = aligned_up(range->first, kUnit);
-    for (char* end = aligned_down(range->first + range->second, kUnit); end > begin && n_bytes > 0; end -= kUnit) {
-      if (bytes_without_pages(end - kUnit, end) > 0) continue;
-      discard(end - kUnit, end);
-      n_bytes -= kUnit;
-    }
-  }
-}
-
-Entry new_entry() {
-  ByAddress address{{nullptr, 0}};
-  BySize size{{0, nullptr}};
-  return {address.extract(address.begin()), size.extract(size.begin())};
-}
-
-void insert_idle(char* begin, size_t n_bytes, Entry entry) {
-  entry.by_address.key() = begin;
-  entry.by_address.mapped() = n_bytes;
-  entry.by_size.value() = {n_bytes, begin};
-  idle.insert(std::move(entry.by_address));
-  by_size.insert(std::move(entry.by_size));
-}
-
-Entry extract_idle(char* begin, size_t n_bytes) { return {idle.extract(begin), by_size.extract({n_bytes, begin})}; }
-
-// Makes a range idle, one with its idle neighbours; returns the whole.
-std::pair<char*, char*> make_idle(char* begin, char* end, Entry entry) {
-  char* const start = segment_of(begin).first;
-  const auto after = idle.lower_bound(begin);
-  if (after != idle.end() && after->first == end && segments.count(end) == 0) {
-    end += after->second;
-    extract_idle(after->first, after->second);
-  }
-  const auto at_or_after = idle.lower_bound(begin);
-  if (at_or_after != idle.begin()) {
-    const auto [before, n_bytes] = *std::prev(at_or_after);
-    if (before >= start && before + n_bytes == begin) {
-      begin = before;
-      extract_idle(before, n_bytes);
-    }
-  }
-  insert_idle(begin, static_cast<size_t>(end - begin), std::move(entry));
-  return {begin, end};
-}
-
-// Asks the system for addresses of so many bytes; false if there are none.
-bool map_segment(size_t n_bytes, int flags) {
-  const size_t mapped = n_bytes + kUnit;
-  Entry entry = new_entry();
-  void* const address = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
-  if (address == MAP_FAILED) return false;
-  char *const first = static_cast<char*>(address), *const begin = aligned_up(first, kUnit);
-  if (begin > first) munmap(first, static_cast<size_t>(begin - first));
-  if (first + mapped > begin + n_bytes) munmap(begin + n_bytes, static_cast<size_t>(first + mapped - begin - n_bytes));
-  if (huge_pages_on_request()) madvise(begin, n_bytes, MADV_HUGEPAGE);
-  segments.emplace(begin, Segment{n_bytes, std::vector<bool>(n_bytes / kUnit)});
-  insert_idle(begin, n_bytes, std::move(entry));
-  return true;
-}
-
-// Adds a segment for a request. One of the request's own size is refused if the system thinks that it has not as much.
-bool add_segment(size_t request) {
-  const size_t least = rounded_up(request, kUnit), usual = addresses_are_limited() ? kSegmentOfLimited : kSegment;
-  return (least < usual && map_segment(usual, MAP_NORESERVE)) || map_segment(least, 0);
-}
-
-// Returns the addresses of a segment that is idle as a whole, and has no pages.
-void drop_if_unused(char* begin, size_t n_bytes) {
-  const auto segment = segments.find(begin);
-  if (segment == segments.end() || segment->second.n_bytes != n_bytes) return;
-  const auto& has_pages = segment->second.has_pages;
-  if (std::find(has_pages.begin(), has_pages.end(), true) != has_pages.end()) return;
-  extract_idle(begin, n_bytes);
-  segments.erase(segment);
-  munmap(begin, n_bytes);
-}
-
-// Returns all pages that nobody uses.
-void discard_all() {
-  for (auto range = idle.begin(); range != idle.end();) {
-    const auto [begin, n_bytes] = *range++;  // it may be dropped
-    discard(begin, begin + n_bytes);
-    drop_if_unused(begin, n_bytes);
-  }
-}
-
-// Where so many idle bytes are: as many of them with pages as there are, in the smallest such range. Null if nowhere.
-char* find(size_t n_bytes) {
-  char* best = nullptr;
-  int64_t fewest = std::numeric_limits<int64_t>::max();
-  for (auto range = by_size.lower_bound({n_bytes, nullptr}); range != by_size.end() && fewest > 0; ++range) {
-    const int64_t to_come = bytes_without_pages(range->second, range->second + n_bytes);
-    if (to_come < fewest) best = range->second, fewest = to_come;
-  }
-  return best;
 }
 
 // Makes room for so many bytes that are to come, within the peak so far and the thread's limit; false if there is none.
@@ -289,18 +76,16 @@ bool make_room(int64_t to_come) {
 // A block of the pool; null if there are no addresses or not as many units within the limit.
 void* take_block(size_t n_bytes) {
   const size_t size = rounded_up(n_bytes, kGrain);
-  char* begin = find(size);
+  char* begin = find_idle(size);
   if (begin == nullptr && !add_segment(size)) {
-    discard_all();
+    discard_all(false);
     if (!add_segment(size)) return nullptr;
   }
-  if (begin == nullptr) begin = find(size);
+  if (begin == nullptr) begin = find_idle(size);
   Entry of_rest = new_entry();
   Block& block = blocks[begin];  // nothing fails from here on
-  const size_t found = idle.at(begin);
   block.n_bytes = size;
-  block.entry = extract_idle(begin, found);
-  if (found > size) insert_idle(begin + size, found - size, std::move(of_rest));
+  block.entry = take_idle(begin, size, std::move(of_rest));
   in_blocks += static_cast<int64_t>(size);
   if (make_room(bytes_without_pages(begin, begin + size))) {
     set_has_pages(begin, begin + size, true);
@@ -376,7 +161,7 @@ bool take_back(void* block) {
   const auto [first, last] = make_idle(begin, end, std::move(found->second.entry));
   blocks.erase(found);
   if (n_users == 0) {
-    discard(std::max(first, aligned_down(begin, kUnit)), std::min(last, aligned_up(end, kUnit)));
+    discard(std::max(first, aligned_down(begin, kUnit)), std::min(last, aligned_up(end, kUnit)), true);
     drop_if_unused(first, static_cast<size_t>(last - first));
     uninstall_if_unused();
   }
@@ -445,11 +230,11 @@ void empty_host_pool(int64_t kept) {
   if (kept > 0) {
     discard_idle(bytes_of_idle_units() - kept);
   } else {
-    discard_all();
+    discard_all(n_users == 0);
   }
 }
 
-int64_t host_pool_bytes() { return with_pages + in_others; }
+int64_t host_pool_bytes() { return bytes_with_pages() + in_others; }
 
 int64_t host_pool_peak() { return peak; }
 

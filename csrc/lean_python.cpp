@@ -86,7 +86,6 @@ void define_lean_functions(pybind11::module& m) {
   Operator<Tensor(const Tensor&, IntArrayRef)>::define(m, "lean_adaptive_avg_pool");
   Operator<Tensor(const Tensor&, IntArrayRef, double)>::define(m, "lean_constant_pad");
   Operator<Tensor(const Tensor&, IntArrayRef, std::string_view)>::define(m, "lean_pad");
-  Operator<std::vector<int64_t>(const Tensor&)>::define(m, "lean_use_counts");
 }
 
 }  // namespace igfast

@@ -1,0 +1,215 @@
+#include "host_ranges.h"
+
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+#include <iterator>
+#include <limits>
+#include <string>
+#include <vector>
+
+namespace igfast {
+namespace {
+
+// Addresses that are asked for at once. They cost nothing, unless addresses are what is limited.
+constexpr size_t kSegment = size_t{1} << 32, kSegmentOfLimited = 1 << 28;
+
+struct Segment {
+  size_t n_bytes;
+  std::vector<bool> has_pages;  // by unit; not those in use of a unit whose others went back
+};
+
+// Never destroyed: tensors may be freed after static objects.
+auto& segments = *new std::map<char*, Segment>;
+auto& idle = *new ByAddress;  // ranges that nobody uses, no two of a segment side by side
+auto& by_size = *new BySize;  // the same
+
+std::atomic<int64_t> with_pages = 0;  // bytes of all units
+
+std::string first_line(const char* path) {
+  std::ifstream file(path);
+  std::string line;
+  std::getline(file, line);
+  return line;
+}
+
+// Whether the system gives huge pages, of a unit, to those who ask. Where it gives them to nobody or to all, there is
+// no asking.
+bool huge_pages_on_request() {
+  static const bool on_request =
+      first_line("/sys/kernel/mm/transparent_hugepage/enabled").find("[madvise]") != std::string::npos &&
+      first_line("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size") == std::to_string(kUnit);
+  return on_request;
+}
+
+bool is_limited(decltype(RLIMIT_AS) resource) {
+  rlimit allowed{};
+  return getrlimit(resource, &allowed) == 0 && allowed.rlim_cur != RLIM_INFINITY;
+}
+
+// Whether addresses without pages count, for the process or for the system (vm.overcommit_memory).
+bool addresses_are_limited() {
+  return is_limited(RLIMIT_AS) || is_limited(RLIMIT_DATA) || first_line("/proc/sys/vm/overcommit_memory") == "2";
+}
+
+std::pair<char* const, Segment>& segment_of(char* address) { return *std::prev(segments.upper_bound(address)); }
+
+// Calls a function with the reference to `has_pages` of each unit from `begin` to `end`.
+template <typename Function>
+void for_each_unit(char* begin, char* end, const Function& function) {
+  auto& [start, segment] = segment_of(begin);
+  const auto last = static_cast<size_t>(aligned_up(end, kUnit) - start) / kUnit;
+  for (auto unit = static_cast<size_t>(begin - start) / kUnit; unit < last; ++unit) function(segment.has_pages[unit]);
+}
+
+void insert_idle(char* begin, size_t n_bytes, Entry entry) {
+  entry.by_address.key() = begin;
+  entry.by_address.mapped() = n_bytes;
+  entry.by_size.value() = {n_bytes, begin};
+  idle.insert(std::move(entry.by_address));
+  by_size.insert(std::move(entry.by_size));
+}
+
+Entry extract_idle(char* begin, size_t n_bytes) { return {idle.extract(begin), by_size.extract({n_bytes, begin})}; }
+
+// Asks the system for addresses of so many bytes; false if there are none.
+bool map_segment(size_t n_bytes, int flags) {
+  const size_t mapped = n_bytes + kUnit;
+  Entry entry = new_entry();
+  void* const address = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
+  if (address == MAP_FAILED) return false;
+  char *const first = static_cast<char*>(address), *const begin = aligned_up(first, kUnit);
+  if (begin > first) munmap(first, static_cast<size_t>(begin - first));
+  if (first + mapped > begin + n_bytes) munmap(begin + n_bytes, static_cast<size_t>(first + mapped - begin - n_bytes));
+  if (huge_pages_on_request()) madvise(begin, n_bytes, MADV_HUGEPAGE);
+  segments.emplace(begin, Segment{n_bytes, std::vector<bool>(n_bytes / kUnit)});
+  insert_idle(begin, n_bytes, std::move(entry));
+  return true;
+}
+
+}  // namespace
+
+size_t rounded_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
+
+char* aligned_up(char* address, size_t unit) {
+  return reinterpret_cast<char*>(rounded_up(reinterpret_cast<uintptr_t>(address), unit));
+}
+
+char* aligned_down(char* address, size_t unit) {
+  return reinterpret_cast<char*>(reinterpret_cast<uintptr_t>(address) / unit * unit);
+}
+
+int64_t bytes_with_pages() { return with_pages; }
+
+int64_t bytes_without_pages(char* begin, char* end) {
+  int64_t n_bytes = 0;
+  for_each_unit(begin, end, [&](bool has_pages) { n_bytes += has_pages ? 0 : kUnit; });
+  return n_bytes;
+}
+
+void set_has_pages(char* begin, char* end, bool value) {
+  for_each_unit(begin, end, [&](std::vector<bool>::reference has_pages) {
+    if (has_pages != value) with_pages += value ? kUnit : -static_cast<int64_t>(kUnit);
+    has_pages = value;
+  });
+}
+
+void discard(char* begin, char* end, bool by_page) {
+  static const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  const size_t step = by_page ? page : kUnit;
+  begin = aligned_up(begin, step);
+  end = aligned_down(end, step);
+  if (end > begin && madvise(begin, static_cast<size_t>(end - begin), MADV_DONTNEED) == 0) {
+    set_has_pages(begin, end, false);
+  }
+}
+
+int64_t bytes_of_idle_units() {
+  int64_t n_bytes = 0;
+  for (const auto& [begin, size] : idle) {
+    char *const first = aligned_up(begin, kUnit), *const last = aligned_down(begin + size, kUnit);
+    if (last > first) n_bytes += last - first - bytes_without_pages(first, last);
+  }
+  return n_bytes;
+}
+
+void discard_idle(int64_t n_bytes) {
+  for (auto range = idle.rbegin(); range != idle.rend() && n_bytes > 0; ++range) {
+    char* const begin = aligned_up(range->first, kUnit);
+    for (char* end = aligned_down(range->first + range->second, kUnit); end > begin && n_bytes > 0; end -= kUnit) {
+      if (bytes_without_pages(end - kUnit, end) > 0) continue;
+      discard(end - kUnit, end, false);
+      n_bytes -= kUnit;
+    }
+  }
+}
+
+Entry new_entry() {
+  ByAddress address{{nullptr, 0}};
+  BySize size{{0, nullptr}};
+  return {address.extract(address.begin()), size.extract(size.begin())};
+}
+
+Entry take_idle(char* begin, size_t n_bytes, Entry of_rest) {
+  const size_t found = idle.at(begin);
+  Entry entry = extract_idle(begin, found);
+  if (found > n_bytes) insert_idle(begin + n_bytes, found - n_bytes, std::move(of_rest));
+  return entry;
+}
+
+std::pair<char*, char*> make_idle(char* begin, char* end, Entry entry) {
+  char* const start = segment_of(begin).first;
+  const auto after = idle.lower_bound(begin);
+  if (after != idle.end() && after->first == end && segments.count(end) == 0) {
+    end += after->second;
+    extract_idle(after->first, after->second);
+  }
+  const auto at_or_after = idle.lower_bound(begin);
+  if (at_or_after != idle.begin()) {
+    const auto [before, n_bytes] = *std::prev(at_or_after);
+    if (before >= start && before + n_bytes == begin) {
+      begin = before;
+      extract_idle(before, n_bytes);
+    }
+  }
+  insert_idle(begin, static_cast<size_t>(end - begin), std::move(entry));
+  return {begin, end};
+}
+
+bool add_segment(size_t request) {
+  const size_t least = rounded_up(request, kUnit), usual = addresses_are_limited() ? kSegmentOfLimited : kSegment;
+  return (least < usual && map_segment(usual, MAP_NORESERVE)) || map_segment(least, 0);
+}
+
+void drop_if_unused(char* begin, size_t n_bytes) {
+  const auto segment = segments.find(begin);
+  if (segment == segments.end() || segment->second.n_bytes != n_bytes) return;
+  const auto& has_pages = segment->second.has_pages;
+  if (std::find(has_pages.begin(), has_pages.end(), true) != has_pages.end()) return;
+  extract_idle(begin, n_bytes);
+  segments.erase(segment);
+  munmap(begin, n_bytes);
+}
+
+void discard_all(bool by_page) {
+  for (auto range = idle.begin(); range != idle.end();) {
+    const auto [begin, n_bytes] = *range++;  // it may be dropped
+    discard(begin, begin + n_bytes, by_page);
+    drop_if_unused(begin, n_bytes);
+  }
+}
+
+char* find_idle(size_t n_bytes) {
+  char* best = nullptr;
+  int64_t fewest = std::numeric_limits<int64_t>::max();
+  for (auto range = by_size.lower_bound({n_bytes, nullptr}); range != by_size.end() && fewest > 0; ++range) {
+    const int64_t to_come = bytes_without_pages(range->second, range->second + n_bytes);
+    if (to_come < fewest) best = range->second, fewest = to_come;
+  }
+  return best;
+}
+
+}  // namespace igfast
