@@ -23,6 +23,7 @@
 #include <algorithm>
 #include <atomic>
 #include <limits>
+#include <memory>
 #include <mutex>
 #include <unordered_map>
 #include <utility>
@@ -55,6 +56,7 @@ auto& blocks = *new std::unordered_map<void*, Block>;    // in use
 auto& others = *new std::unordered_map<void*, int64_t>;  // in use, of the C library
 
 std::atomic<int64_t> in_blocks = 0, in_others = 0;  // bytes in use
+std::atomic<int64_t> promised = 0;                  // bytes within a limit that the C library is being asked for
 std::atomic<int64_t> peak = 0, live_peak = 0;
 thread_local int64_t limit = -1;     // of host_pool_bytes(), for requests of this thread
 thread_local int64_t n_entered = 0;  // by this thread: its share of `n_users`
@@ -65,12 +67,15 @@ void raise(std::atomic<int64_t>& highest, int64_t value) {
   }
 }
 
+int64_t bytes_left_of_limit() { return limit - promised - host_pool_bytes(); }
+
 // Makes room for so many bytes that are to come, within the peak so far and the thread's limit; false if there is none.
 bool make_room(int64_t to_come) {
   const int64_t cheap = std::max({peak.load(), host_pool_bytes_in_use(), kResident});
-  const int64_t most = limit < 0 ? cheap : std::min(limit, cheap);
-  if (host_pool_bytes() + to_come > most) discard_idle(host_pool_bytes() + to_come - most);
-  return limit < 0 || host_pool_bytes() + to_come <= limit;
+  const int64_t left =
+      limit < 0 ? cheap - host_pool_bytes() : std::min(bytes_left_of_limit(), cheap - host_pool_bytes());
+  if (to_come > left) discard_idle(to_come - left);
+  return limit < 0 || to_come <= bytes_left_of_limit();
 }
 
 // A block of the pool; null if there are no addresses or not as many units within the limit.
@@ -97,26 +102,26 @@ void* take_block(size_t n_bytes) {
   return nullptr;
 }
 
-// Memory of the C library, which has locks of its own, for a request that is in `in_others` already.
-void* take_of_c_library(size_t n_bytes) {
+// Memory of the C library, which has locks of its own: it is asked while the pool's is open.
+void* take_of_c_library(size_t n_bytes, std::unique_lock<std::mutex>& lock) {
   const auto request = static_cast<int64_t>(n_bytes);
-  void* block = nullptr;
+  struct Promise {
+    int64_t n_bytes = 0;
+    explicit Promise(int64_t n) : n_bytes(n) { promised += n; }
+    ~Promise() { promised -= n_bytes; }
+  } const promise(limit < 0 ? 0 : request);
+  lock.unlock();
+  std::unique_ptr<void, decltype(&c10::free_cpu)> block(nullptr, &c10::free_cpu);
   try {
-    try {
-      block = c10::alloc_cpu(n_bytes);
-    } catch (const c10::Error&) {  // out of memory, unless idle pages make up for it
-      empty_host_pool();
-      block = c10::alloc_cpu(n_bytes);
-    }
-    const std::lock_guard<std::mutex> lock(mutex);
-    int64_t& counted = others[block];  // not 0 if it was freed by an allocator that does not know the pool
-    in_others -= std::exchange(counted, request);
-  } catch (...) {
-    in_others -= request;
-    c10::free_cpu(block);
-    throw;
+    block.reset(c10::alloc_cpu(n_bytes));
+  } catch (const c10::Error&) {  // out of memory, unless idle pages make up for it
+    empty_host_pool();
+    block.reset(c10::alloc_cpu(n_bytes));
   }
-  return block;
+  lock.lock();
+  int64_t& counted = others[block.get()];  // not 0 if it was freed by an allocator that does not know the pool
+  in_others += request - std::exchange(counted, request);
+  return block.release();
 }
 
 void* take(size_t n_bytes) {
@@ -130,12 +135,9 @@ void* take(size_t n_bytes) {
   if (taken == nullptr) {
     const auto request = static_cast<int64_t>(n_bytes);
     TORCH_CHECK_WITH(OutOfMemoryError, limit < 0 || make_room(request), "igfast: out of memory: ", request,
-                     " bytes were asked for, and ", std::max<int64_t>(0, limit - host_pool_bytes()),
+                     " bytes were asked for, and ", std::max<int64_t>(0, bytes_left_of_limit()),
                      " are left of the budget");
-    in_others += request;
-    lock.unlock();
-    taken = take_of_c_library(n_bytes);
-    lock.lock();
+    taken = take_of_c_library(n_bytes, lock);
   }
   raise(live_peak, host_pool_bytes_in_use());
   raise(peak, host_pool_bytes());
@@ -160,8 +162,12 @@ bool take_back(void* block) {
   in_blocks -= end - begin;
   const auto [first, last] = make_idle(begin, end, std::move(found->second.entry));
   blocks.erase(found);
-  if (n_users == 0) {
-    discard(std::max(first, aligned_down(begin, kUnit)), std::min(last, aligned_up(end, kUnit)), true);
+  char* const whole_begin = std::max(first, aligned_down(begin, kUnit));  // with what was idle in its units
+  char* const whole_end = std::min(last, aligned_up(end, kUnit));
+  if (n_users > 0) {
+    discard_uncounted(whole_begin, whole_end);
+  } else {
+    discard(whole_begin, whole_end, true);
     drop_if_unused(first, static_cast<size_t>(last - first));
     uninstall_if_unused();
   }

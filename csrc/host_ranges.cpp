@@ -75,6 +75,15 @@ void insert_idle(char* begin, size_t n_bytes, Entry entry) {
 
 Entry extract_idle(char* begin, size_t n_bytes) { return {idle.extract(begin), by_size.extract({n_bytes, begin})}; }
 
+// Of the units without pages that a block at the begin of an idle range touches: bytes beyond the ends of the range.
+int64_t bytes_of_others(char* begin, size_t n_bytes, char* end_of_range) {
+  char *const first = aligned_down(begin, kUnit), *const last = aligned_up(begin + n_bytes, kUnit);
+  int64_t n_others = 0;
+  if (bytes_without_pages(first, first + kUnit) > 0) n_others += begin - first;
+  if (last > end_of_range && bytes_without_pages(last - kUnit, last) > 0) n_others += last - end_of_range;
+  return n_others;
+}
+
 // Asks the system for addresses of so many bytes; false if there are none.
 bool map_segment(size_t n_bytes, int flags) {
   const size_t mapped = n_bytes + kUnit;
@@ -124,6 +133,14 @@ void discard(char* begin, char* end, bool by_page) {
   end = aligned_down(end, step);
   if (end > begin && madvise(begin, static_cast<size_t>(end - begin), MADV_DONTNEED) == 0) {
     set_has_pages(begin, end, false);
+  }
+}
+
+void discard_uncounted(char* begin, char* end) {
+  if (bytes_without_pages(begin, end) == 0) return;
+  for (char* unit = aligned_down(begin, kUnit); unit < end; unit += kUnit) {
+    if (bytes_without_pages(unit, unit + kUnit) == 0) continue;
+    discard(std::max(begin, unit), std::min(end, unit + kUnit), true);
   }
 }
 
@@ -204,10 +221,12 @@ void discard_all(bool by_page) {
 
 char* find_idle(size_t n_bytes) {
   char* best = nullptr;
-  int64_t fewest = std::numeric_limits<int64_t>::max();
-  for (auto range = by_size.lower_bound({n_bytes, nullptr}); range != by_size.end() && fewest > 0; ++range) {
-    const int64_t to_come = bytes_without_pages(range->second, range->second + n_bytes);
-    if (to_come < fewest) best = range->second, fewest = to_come;
+  auto least = std::make_pair(std::numeric_limits<int64_t>::max(), std::numeric_limits<int64_t>::max());
+  for (auto range = by_size.lower_bound({n_bytes, nullptr}); range != by_size.end() && least.first > 0; ++range) {
+    char* const begin = range->second;
+    const int64_t to_come = bytes_without_pages(begin, begin + n_bytes);
+    const auto cost = std::make_pair(to_come, to_come > 0 ? bytes_of_others(begin, n_bytes, begin + range->first) : 0);
+    if (cost < least) best = begin, least = cost;
   }
   return best;
 }

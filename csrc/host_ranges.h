@@ -29,7 +29,8 @@ size_t rounded_up(size_t n, size_t unit);
 char* aligned_up(char* address, size_t unit);
 char* aligned_down(char* address, size_t unit);
 
-// Where so many idle bytes are: as many of them with pages as there are, in the smallest such range. Null if nowhere.
+// Where so many idle bytes are: as many of them with pages as there are, else in units of which others use as little as
+// there are, for units come as a whole; of such ranges the smallest. Null if nowhere.
 char* find_idle(size_t n_bytes);
 
 // Adds a segment for a request. One of the request's own size is refused if the system thinks that it has not as much.
@@ -52,6 +53,9 @@ int64_t bytes_of_idle_units();
 // their unit, which splits a huge page and is not for while attributions run. A unit that comes back counts as a whole:
 // the next call gets its budget beyond what is left of it here.
 void discard(char* begin, char* end, bool by_page);
+
+// Returns what pages there are between two addresses that nobody uses in units that do not count as having them.
+void discard_uncounted(char* begin, char* end);
 
 // Returns units that nobody uses, the highest first, until so many bytes are free of them or there are no more.
 void discard_idle(int64_t n_bytes);

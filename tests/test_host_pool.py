@@ -1,5 +1,6 @@
 import random
 import re
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -121,18 +122,39 @@ def test_pages_that_nobody_uses_make_way(budget):
         assert use.peak() <= 335 * MIB  # 2 MiB of each gap
 
 
-def test_room_beside_earlier_results_is_in_the_budget():
+def fitting_blocks(n_bytes):
+    """As many blocks as fit into the budget."""
+    fits = []
+    with pytest.raises(torch.OutOfMemoryError):
+        fits.extend(torch.ones(n_bytes, dtype=torch.uint8) for _ in range(1000))
+    return fits
+
+
+@pytest.mark.parametrize("n_bytes", [MIB, MIB // 8, 100 * 2**10])
+def test_room_beside_earlier_results_is_in_the_budget(n_bytes):
+    with lent():
+        held = blocks(n_bytes + n_bytes // 2, 100 * MIB // n_bytes)
+        del held[::2]
+    memory.give_back_freed_blocks()
+    before = memory.resident_bytes()
+    with lent(64 * MIB) as use:  # 56 MiB of it for tensors
+        fits = fitting_blocks(n_bytes)
+        n_fit = len(fits)  # a failure shows no block: there is no memory for their text
+        assert 52 * MIB <= n_fit * n_bytes <= 56 * MIB
+        assert memory.resident_bytes() <= before + 60 * MIB
+        assert use.peak() <= 56 * MIB
+
+
+def test_earlier_results_that_are_freed_give_their_pages_back():
     with lent():
         held = blocks(MIB + MIB // 2, 100)
         del held[::2]
+    memory.give_back_freed_blocks()
     before = memory.resident_bytes()
-    with lent(64 * MIB) as use:  # 56 MiB of it for tensors
-        fits = []
-        with pytest.raises(torch.OutOfMemoryError):
-            fits.extend(torch.ones(MIB, dtype=torch.uint8) for _ in range(100))
-        assert 25 <= len(fits) <= 56
-        assert memory.resident_bytes() <= before + 60 * MIB
-        assert use.peak() <= 56 * MIB
+    with lent(16 * MIB):
+        del held
+        assert memory.resident_bytes() <= before - 70 * MIB
+        torch.ones(8 * MIB, dtype=torch.uint8)
 
 
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -263,6 +285,28 @@ def test_a_budget_is_that_of_its_thread_and_of_the_inner_call():
             threads.submit(torch.empty, 32 * MIB, dtype=torch.uint8).result()
         with pytest.raises(torch.OutOfMemoryError):
             torch.empty(32 * MIB, dtype=torch.uint8)
+
+
+def test_requests_that_fail_are_not_in_other_threads_budgets():
+    is_over = threading.Event()
+
+    def ask_for_too_much():
+        n = 0
+        while not is_over.is_set():
+            with pytest.raises(RuntimeError, match="allocate memory"):
+                torch.empty(2**50, dtype=torch.uint8)
+            n += 1
+        return n
+
+    with ThreadPoolExecutor(1) as threads, lent(64 * MIB) as use:
+        n_failed = threads.submit(ask_for_too_much)
+        try:
+            for _ in range(20_000):
+                torch.empty(MIB, dtype=torch.uint8)
+        finally:
+            is_over.set()
+        assert n_failed.result() > 100
+        assert max(use.peak(), use.peak_of_tensors()) < 8 * MIB
 
 
 def test_results_that_outlive_their_call_are_not_in_the_next_ones_budget():
