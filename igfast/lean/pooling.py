@@ -51,7 +51,8 @@ def _window(n: int, kernel_size: _Size, stride: _Size | None, padding: _Size, di
 
 
 def _hashable(value: _Size | None) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    """With a sequence's numbers as integers, or (2.0, 2.0), which PyTorch refuses, would be found as (2, 2)."""
+    return tuple(map(index, value)) if isinstance(value, (tuple, list)) else value
 
 
 def _max_pool(n: int) -> Callable[..., Any]:

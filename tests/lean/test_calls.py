@@ -233,3 +233,13 @@ def test_windows_of_numpy_integers_are_lean():
         output, _, mode = evaluate(call, x, lean=True)
         assert sum(mode.swapped.values()) == 1
         assert torch.equal(output, evaluate(call, x, lean=False)[0])
+
+
+@pytest.mark.parametrize("window", [2.0, (2.0, 2.0), [2.0, 2.0]])
+def test_windows_of_floats_are_refused_as_by_pytorch(window):
+    x = torch.randn(IMAGE, dtype=torch.float64)
+    evaluate(lambda x: F.max_pool2d(x, (2, 2)), x, lean=True)  # equal numbers, which must not stand for these
+    evaluate(lambda x: F.max_pool2d(x, 2), x, lean=True)
+    for lean in (True, False):
+        with pytest.raises(TypeError):
+            evaluate(lambda x: F.max_pool2d(x, window), x, lean=lean)

@@ -15,6 +15,7 @@ from tests import models
 from tests.oracle import naive_integrated_gradients, relative_difference
 
 assert kernels_loaded()
+from igfast.lean._handlers import refuses  # noqa: E402
 from igfast.lean._mode import LeanMode  # noqa: E402
 
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64)
@@ -165,6 +166,34 @@ def test_hooks_on_saved_tensors_see_what_autograd_saves():
     seen.clear()
     assert torch.equal(without_warnings(hooked, lean=True), wanted)
     assert set(seen) == set(plainly)
+
+
+WEIGHT = torch.randn(4, 3)
+COMPUTED = nn.Parameter(WEIGHT) * 2
+REFUSALS = {
+    "an integer weight": (X.float(), [WEIGHT.int()], "a weight of another type"),
+    "a weight of float64": (X.float(), [WEIGHT.double()], "a weight of another type"),
+    "a sparse weight": (X.float(), [WEIGHT.to_sparse()], "a weight of another type"),
+    "a weight that is none": (X.float(), [3.0], "a weight of another type"),
+    "a computed weight": (X.float(), [WEIGHT, COMPUTED], "a weight that is computed in the forward pass"),
+    "complex numbers": (X.to(torch.complex64), [], "torch.complex64 torch.strided"),
+    "a sparse tensor": (WEIGHT.to_sparse(), [], "torch.float32 torch.sparse_coo"),
+    "a tensor on meta": (WEIGHT.to("meta"), [], "tensors on meta"),
+    "a parameter as a weight": (X, [nn.Parameter(WEIGHT.double())], None),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_what_no_call_can_be_lean_with(case):
+    x, weights, why = REFUSALS[case]
+    assert refuses(x, *weights) == ""  # nothing to save without a gradient
+    x = x.detach().requires_grad_()
+    with torch.no_grad():
+        assert refuses(x, *weights) == ""
+    assert refuses(x, *weights) == why
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = "torch.autocast" if x.is_cpu and x.layout == torch.strided and not x.is_complex() else why
+        assert refuses(x, *weights) == expected
 
 
 def test_autocast():
