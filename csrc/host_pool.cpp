@@ -56,8 +56,8 @@ auto& blocks = *new std::unordered_map<void*, Block>;    // in use
 auto& others = *new std::unordered_map<void*, int64_t>;  // in use, of the C library
 
 std::atomic<int64_t> in_blocks = 0, in_others = 0;  // bytes in use
-std::atomic<int64_t> promised = 0;                  // bytes within a limit that the C library is being asked for
 std::atomic<int64_t> peak = 0, live_peak = 0;
+std::atomic<int64_t> uncounted = 0;  // of the bytes in use at the first user's entry, those not in host_pool_bytes()
 thread_local int64_t limit = -1;     // of host_pool_bytes(), for requests of this thread
 thread_local int64_t n_entered = 0;  // by this thread: its share of `n_users`
 
@@ -67,15 +67,12 @@ void raise(std::atomic<int64_t>& highest, int64_t value) {
   }
 }
 
-int64_t bytes_left_of_limit() { return limit - promised - host_pool_bytes(); }
-
 // Makes room for so many bytes that are to come, within the peak so far and the thread's limit; false if there is none.
 bool make_room(int64_t to_come) {
-  const int64_t cheap = std::max({peak.load(), host_pool_bytes_in_use(), kResident});
-  const int64_t left =
-      limit < 0 ? cheap - host_pool_bytes() : std::min(bytes_left_of_limit(), cheap - host_pool_bytes());
-  if (to_come > left) discard_idle(to_come - left);
-  return limit < 0 || to_come <= bytes_left_of_limit();
+  const int64_t cheap = std::max({peak.load(), host_pool_bytes_in_use() - uncounted, kResident});
+  const int64_t most = limit < 0 ? cheap : std::min(limit, cheap);
+  if (host_pool_bytes() + to_come > most) discard_idle(host_pool_bytes() + to_come - most);
+  return limit < 0 || host_pool_bytes() + to_come <= limit;
 }
 
 // A block of the pool; null if there are no addresses or not as many units within the limit.
@@ -87,10 +84,10 @@ void* take_block(size_t n_bytes) {
     if (!add_segment(size)) return nullptr;
   }
   if (begin == nullptr) begin = find_idle(size);
-  Entry of_rest = new_entry();
+  Entry of_front = new_entry(), of_rest = new_entry();
   Block& block = blocks[begin];  // nothing fails from here on
   block.n_bytes = size;
-  block.entry = take_idle(begin, size, std::move(of_rest));
+  block.entry = take_idle(begin, size, std::move(of_front), std::move(of_rest));
   in_blocks += static_cast<int64_t>(size);
   if (make_room(bytes_without_pages(begin, begin + size))) {
     set_has_pages(begin, begin + size, true);
@@ -105,11 +102,12 @@ void* take_block(size_t n_bytes) {
 // Memory of the C library, which has locks of its own: it is asked while the pool's is open.
 void* take_of_c_library(size_t n_bytes, std::unique_lock<std::mutex>& lock) {
   const auto request = static_cast<int64_t>(n_bytes);
-  struct Promise {
-    int64_t n_bytes = 0;
-    explicit Promise(int64_t n) : n_bytes(n) { promised += n; }
-    ~Promise() { promised -= n_bytes; }
-  } const promise(limit < 0 ? 0 : request);
+  const auto check_limit = [&] {
+    TORCH_CHECK_WITH(OutOfMemoryError, limit < 0 || make_room(request), "igfast: out of memory: ", request,
+                     " bytes were asked for, and ", std::max<int64_t>(0, limit - host_pool_bytes()),
+                     " are left of the budget");
+  };
+  check_limit();
   lock.unlock();
   std::unique_ptr<void, decltype(&c10::free_cpu)> block(nullptr, &c10::free_cpu);
   try {
@@ -119,6 +117,7 @@ void* take_of_c_library(size_t n_bytes, std::unique_lock<std::mutex>& lock) {
     block.reset(c10::alloc_cpu(n_bytes));
   }
   lock.lock();
+  check_limit();                           // another thread may have taken what there was
   int64_t& counted = others[block.get()];  // not 0 if it was freed by an allocator that does not know the pool
   in_others += request - std::exchange(counted, request);
   return block.release();
@@ -132,13 +131,7 @@ void* take(size_t n_bytes) {
   }
   const bool is_for_pool = n_bytes >= kSmall && n_bytes <= static_cast<size_t>(std::numeric_limits<int64_t>::max()) / 2;
   void* taken = is_for_pool ? take_block(n_bytes) : nullptr;
-  if (taken == nullptr) {
-    const auto request = static_cast<int64_t>(n_bytes);
-    TORCH_CHECK_WITH(OutOfMemoryError, limit < 0 || make_room(request), "igfast: out of memory: ", request,
-                     " bytes were asked for, and ", std::max<int64_t>(0, bytes_left_of_limit()),
-                     " are left of the budget");
-    taken = take_of_c_library(n_bytes, lock);
-  }
+  if (taken == nullptr) taken = take_of_c_library(n_bytes, lock);
   raise(live_peak, host_pool_bytes_in_use());
   raise(peak, host_pool_bytes());
   return taken;
@@ -217,6 +210,7 @@ bool enter_host_pool() {
     c10::SetCPUAllocator(&pool);
     peak = host_pool_bytes();
     live_peak = host_pool_bytes_in_use();
+    uncounted = std::max<int64_t>(0, live_peak - peak);
   }
   ++n_users;
   ++n_entered;

@@ -75,13 +75,13 @@ void insert_idle(char* begin, size_t n_bytes, Entry entry) {
 
 Entry extract_idle(char* begin, size_t n_bytes) { return {idle.extract(begin), by_size.extract({n_bytes, begin})}; }
 
-// Of the units without pages that a block at the begin of an idle range touches: bytes beyond the ends of the range.
-int64_t bytes_of_others(char* begin, size_t n_bytes, char* end_of_range) {
-  char *const first = aligned_down(begin, kUnit), *const last = aligned_up(begin + n_bytes, kUnit);
-  int64_t n_others = 0;
-  if (bytes_without_pages(first, first + kUnit) > 0) n_others += begin - first;
-  if (last > end_of_range && bytes_without_pages(last - kUnit, last) > 0) n_others += last - end_of_range;
-  return n_others;
+// Bytes outside of an idle range, in the units without pages that a block in it would bring.
+int64_t bytes_beside(char* block, size_t n_bytes, char* end_of_range) {
+  char *const first = aligned_down(block, kUnit), *const last = aligned_up(block + n_bytes, kUnit);
+  int64_t n_beside = 0;
+  if (bytes_without_pages(first, first + kUnit) > 0) n_beside += block - first;
+  if (last > end_of_range && bytes_without_pages(last - kUnit, last) > 0) n_beside += last - end_of_range;
+  return n_beside;
 }
 
 // Asks the system for addresses of so many bytes; false if there are none.
@@ -155,9 +155,10 @@ int64_t bytes_of_idle_units() {
 
 void discard_idle(int64_t n_bytes) {
   for (auto range = idle.rbegin(); range != idle.rend() && n_bytes > 0; ++range) {
-    char* const begin = aligned_up(range->first, kUnit);
-    for (char* end = aligned_down(range->first + range->second, kUnit); end > begin && n_bytes > 0; end -= kUnit) {
-      if (bytes_without_pages(end - kUnit, end) > 0) continue;
+    char* const begin = range->first;
+    const auto& [start, segment] = segment_of(begin);
+    for (char* end = aligned_down(begin + range->second, kUnit); end >= begin + kUnit && n_bytes > 0; end -= kUnit) {
+      if (!segment.has_pages[static_cast<size_t>(end - start) / kUnit - 1]) continue;
       discard(end - kUnit, end, false);
       n_bytes -= kUnit;
     }
@@ -170,10 +171,12 @@ Entry new_entry() {
   return {address.extract(address.begin()), size.extract(size.begin())};
 }
 
-Entry take_idle(char* begin, size_t n_bytes, Entry of_rest) {
-  const size_t found = idle.at(begin);
-  Entry entry = extract_idle(begin, found);
-  if (found > n_bytes) insert_idle(begin + n_bytes, found - n_bytes, std::move(of_rest));
+Entry take_idle(char* begin, size_t n_bytes, Entry of_front, Entry of_rest) {
+  const auto [first, found] = *std::prev(idle.upper_bound(begin));
+  char *const end = begin + n_bytes, *const last = first + found;
+  Entry entry = extract_idle(first, found);
+  if (begin > first) insert_idle(first, static_cast<size_t>(begin - first), std::move(of_front));
+  if (last > end) insert_idle(end, static_cast<size_t>(last - end), std::move(of_rest));
   return entry;
 }
 
@@ -222,11 +225,18 @@ void discard_all(bool by_page) {
 char* find_idle(size_t n_bytes) {
   char* best = nullptr;
   auto least = std::make_pair(std::numeric_limits<int64_t>::max(), std::numeric_limits<int64_t>::max());
+  const auto consider = [&](char* place, char* end_of_range) {
+    const int64_t to_come = bytes_without_pages(place, place + n_bytes);
+    if (to_come > least.first) return;
+    const auto cost = std::make_pair(to_come, to_come > 0 ? bytes_beside(place, n_bytes, end_of_range) : 0);
+    if (cost < least) best = place, least = cost;
+  };
   for (auto range = by_size.lower_bound({n_bytes, nullptr}); range != by_size.end() && least.first > 0; ++range) {
-    char* const begin = range->second;
-    const int64_t to_come = bytes_without_pages(begin, begin + n_bytes);
-    const auto cost = std::make_pair(to_come, to_come > 0 ? bytes_of_others(begin, n_bytes, begin + range->first) : 0);
-    if (cost < least) best = begin, least = cost;
+    char *const begin = range->second, *const end = begin + range->first, *const next_unit = aligned_up(begin, kUnit);
+    consider(begin, end);
+    if (next_unit > begin && next_unit + n_bytes <= end && bytes_without_pages(begin, begin + 1) > 0) {
+      consider(next_unit, end);
+    }
   }
   return best;
 }

@@ -29,15 +29,16 @@ size_t rounded_up(size_t n, size_t unit);
 char* aligned_up(char* address, size_t unit);
 char* aligned_down(char* address, size_t unit);
 
-// Where so many idle bytes are: as many of them with pages as there are, else in units of which others use as little as
-// there are, for units come as a whole; of such ranges the smallest. Null if nowhere.
+// Where so many idle bytes are: where the fewest have to get pages, and then, since units get them as a whole, where
+// the least of these is beside the range; of such ranges in the smallest. Null if nowhere.
 char* find_idle(size_t n_bytes);
 
 // Adds a segment for a request. One of the request's own size is refused if the system thinks that it has not as much.
 bool add_segment(size_t request);
 
-// Takes the first bytes of an idle range; an entry for the rest is handed in, so that nothing can fail.
-Entry take_idle(char* begin, size_t n_bytes, Entry of_rest);
+// Takes bytes out of an idle range; entries for what is left of it before and behind are handed in, so that nothing can
+// fail.
+Entry take_idle(char* begin, size_t n_bytes, Entry of_front, Entry of_rest);
 
 // Makes a range idle, one with its idle neighbours; returns the whole.
 std::pair<char*, char*> make_idle(char* begin, char* end, Entry entry);
@@ -54,7 +55,8 @@ int64_t bytes_of_idle_units();
 // the next call gets its budget beyond what is left of it here.
 void discard(char* begin, char* end, bool by_page);
 
-// Returns what pages there are between two addresses that nobody uses in units that do not count as having them.
+// Returns what pages there are between two addresses that nobody uses, in units that count as having none: of blocks
+// that outlived the call that took them, whose huge pages are split already.
 void discard_uncounted(char* begin, char* end);
 
 // Returns units that nobody uses, the highest first, until so many bytes are free of them or there are no more.

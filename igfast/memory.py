@@ -105,7 +105,7 @@ def allowed_bytes(budget: MemoryBudget, device: torch.device) -> int | None:
     No budget is all that is free, less a tenth.
     """
     if isinstance(budget, int):
-        return budget
+        return min(budget, sys.maxsize // 2)  # of 64 bits with what there is already
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -7,7 +7,8 @@ itself has to run.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 
 from torch import Tensor, nn
 
@@ -43,10 +44,12 @@ def is_parameter(tensor: Any) -> bool:
     return isinstance(tensor, nn.Parameter) and tensor.requires_grad
 
 
-def sizes(value: int | Sequence[int], n: int) -> Sequence[int]:
+def sizes(value: SupportsIndex | Sequence[int], n: int) -> Sequence[int]:
     """A window's numbers, one for each of `n` dimensions."""
     if type(value) is tuple and len(value) == n:
         return value
     if isinstance(value, int):
         return [value] * n
-    return [value[0]] * n if len(value) == 1 else value
+    if isinstance(value, Sequence):
+        return [value[0]] * n if len(value) == 1 else value
+    return [index(value)] * n  # of NumPy, too

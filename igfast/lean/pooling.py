@@ -23,7 +23,7 @@ _LARGE_BYTES, _MANY_CHANNELS = 2**20, 16  # of an image around which a constant 
 
 def _strides(stride: _Size | None, kernel: Sequence[int], n: int) -> Sequence[int]:
     """Those of a window: by default one window follows the other, which an empty list says too."""
-    return kernel if stride is None or stride == () or stride == [] else sizes(stride, n)
+    return kernel if stride is None or (isinstance(stride, Sequence) and not stride) else sizes(stride, n)
 
 
 class _Window(NamedTuple):

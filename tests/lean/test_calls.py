@@ -224,6 +224,8 @@ def test_windows_of_numpy_integers_are_lean():
     weight = torch.randn(3, 4, 3, 3, dtype=torch.float64)
     calls = [
         lambda x: F.max_pool2d(x, two, two),
+        lambda x: F.max_pool2d(x, np.int64(2), np.int64(1)),
+        lambda x: F.conv2d(x, weight, stride=np.int64(2), padding=np.int64(1)),
         lambda x: F.max_pool2d(x, (2, 2), (2, 2)),
         lambda x: F.conv2d(x, weight, stride=two, padding=one),
         lambda x: F.pad(x, (*one, *one), mode="reflect"),
