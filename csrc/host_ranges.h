@@ -2,7 +2,6 @@
 // csrc/host_pool.cpp.
 #pragma once
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <map>

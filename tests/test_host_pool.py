@@ -20,6 +20,15 @@ def blocks(n_bytes=MIB, n=200):
     return [torch.ones(n_bytes, dtype=torch.uint8) for _ in range(n)]
 
 
+def earlier_results(n_bytes, n):
+    """Every second of `n` blocks, and the last; what was freed beside them has no pages."""
+    with lent():
+        held = blocks(n_bytes, n)
+        del held[: n - 1 : 2]
+    memory.give_back_freed_blocks()
+    return held
+
+
 def test_freed_blocks_are_kept_for_later_requests_and_given_back():
     with lent():
         addresses = {block.data_ptr() for block in blocks()}
@@ -113,50 +122,37 @@ def test_short_calls_leave_some_pages_for_the_next_one(monkeypatch, is_long, lef
     assert abs(memory.resident_bytes() - before) <= 5 * MIB
 
 
-@pytest.mark.parametrize("has_earlier_results", [False, True])
+@pytest.mark.parametrize("n_earlier", [0, 1000])
 @pytest.mark.parametrize("budget", [None, 400 * MIB])  # 350 MiB of it for tensors
-def test_pages_that_nobody_uses_make_way(budget, has_earlier_results):
-    with lent():
-        earlier = blocks(n=1000 if has_earlier_results else 0)
-        del earlier[::2]
-    memory.give_back_freed_blocks()
+def test_pages_that_nobody_uses_make_way(budget, n_earlier):
+    earlier = earlier_results(MIB, n_earlier)
     with lent(budget) as use:
         held = blocks(3 * MIB, 100)
         del held[::2]
         held += blocks(5 * MIB, 25)  # none fits into what was freed
         assert use.peak() <= 335 * MIB  # 2 MiB of each gap
-
-
-def fitting_blocks(n_bytes):
-    """As many blocks as fit into the budget."""
-    fits = []
-    with pytest.raises(torch.OutOfMemoryError):
-        fits.extend(torch.ones(n_bytes, dtype=torch.uint8) for _ in range(1000))
-    return fits
+    assert all(block.min() == 1 for block in earlier)
 
 
 @pytest.mark.parametrize(
     ("n_bytes", "n"), [(MIB, 100), (MIB, 102), (MIB, 103), (MIB, 107), (MIB // 8, 801), (100 * 2**10, 1024)]
 )
 def test_room_beside_earlier_results_is_in_the_budget(n_bytes, n):
-    with lent():
-        held = blocks(n_bytes + n_bytes // 2, n)
-        del held[: n - 1 : 2]  # the last one stays: what is free behind it may begin anywhere in a unit
-    memory.give_back_freed_blocks()
+    earlier = earlier_results(n_bytes + n_bytes // 2, n)  # what is free behind the last may begin anywhere in a unit
     before = memory.resident_bytes()
     with lent(64 * MIB) as use:  # 56 MiB of it for tensors
-        fits = fitting_blocks(n_bytes)
+        fits = []
+        with pytest.raises(torch.OutOfMemoryError):
+            fits.extend(torch.ones(n_bytes, dtype=torch.uint8) for _ in range(1000))
         n_fit = len(fits)  # a failure shows no block: there is no memory for their text
         assert 52 * MIB <= n_fit * n_bytes <= 56 * MIB
         assert memory.resident_bytes() <= before + 60 * MIB
         assert use.peak() <= 56 * MIB
+    assert all(block.min() == 1 for block in earlier)
 
 
 def test_earlier_results_that_are_freed_give_their_pages_back():
-    with lent():
-        held = blocks(MIB + MIB // 2, 100)
-        del held[::2]
-    memory.give_back_freed_blocks()
+    held = earlier_results(MIB + MIB // 2, 100)
     before = memory.resident_bytes()
     with lent(16 * MIB):
         del held

@@ -36,11 +36,11 @@ class _Window(NamedTuple):
     spans: tuple[int, ...]  # cells from the first to the last
 
 
-@functools.lru_cache(maxsize=1024, typed=True)
+@functools.lru_cache(maxsize=1024)
 def _window(n: int, kernel_size: _Size, stride: _Size | None, padding: _Size, dilation: _Size) -> _Window | Plain:
     """The window of `n` dimensions that a max pool is called with."""
-    kernel, spacing, edge = (tuple(map(index, sizes(value, n))) for value in (kernel_size, dilation, padding))
-    strides = tuple(map(index, _strides(stride, kernel, n)))
+    kernel, spacing, edge = (tuple(sizes(value, n)) for value in (kernel_size, dilation, padding))
+    strides = tuple(_strides(stride, kernel, n))
     are_complete = all(len(numbers) == n for numbers in (kernel, strides, edge, spacing))
     are_positive = all(number > 0 for number in (*kernel, *strides, *spacing))
     if not are_complete or not are_positive or not all(0 <= p <= k // 2 for p, k in zip(edge, kernel, strict=True)):
@@ -50,9 +50,11 @@ def _window(n: int, kernel_size: _Size, stride: _Size | None, padding: _Size, di
     return _Window(kernel, strides, edge, spacing, tuple((k - 1) * d + 1 for k, d in zip(kernel, spacing, strict=True)))
 
 
-def _hashable(value: _Size | None) -> Any:
-    """With a sequence's numbers as integers, or (2.0, 2.0), which PyTorch refuses, would be found as (2, 2)."""
-    return tuple(map(index, value)) if isinstance(value, (tuple, list)) else value
+def _integers(value: _Size | None) -> Any:
+    """What a window is looked up by: floats, which PyTorch refuses, would be found as the integers they equal."""
+    if isinstance(value, (tuple, list)):
+        return tuple(map(index, value))
+    return None if value is None else index(value)  # type: ignore[arg-type]  # of NumPy, too
 
 
 def _max_pool(n: int) -> Callable[..., Any]:
@@ -73,7 +75,7 @@ def _max_pool(n: int) -> Callable[..., Any]:
             return NOTHING_TO_SAVE if why is None else why
         if return_indices or not (input.is_cpu or kernels_for(input.device)):
             return Plain("its indices are asked for" if return_indices else f"no kernel for {input.device.type}")
-        window = _window(n, _hashable(kernel_size), _hashable(stride), _hashable(padding), _hashable(dilation))
+        window = _window(n, _integers(kernel_size), _integers(stride), _integers(padding), _integers(dilation))
         if isinstance(window, Plain) or input.numel() == 0:
             return window if isinstance(window, Plain) else NOTHING_TO_SAVE
         if any(map(gt, window.spans, input.shape[2:])):
