@@ -82,6 +82,7 @@ bench: setup
 	IGFAST_REQUIRE_KERNELS=1 $(BIN)/python -m benchmarks.bench_integrated_gradients
 	IGFAST_REQUIRE_KERNELS=1 $(BIN)/python -m benchmarks.bench_networks
 	IGFAST_REQUIRE_KERNELS=1 $(BIN)/python -m benchmarks.bench_text
+	IGFAST_REQUIRE_KERNELS=1 $(BIN)/python -m benchmarks.bench_small
 
 clean:
 	rm -rf .venv build dist *.egg-info igfast/_C*.so

@@ -15,7 +15,6 @@ from typing import Any
 
 import captum.attr
 import torch
-from torch import nn
 
 import igfast
 from benchmarks import cases, harness
@@ -33,25 +32,6 @@ SIDE_UNIT = 32
 Case = Callable[..., Any]
 
 
-def small_cnn() -> tuple[nn.Module, torch.Tensor]:
-    """Five small layers, whose kernels take less time than their launches, and one image of 32x32."""
-    torch.manual_seed(0)
-    layers: list[nn.Module] = []
-    for channels, width in ((3, 16), (16, 16), (16, 32), (32, 32)):
-        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
-    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
-    return network.eval(), torch.randn(1, 3, 32, 32)
-
-
-def small_mlp() -> tuple[nn.Module, torch.Tensor]:
-    """Six layers of 64, and one example of 32 features."""
-    torch.manual_seed(0)
-    layers: list[nn.Module] = [nn.Linear(32, 64)]
-    for _ in range(4):
-        layers += [nn.GELU(), nn.Linear(64, 64)]
-    return nn.Sequential(*layers, nn.GELU(), nn.Linear(64, 10)).eval(), torch.randn(1, 32)
-
-
 def on(device: torch.device, *parts: Any) -> list[Any]:
     """A network and its inputs, moved there."""
     return [part.to(device) for part in parts]
@@ -61,8 +41,8 @@ NETWORKS: dict[str, Callable[[torch.device], Case]] = {
     "ResNet-50, 224x224": lambda device: partial(cases.image_call, *on(device, *cases.resnet50())),
     "ViT-B/16, 224x224": lambda device: partial(cases.image_call, *on(device, *cases.vit())),
     "BERT-base, 512 tokens": lambda device: partial(cases.text_call, *on(device, *cases.bert(batch=1, tokens=512))),
-    "CNN of 5 layers, 32x32": lambda device: partial(cases.image_call, *on(device, *small_cnn())),
-    "MLP of 6 layers": lambda device: partial(cases.image_call, *on(device, *small_mlp())),
+    "CNN of 5 layers, 32x32": lambda device: partial(cases.image_call, *on(device, *cases.small_cnn())),
+    "MLP of 6 layers": lambda device: partial(cases.image_call, *on(device, *cases.small_mlp())),
 }
 
 

@@ -101,6 +101,25 @@ def bert(batch: int, tokens: int, **sizes: int) -> tuple[nn.Module, Tensor, Tens
 SMALL_BERT = {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
 
 
+def small_cnn() -> tuple[nn.Module, Tensor]:
+    """Five small layers, whose kernels take less time than their launches, and one image of 32x32."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for channels, width in ((3, 16), (16, 16), (16, 32), (32, 32)):
+        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+    return network.eval(), torch.randn(1, 3, 32, 32)
+
+
+def small_mlp() -> tuple[nn.Module, Tensor]:
+    """Six layers of 64, and one example of 32 features."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = [nn.Linear(32, 64)]
+    for _ in range(4):
+        layers += [nn.GELU(), nn.Linear(64, 64)]
+    return nn.Sequential(*layers, nn.GELU(), nn.Linear(64, 10)).eval(), torch.randn(1, 32)
+
+
 def image_call(network: nn.Module, image: Tensor, library: ModuleType, **of_constructor: Any) -> Callable[..., Tensor]:
     """A library's attribution of an image, to be called with options of `attribute`."""
     explainer = library.IntegratedGradients(network, **of_constructor)

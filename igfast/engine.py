@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from igfast import ops
@@ -87,12 +89,11 @@ class _Rows:
 
     def example(self) -> Tensor:
         """The example of each row, (rows,) int64."""
-        return torch.arange(self.batch, device=self.device).repeat(len(self.nodes))
+        return torch.from_numpy(np.tile(np.arange(self.batch, dtype=np.int64), len(self.nodes))).to(self.device)
 
-    def per_row(self, per_step: Sequence[float]) -> Tensor:
+    def per_row(self, per_step: ArrayLike) -> Tensor:
         """A number of each step as one of each row, (rows,) float64."""
-        values = torch.tensor(per_step, dtype=torch.float64, device=self.device)
-        return values.repeat_interleave(self.batch)
+        return torch.from_numpy(np.repeat(np.asarray(per_step, np.float64), self.batch)).to(self.device)
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def integrate(
     memory: MemoryUse,
     *,
     with_ends: bool,
-    on_rows: Callable[[float], object],
+    on_rows: Callable[[float], object] | None = None,
     replay: Replay | None = None,
 ) -> Integral:
     """Integrates the gradient along straight lines.
@@ -195,7 +196,7 @@ def integrate(
         plan: how many rows a chunk has.
         memory: what may be taken.
         with_ends: also find F at both ends; forward-only, and reused where the rule has those points.
-        on_rows: called after each chunk with the number of its rows.
+        on_rows: called after each chunk with the number of its rows; None for nothing.
         replay: evaluates chunks, by CUDA graphs where it can; None for none.
 
     Returns:
@@ -209,7 +210,7 @@ def integrate(
     for _ in range(plan.savings):  # that earlier calls of this kind had to take
         evaluator.save_memory()
     rows = _Rows(rule.nodes.tolist(), plan.batch, paths[0].x.device)
-    example, alpha, weight = rows.example(), rows.per_row(rows.nodes), rows.per_row(rule.weights.tolist())
+    example, alpha, weight = rows.example(), rows.per_row(rule.nodes), rows.per_row(rule.weights)
     finite = torch.ones(len(rows), dtype=torch.uint8, device=rows.device)
     sums = tuple(path.zeros() for path in paths)
     ends, loop = _Ends(plan.batch), _Loop(paths, evaluator, plan, memory, replay or Replay())
@@ -227,7 +228,8 @@ def integrate(
         plan.record(chunk.stop - chunk.start, seconds, rows_left)
         if not plan.is_settled and (peak := memory.peak_of_tensors()):
             plan.limit_memory(peak / max(loop.chunks), memory.for_tensors)
-        on_rows(chunk.stop - chunk.start)
+        if on_rows is not None:
+            on_rows(chunk.stop - chunk.start)
     if with_ends:
         _evaluate_ends(loop, ends)
     not_finite = _first_not_finite(finite, plan.batch)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 FIRST_CHUNK_BYTES = 2**21
 """Input bytes of the first chunk: 4 images of 224x224, 3 texts of 512 tokens. Small enough that one chunk's activations
@@ -144,8 +143,7 @@ class ChunkPlan:
 
     def resumed(self, n_rows: int) -> ChunkPlan:
         """A copy that goes on where this one is, for another call of the same kind and number of rows."""
-        plan = copy.deepcopy(self)
-        plan.rows += n_rows
+        plan = replace(self, rows=self.rows + n_rows, _ratios=list(self._ratios))
         plan._stop_trying()
         plan._is_warm = False
         return plan

@@ -6,6 +6,7 @@ rules here are the same ones without that rounding.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -106,4 +107,12 @@ def quadrature_rule(method: str, n_steps: int) -> Rule:
     make, fewest = _RULES[method]
     if n < fewest:
         raise ArgumentError(f"n_steps must be at least {fewest} for method {method!r}; got {n}")
-    return make(n)
+    return _made(make, n)
+
+
+@functools.lru_cache(maxsize=32)
+def _made(make: Callable[[int], Rule], n: int) -> Rule:
+    """The rule, made once: Gauss-Legendre's nodes take longer than a small model does."""
+    rule = make(n)
+    rule.nodes.flags.writeable = rule.weights.flags.writeable = False
+    return rule

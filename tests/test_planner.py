@@ -1,3 +1,4 @@
+import copy
 from collections import Counter
 
 import pytest
@@ -167,6 +168,17 @@ def test_a_trial_that_a_call_ends_in_begins_anew():
     assert plan.size == 8
     resumed = plan.resumed(1200)
     assert (resumed.size, plan.size) == (4, 8)
+
+
+def test_what_a_resumed_plan_takes_in_is_its_own():
+    plan = ChunkPlan.growing(1, 1200, MIB // 2)
+    for seconds in (9, 4, 9, 7.2):  # a candidate that has to be faster twice
+        plan.record(plan.size, seconds, 1000)
+    before = copy.deepcopy(plan)
+    resumed = plan.resumed(1200)
+    for seconds in (9, 4, 9, 2.0):
+        resumed.record(resumed.size, seconds, 1000)
+    assert plan == before
 
 
 def test_a_candidate_that_does_not_fit_in_memory_is_dropped():

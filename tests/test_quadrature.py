@@ -53,3 +53,11 @@ def test_ends_are_exact(method):
     nodes = quadrature_rule(method, 37).nodes
     assert (nodes[0] == 0.0) == (method != "riemann_right")
     assert (nodes[-1] == 1.0) == (method != "riemann_left")
+
+
+def test_a_rule_is_made_once_and_cannot_be_changed():
+    rule = quadrature_rule("gausslegendre", 11)
+    assert quadrature_rule("gausslegendre", 11) is rule
+    for array in (rule.nodes, rule.weights):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0.0

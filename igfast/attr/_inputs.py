@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import dataclass
 from typing import Any
@@ -179,5 +180,4 @@ def _all_finite(tensor: Tensor) -> bool:
     if tensor.is_complex():
         return bool(torch.isfinite(tensor).all())
     # One pass and no temporary the size of the tensor; a NaN anywhere makes both of them NaN.
-    lowest, highest = torch.aminmax(tensor)
-    return bool(torch.isfinite(lowest) & torch.isfinite(highest))
+    return all(map(math.isfinite, torch.stack(torch.aminmax(tensor)).tolist()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -187,7 +187,7 @@ class Run:
         self._replay = self.execution.replay_for(self.evaluator)
         with (
             closing(self._replay),
-            tqdm(total=n_rows, desc="igfast", unit="row", disable=not self.execution.show_progress) as bar,
+            tqdm(total=n_rows, desc="igfast", unit="row") if self.execution.show_progress else nullcontext() as bar,
         ):
             integral = integrate(
                 paths,
@@ -196,7 +196,7 @@ class Run:
                 plan,
                 self.memory,
                 with_ends=with_ends,
-                on_rows=bar.update,
+                on_rows=None if bar is None else bar.update,
                 replay=self._replay,
             )
         _remembered.put(self.evaluator.forward_func, kind, plan)

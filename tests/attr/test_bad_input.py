@@ -296,6 +296,14 @@ def test_not_finite_baseline_warns():
         attribute(baselines=float("nan"))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.filterwarnings("error::igfast.IgfastWarning")
+def test_the_largest_finite_inputs_do_not_warn(dtype):
+    largest = torch.finfo(dtype).max
+    x = torch.tensor([[largest, -largest]], dtype=dtype)
+    igfast.IntegratedGradients(lambda x: x.sum(1)).attribute(x)
+
+
 def test_not_finite_gradient_warns_with_example_and_step():
     def forward(x):
         return torch.sqrt(x - 0.5)  # NaN below one half of the way
