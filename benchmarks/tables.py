@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 from benchmarks import harness
 
 
@@ -55,21 +58,34 @@ def within_budget() -> list[str]:
     return lines
 
 
+def _beside_captum(name: str, unit: str, per_second: int) -> Iterator[tuple[dict[str, Any], str]]:
+    """Igfast's record of each network, and its line: times of igfast, Captum and Captum's best size, and ratios."""
+    records = harness.read(name)
+    for network in dict.fromkeys(r["network"] for r in records):
+        ours, captums, *tuned = (r for r in records if r["network"] == network)
+        best = min(tuned, key=lambda r: float(r["time_ratio"]))
+        times = " | ".join(f"{per_second * r['seconds']['p50']:.1f} {unit}" for r in (ours, captums, best))
+        ratios = " | ".join(f"{r['time_ratio']:.2f} x" for r in (captums, best))
+        size = best["provider"].rpartition("=")[2]
+        yield ours, f"| {network} | {times} ({size}) | {ratios} |"
+
+
 def networks() -> list[str]:
     """Seconds of each provider, and lean execution's share in time."""
-    records = harness.read("networks")
     lines = [
         "| network | igfast | captum | captum, best size | captum / igfast | best / igfast | lean on / off |",
         "|---|---|---|---|---|---|---|",
     ]
-    for network in dict.fromkeys(r["network"] for r in records):
-        ours, captums, *tuned = (r for r in records if r["network"] == network)
-        best = min(tuned, key=lambda r: float(r["time_ratio"]))
-        times = " | ".join(f"{r['seconds']['p50']:.1f} s" for r in (ours, captums, best))
-        ratios = " | ".join(f"{r['time_ratio']:.2f} x" for r in (captums, best))
-        size = best["provider"].rpartition("=")[2]
-        lines.append(f"| {network} | {times} ({size}) | {ratios} | {ours['lean_ratio']:.2f} |")
-    return lines
+    return lines + [f"{line} {ours['lean_ratio']:.2f} |" for ours, line in _beside_captum("networks", "s", 1)]
+
+
+def small() -> list[str]:
+    """Milliseconds of each provider on small models."""
+    lines = [
+        "| model | igfast | captum | captum, best size | captum / igfast | best / igfast |",
+        "|---|---|---|---|---|---|",
+    ]
+    return lines + [line for _, line in _beside_captum("small", "ms", 1000)]
 
 
 def demo() -> list[str]:
@@ -94,7 +110,7 @@ def operators() -> list[str]:
     return lines
 
 
-TABLES = (demo, memory, within_budget, integrated_gradients, networks, text, operators)
+TABLES = (demo, memory, within_budget, integrated_gradients, networks, small, text, operators)
 
 if __name__ == "__main__":
     print("\n\n".join("\n".join(table()) for table in TABLES))
