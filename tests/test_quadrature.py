@@ -55,7 +55,7 @@ def test_ends_are_exact(method):
     assert (nodes[-1] == 1.0) == (method != "riemann_left")
 
 
-def test_a_rule_is_made_once_and_cannot_be_changed():
+def test_gausslegendre_is_made_once_and_cannot_be_changed():
     rule = quadrature_rule("gausslegendre", 11)
     assert quadrature_rule("gausslegendre", 11) is rule
     for array in (rule.nodes, rule.weights):
