@@ -90,7 +90,7 @@ def measure_operators(device: torch.device, megabytes: int, dtype: torch.dtype) 
     """A record for each operator; its bandwidth is a share of that of a copy that moves as many bytes."""
 
     def repeated(call: Callable[[], object]) -> Callable[[], None]:
-        return waiting(device, lambda: [call() for _ in range(CALLS_PER_SAMPLE)])
+        return waiting(device, harness.repeated(call, CALLS_PER_SAMPLE))
 
     records = []
     operators = {**make_operators(megabytes, dtype, device), **gate_operators(device, dtype, megabytes)}

@@ -1,4 +1,4 @@
-"""Small models, 50 steps: where what is done around the model takes about as long as the model itself.
+"""Small models, 50 steps: where what is done around the model can take as long as the model itself.
 
 Captum without options and with each size that may be its best; a sample is the mean of several calls, the providers
 take turns. Writes results/small.jsonl.
@@ -21,22 +21,11 @@ CAPTUM_STEPS = (5, 10, 25, 50)  # in a chunk, whose size is that many times the 
 ROUNDS = 40
 SECONDS_PER_SAMPLE = 0.05
 
-
 MODELS: dict[str, tuple[Callable[[], tuple[torch.nn.Module, torch.Tensor]], int]] = {  # and the number of examples
     "MLP of 6 layers, 1 example": (cases.small_mlp, 1),
     "MLP of 6 layers, 100 examples": (cases.small_mlp, 100),
     "CNN of 5 layers, 1 image of 32x32": (cases.small_cnn, 1),
 }
-
-
-def repeated(call: Callable[[], object], n_calls: int) -> Callable[[], None]:
-    """So many calls as one."""
-
-    def several() -> None:
-        for _ in range(n_calls):
-            call()
-
-    return several
 
 
 def measure(name: str) -> list[dict[str, Any]]:
@@ -49,7 +38,7 @@ def measure(name: str) -> list[dict[str, Any]]:
     calls = {"igfast": ours, **cases.captum_calls(call, N_STEPS, (n_examples * steps for steps in CAPTUM_STEPS))}
     (trial,) = harness.alternate({"": ours}, 1).values()
     n_calls = max(1, round(SECONDS_PER_SAMPLE / trial[0]))
-    samples = harness.alternate({provider: repeated(one, n_calls) for provider, one in calls.items()}, ROUNDS)
+    samples = harness.alternate({provider: harness.repeated(one, n_calls) for provider, one in calls.items()}, ROUNDS)
     records = []
     for provider, taken in samples.items():
         times = harness.percentiles([seconds / n_calls for seconds in taken])

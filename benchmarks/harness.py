@@ -87,6 +87,16 @@ def alternate(cases: Mapping[str, Callable[[], object]], rounds: int, warm_up: b
     return seconds
 
 
+def repeated(call: Callable[[], object], n_calls: int) -> Callable[[], None]:
+    """So many calls as one, for calls too short to be timed by themselves."""
+
+    def several() -> None:
+        for _ in range(n_calls):
+            call()
+
+    return several
+
+
 def ratio(seconds: Sequence[float], to: Sequence[float]) -> float:
     """The median of the rounds' ratios: a machine that slows down between rounds does not move it."""
     return statistics.median(a / b for a, b in zip(seconds, to, strict=True))
