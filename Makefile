@@ -5,6 +5,8 @@
 # make gpu-test    the tests that need a GPU, with PYTHON and the igfast that is built for it
 # make gpu-sanitize  those of the kernels under compute-sanitizer
 # make gpu-bench   writes benchmarks/results/<name of the GPU>.jsonl
+# make gpu-package  build/gpu-package: igfast for GPU_TORCH and GPU_PYTHON, for a machine without network; needs no GPU
+# make gpu-first OUT=folder  on such a machine: tests and measurements in parts of known length
 # make bench       writes benchmarks/results/*.jsonl
 # make setup       .venv with everything the tests need, igfast installed in it in editable form
 #
@@ -20,7 +22,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := $(wildcard csrc/* csrc/*/*)
 FORMATTED := $(filter %.cpp %.h %.cu %.cuh,$(SOURCES)) $(wildcard tests/cuda/emulated/*)
 
-.PHONY: setup test demo check cuda-check gpu-test gpu-sanitize gpu-bench format bench clean
+.PHONY: setup test demo check cuda-check gpu-test gpu-sanitize gpu-bench gpu-package gpu-first format bench clean
 
 setup: $(STAMP)/igfast
 
@@ -69,6 +71,25 @@ gpu-sanitize:
 
 gpu-bench:
 	$(PYTHON) -m benchmarks.bench_gpu
+
+# A folder for PYTHONPATH: the compiled operators, igfast's metadata, and what a machine for PyTorch may lack.
+GPU_PYTHON ?= python3.12
+GPU_TORCH ?= torch==2.11.0
+GPU_ARCHITECTURES ?= 9.0
+GPU_VENV ?= build/gpu-venv
+GPU_PACKAGE := build/gpu-package
+gpu-package:
+	test -x $(GPU_VENV)/bin/python || $(GPU_PYTHON) -m venv $(GPU_VENV)
+	$(GPU_VENV)/bin/python -m pip install --quiet "$(GPU_TORCH)" "setuptools>=77" ninja pybind11 numpy
+	rm -rf $(GPU_PACKAGE)
+	mkdir -p $(GPU_PACKAGE)
+	IGFAST_CUDA=1 TORCH_CUDA_ARCH_LIST="$(GPU_ARCHITECTURES)" $(GPU_VENV)/bin/python setup.py --quiet \
+		egg_info --egg-base $(GPU_PACKAGE) build_ext --build-lib $(GPU_PACKAGE)/built --build-temp build/gpu-objects
+	$(GPU_VENV)/bin/python -m pip install --quiet --no-deps --target $(GPU_PACKAGE) "captum==0.9.0"
+	du -sh $(GPU_PACKAGE)
+
+gpu-first:
+	$(PYTHON) -m benchmarks.gpu_first --out "$(OUT)"
 
 format: setup
 	$(BIN)/ruff format .

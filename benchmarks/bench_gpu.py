@@ -8,42 +8,40 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import captum.attr
 import torch
+import torch.nn.functional as F
 
 import igfast
 from benchmarks import cases, harness
 from benchmarks.bench_ops import make_copy, make_operators
+from benchmarks.gpu_cases import (
+    N_STEPS,
+    NETWORKS,
+    SMALL,
+    Workload,
+    call_of,
+    compiled_call,
+    layout_kept,
+    reference,
+    relative_error,
+    rivals,
+)
 from igfast.memory import free_memory, is_out_of_memory
 from igfast.ops._load import kernels_for
 
-N_STEPS = 50
 OPERATOR_MB = 256
 CALLS_PER_SAMPLE = 10
-CAPTUM_SIZES = (5, 10, 25, 50)
 ROUNDS = 5
-WARM_UP_CALLS = 3  # libraries choose their kernels, igfast its chunks
+SAMPLE_SECONDS = 0.02  # of calls that are timed together
 SIDE_UNIT = 32
-Case = Callable[..., Any]
-
-
-def on(device: torch.device, *parts: Any) -> list[Any]:
-    """A network and its inputs, moved there."""
-    return [part.to(device) for part in parts]
-
-
-NETWORKS: dict[str, Callable[[torch.device], Case]] = {
-    "ResNet-50, 224x224": lambda device: partial(cases.image_call, *on(device, *cases.resnet50())),
-    "ViT-B/16, 224x224": lambda device: partial(cases.image_call, *on(device, *cases.vit())),
-    "BERT-base, 512 tokens": lambda device: partial(cases.text_call, *on(device, *cases.bert(batch=1, tokens=512))),
-    "CNN of 5 layers, 32x32": lambda device: partial(cases.image_call, *on(device, *cases.small_cnn())),
-    "MLP of 6 layers": lambda device: partial(cases.image_call, *on(device, *cases.small_mlp())),
-}
+Records = list[dict[str, Any]]
 
 
 def waiting(device: torch.device, call: Callable[[], object]) -> Callable[[], None]:
@@ -60,12 +58,14 @@ def waiting(device: torch.device, call: Callable[[], object]) -> Callable[[], No
 def peak_bytes(device: torch.device, call: Callable[[], object]) -> int | None:
     """What a call takes at most beyond what is held before it; None if it does not fit, and on a CPU."""
     if device.type != "cuda":
+        call()
         return None
     free_memory(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     try:
         call()
+        torch.cuda.synchronize(device)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -73,34 +73,46 @@ def peak_bytes(device: torch.device, call: Callable[[], object]) -> int | None:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def gate_operators(device: torch.device, dtype: torch.dtype, megabytes: int) -> dict[str, tuple[Case, int]]:
-    """Lean ReLU and its gradient on so many bytes, and the bytes that they must move."""
-    n_elements = megabytes * 10**6 // dtype.itemsize
-    x = torch.randn(n_elements, device=device, dtype=dtype)
-    grad, leaf = torch.randn_like(x), torch.randn_like(x).requires_grad_()
-    y = torch.ops.igfast.lean_gate(leaf, "relu", 0.0, 0.0, 0.0)
-    moved = 2 * x.nbytes + n_elements // 8
-    return {
-        "gate": (lambda: torch.ops.igfast.lean_gate(x, "relu", 0.0, 0.0, 0.0), moved),
-        "gate gradient": (lambda: torch.autograd.grad(y, leaf, grad, retain_graph=True), moved),
+def lean_operators(device: torch.device, dtype: torch.dtype, megabytes: int) -> dict[str, tuple[Any, int]]:
+    """Lean ReLU, max pool and batch norm and their gradients on so many bytes, and the bytes that they must move."""
+    side = int((megabytes * 10**6 / dtype.itemsize / 64) ** 0.5) // 2 * 2
+    x = torch.randn(1, 64, side, side, device=device, dtype=dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+    constants = [torch.rand(64, device=device, dtype=dtype) + 0.5 for _ in range(4)]
+    forward: dict[str, tuple[Callable[[Any], Any], int, int]] = {  # bytes that a forward and a backward pass move
+        "gate": (lambda t: torch.ops.igfast.lean_gate(t, "relu", 0.0, 0.0, 0.0), *[2 * x.nbytes + x.numel() // 8] * 2),
+        "max pool": (
+            lambda t: torch.ops.igfast.lean_max_pool(t, [3, 3], [2, 2], [1, 1], [1, 1], False),
+            *[x.nbytes + x.nbytes // 4 + x.numel() // 4] * 2,
+        ),
+        "batch norm": (lambda t: torch.ops.igfast.lean_batch_norm(t, *constants, 1e-5), *[2 * x.nbytes] * 2),
     }
+    found = {}
+    for name, (operator, n_bytes, n_grad_bytes) in forward.items():
+        leaf = x.clone().requires_grad_()
+        y = operator(leaf)
+        grad = torch.randn_like(y)
+        found[name] = (partial(operator, x), n_bytes)
+        found[f"{name} gradient"] = (partial(torch.autograd.grad, y, leaf, grad, retain_graph=True), n_grad_bytes)
+    found["PyTorch's batch norm"] = (partial(F.batch_norm, x, *constants[:2]), 2 * x.nbytes)
+    return found
 
 
-def measure_operators(device: torch.device, megabytes: int, dtype: torch.dtype) -> list[dict[str, Any]]:
+def measure_operators(device: torch.device, megabytes: int, dtype: torch.dtype) -> Records:
     """A record for each operator; its bandwidth is a share of that of a copy that moves as many bytes."""
 
     def repeated(call: Callable[[], object]) -> Callable[[], None]:
         return waiting(device, harness.repeated(call, CALLS_PER_SAMPLE))
 
     records = []
-    operators = {**make_operators(megabytes, dtype, device), **gate_operators(device, dtype, megabytes)}
+    operators = {**make_operators(megabytes, dtype, device), **lean_operators(device, dtype, megabytes)}
     for name, (operator, n_bytes) in operators.items():
         calls = {"operator": repeated(operator), "copy": repeated(make_copy(n_bytes, device))}
         seconds = harness.alternate(calls, 4 * ROUNDS)
         share = harness.ratio(seconds["copy"], seconds["operator"])
         times = {label: harness.percentiles([s / CALLS_PER_SAMPLE for s in taken]) for label, taken in seconds.items()}
         short = str(dtype).removeprefix("torch.")
-        print(f"{name:<14} {megabytes} MB {short:<9} {share:5.2f} of a copy's bandwidth", flush=True)
+        print(f"{name:<22} {megabytes} MB {short:<9} {share:5.2f} of a copy's bandwidth", flush=True)
         record = {"case": f"{name}, {megabytes} MB, {short}", "operator": name, "dtype": short, "bytes_moved": n_bytes}
         records.append(
             {**record, "seconds": times["operator"], "copy_seconds": times["copy"], "bandwidth_share": share}
@@ -108,28 +120,90 @@ def measure_operators(device: torch.device, megabytes: int, dtype: torch.dtype) 
     return records
 
 
-def measure_network(device: torch.device, name: str, n_steps: int) -> list[dict[str, Any]]:
-    """A record for each provider: peak and seconds."""
-    call = NETWORKS[name](device)
-    calls = {
-        "igfast": partial(call(igfast), n_steps=n_steps),
-        **cases.captum_calls(call, n_steps, CAPTUM_SIZES),
-    }
-    for _ in range(WARM_UP_CALLS):
-        calls["igfast"]()
-    peaks = {provider: peak_bytes(device, one) for provider, one in calls.items()}
-    fitting = {p: waiting(device, one) for p, one in calls.items() if peaks[p] is not None or device.type != "cuda"}
-    own, seconds, ratios = harness.beside(fitting.pop("igfast"), fitting, ROUNDS)
-    seconds["igfast"], ratios["igfast"] = own, 1.0
-    records = []
-    for provider, peak in peaks.items():
-        record = {"case": f"{name}, {n_steps} steps, float32", "network": name, "provider": provider}
-        record |= {"peak_bytes": peak, "seconds": None, "time_ratio": ratios.get(provider)}
-        if provider in seconds:
-            record |= {"seconds": harness.percentiles(seconds[provider]), "rounds": len(seconds[provider])}
-            print(f"{name:<24} {provider:<32} {ratios[provider]:6.2f} x  {peak}", flush=True)
-        records.append(record)
-    return records
+def busy_seconds(device: torch.device, call: Callable[[], object]) -> float | None:
+    """How long the device computes during a call, waiting left out; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        waiting(device, call)()
+    return sum(event.self_device_time_total for event in profile.key_averages()) / 1e6
+
+
+def compared(
+    device: torch.device, calls: dict[str, Callable[[], Any]], first: str, rounds: int = ROUNDS
+) -> dict[str, dict[str, Any]]:
+    """Peak, seconds, and the ratio of its time to that of the `first`, of each call that fits."""
+    peaks = {name: peak_bytes(device, call) for name, call in calls.items()}
+    fitting = {name: call for name, call in calls.items() if peaks[name] is not None or device.type != "cuda"}
+    began = time.perf_counter()
+    waiting(device, fitting[first])()
+    n_calls = max(1, round(SAMPLE_SECONDS / (time.perf_counter() - began)))
+    samples = {name: waiting(device, harness.repeated(call, n_calls)) for name, call in fitting.items()}
+    seconds = harness.alternate(samples, rounds)
+    found: dict[str, dict[str, Any]] = {}
+    for name in calls:
+        found[name] = {"peak_bytes": peaks[name], "seconds": None, "time_ratio": None}
+        if name in seconds:
+            times = harness.percentiles([s / n_calls for s in seconds[name]])
+            found[name] |= {"seconds": times, "time_ratio": harness.ratio(seconds[name], seconds[first])}
+    return found
+
+
+def shown(workload: Workload, provider: str, figures: dict[str, Any]) -> dict[str, Any]:
+    """A record, printed."""
+    peak, seconds = figures["peak_bytes"], figures["seconds"]
+    memory = "does not fit" if seconds is None else f"{(peak or 0) / 2**20:9.1f} MiB"
+    duration = "" if seconds is None else f"{1e3 * seconds['p50']:10.2f} ms {figures['time_ratio']:6.2f} x"
+    others = "  ".join(f"{name} {figures[name]:.3g}" for name in ("error", "busy_seconds") if figures.get(name))
+    print(f"{workload!s:<58} {provider:<44} {duration} {memory}  {others}", flush=True)
+    short = str(workload.dtype).removeprefix("torch.")
+    what = {"case": str(workload), "network": workload.network, "n_inputs": workload.n_inputs, "dtype": short}
+    return {**what, "provider": provider, **figures}
+
+
+def measure_network(device: torch.device, workload: Workload, compiled_steps: tuple[int, ...] = ()) -> Records:
+    """A record for each provider: peak, seconds, and, of one input, the error against float64."""
+    call = call_of(workload, *workload.on(device))
+    ours = {"igfast": call(igfast), "igfast, lean=False": call(igfast, lean=False)}
+    if workload.network in SMALL and device.type == "cuda":
+        ours["igfast, cuda_graph=True"] = call(igfast, cuda_graph=True)
+    calls: dict[str, Callable[[], Any]] = {name: partial(explain, n_steps=N_STEPS) for name, explain in ours.items()}
+    calls |= rivals(workload, call)
+    for steps in compiled_steps:
+        calls[f"captum, compiled, {steps} steps at a time"] = compiled_call(workload, device, steps)
+    figures = compared(device, calls, "igfast")
+    if workload.n_inputs == 1:
+        wanted = reference(workload, device)
+        for provider in ("igfast", "captum"):
+            if figures[provider]["seconds"] is not None:
+                figures[provider]["error"] = relative_error(calls[provider](), wanted)
+    for provider in (*ours, "captum"):
+        if figures[provider]["seconds"] is not None:
+            figures[provider]["busy_seconds"] = busy_seconds(device, calls[provider])
+    return [shown(workload, provider, figures[provider]) for provider in calls]
+
+
+def measure_choices(device: torch.device, workload: Workload) -> Records:
+    """What igfast chooses by itself, chosen by hand: lean execution, layout, steps of a chunk, CUDA graphs."""
+    is_large = "1024" in workload.network
+    steps = (1, 2) if is_large else (5, 10, 25, 50) if workload.n_inputs == 1 else (1, 3)
+    network, inputs = workload.on(device)
+    layouts = {"": inputs}
+    if inputs[0].dim() == 4:
+        layouts[", channels-last"] = [inputs[0].contiguous(memory_format=torch.channels_last)]
+    calls: dict[str, Callable[[], Any]] = {}
+    for n_steps in steps:
+        options = {"n_steps": N_STEPS, "internal_batch_size": n_steps * workload.n_inputs}
+        for lean in (True, False):
+            for layout, laid_out in layouts.items():
+                name = f"igfast, {n_steps} steps at a time, lean={lean}{layout}"
+                calls[name] = partial(call_of(workload, network, laid_out)(igfast, lean=lean), **options)
+        if workload.network in SMALL and device.type == "cuda" and n_steps * 4 <= N_STEPS:
+            explain = call_of(workload, network, inputs)(igfast, cuda_graph=True)
+            calls[f"igfast, {n_steps} steps at a time, cuda_graph=True"] = partial(explain, **options)
+    with layout_kept():
+        figures = compared(device, calls, next(iter(calls)), rounds=2)
+    return [shown(workload, provider, figures[provider]) | {"choice": True} for provider in calls]
 
 
 def largest_side(fits: Callable[[int], bool], first: int) -> int:
@@ -146,7 +220,7 @@ def largest_side(fits: Callable[[int], bool], first: int) -> int:
     return below * SIDE_UNIT
 
 
-def measure_largest_image(device: torch.device, first: int = 1024) -> list[dict[str, Any]]:
+def measure_largest_image(device: torch.device, first: int = 1024) -> Records:
     """The largest square image that a ResNet-50 is attributed on, by Captum one row at a time and by igfast."""
     network = cases.resnet50(SIDE_UNIT)[0].to(device)
     reasons: list[str] = []
@@ -176,8 +250,18 @@ def measure_largest_image(device: torch.device, first: int = 1024) -> list[dict[
     return records
 
 
+def workloads(names: list[str], inputs: list[int], dtypes: list[str]) -> Iterator[Workload]:
+    """Network by network, so that each is made once; of large images one is enough."""
+    for name in names:
+        for n_inputs in inputs:
+            if n_inputs == 1 or "1024" not in name:
+                yield from (Workload(name, n_inputs, getattr(torch, dtype)) for dtype in dtypes)
+
+
 def gpu_origin(device: torch.device) -> dict[str, Any]:
     """The GPU, its driver and CUDA."""
+    if device.type != "cuda":
+        return {"gpu": "none"}
     query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", f"--id={device.index or 0}")
     return {
         "gpu": torch.cuda.get_device_name(device),
@@ -186,29 +270,58 @@ def gpu_origin(device: torch.device) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Measures all parts, or some, and writes the records."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--parts", nargs="+", choices=("operators", "networks", "image"))
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--out", type=Path, default=harness.RESULTS, help="the folder of the records")
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+def device_of(parser: argparse.ArgumentParser, on_cpu: bool) -> torch.device:
+    """Where to measure."""
+    if on_cpu and kernels_for(torch.device("cpu")):
+        return torch.device("cpu")
     if not torch.cuda.is_available():
         parser.error("needs an NVIDIA GPU and a CUDA build of torch")
     device = torch.device("cuda", torch.cuda.current_device())
     if not kernels_for(device):
         parser.error("needs igfast's CUDA kernels (IGFAST_CUDA=1)")
-    parts: dict[str, list[Callable[[], list[dict[str, Any]]]]] = {
-        "operators": [partial(measure_operators, device, OPERATOR_MB, t) for t in (torch.float32, torch.float16)],
-        "networks": [partial(measure_network, device, name, N_STEPS) for name in options.networks],
-        "image": [partial(measure_largest_image, device)],
-    }
+    return device
+
+
+def measurements(options: argparse.Namespace, device: torch.device) -> Iterator[Callable[[], Records]]:
+    """What was asked for, in order."""
+    compiled_steps = tuple(options.compiled_steps)
+    for part in options.parts:
+        if part == "operators":
+            yield from (
+                partial(measure_operators, device, options.megabytes, t) for t in (torch.float32, torch.float16)
+            )
+        elif part == "image":
+            yield partial(measure_largest_image, device)
+        else:
+            for workload in workloads(options.networks, options.inputs, options.dtypes):
+                compiled = compiled_steps if workload.network in options.compiled and workload.n_inputs == 1 else ()
+                if part == "choices":
+                    yield partial(measure_choices, device, workload)
+                else:
+                    yield partial(measure_network, device, workload, compiled)
+
+
+def main() -> None:
+    """Measures all parts, or some, and writes the records of each as it ends."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parts = ("operators", "networks", "choices", "image")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=["operators", "networks", "image"])
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--inputs", nargs="+", type=int, default=[1, 16], help="examples of a call")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--compiled", nargs="*", choices=NETWORKS, default=[], help="to be compiled for Captum, too")
+    parser.add_argument("--compiled-steps", nargs="+", type=int, default=[25, 50])
+    parser.add_argument("--megabytes", type=int, default=OPERATOR_MB, help="of an operator's largest tensor")
+    parser.add_argument("--out", type=Path, default=harness.RESULTS, help="the folder of the records")
+    parser.add_argument("--cpu", action="store_true", help="to try it out")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    device = device_of(parser, options.cpu)
     where = gpu_origin(device)
     name = where["gpu"].replace(" ", "-").replace("/", "-")
-    for measure in (measure for part in options.parts or parts for measure in parts[part]):
+    for measure in measurements(options, device):
         records = [{"benchmark": "gpu", **record, **where} for record in measure()]
-        print(harness.update(name, records, options.out), flush=True)
+        harness.update(name, records, options.out)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def make_operators(
     megabytes: int, dtype: torch.dtype, device: torch.device = CPU
 ) -> dict[str, tuple[Callable[[], object], int]]:
     """Each operator on (8, 3, side, side) rows of `megabytes`, and the bytes that it must move."""
-    side = int((megabytes * 10**6 / dtype.itemsize / N_ROWS / 3) ** 0.5)
+    side = int((megabytes * 10**6 / dtype.itemsize / N_ROWS / 3) ** 0.5) // 16 * 16
     shape = (3, side, side)
     x, baseline = (torch.randn(1, *shape, device=device).to(dtype) for _ in range(2))
     rows = torch.randn(N_ROWS, *shape, device=device).to(dtype)

@@ -77,6 +77,16 @@ def vit() -> tuple[nn.Module, Tensor]:
     return Logits(ViTForImageClassification(ViTConfig(num_labels=1000))).eval(), torch.randn(1, 3, 224, 224)
 
 
+def convnext() -> tuple[nn.Module, Tensor]:
+    """ConvNeXt-T with random weights, and one image."""
+    from transformers import ConvNextConfig, ConvNextForImageClassification
+
+    torch.manual_seed(0)
+    # Layers are scaled by 1e-6 before training, and a network without them is no ConvNeXt.
+    config = ConvNextConfig(num_labels=1000, layer_scale_init_value=0.1)
+    return Logits(ConvNextForImageClassification(config)).eval(), torch.randn(1, 3, 224, 224)
+
+
 def bert(batch: int, tokens: int, **sizes: int) -> tuple[nn.Module, Tensor, Tensor]:
     """A BERT classifier with random weights (BERT-base without `sizes`), token ids, a mask without padding."""
     from transformers import BertConfig, BertForSequenceClassification

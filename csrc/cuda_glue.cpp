@@ -81,25 +81,20 @@ void gate_grad_on_cuda(const char* op, const GateArgs& args, at::Device device) 
   on_stream(op, device, [&](void* stream) { return gate_grad_cuda(args, stream); });
 }
 
-void normalise_on_cuda(const char* op, const NormArgs& args, at::Device device) {
-  if (args.n_elements == 0) return;
-  on_stream(op, device, [&](void* stream) { return normalise_cuda(args, stream); });
+void batch_norm_on_cuda(const char* op, const BatchNormArgs& args, at::Device device) {
+  on_stream(op, device, [&](void* stream) { return batch_norm_cuda(args, stream); });
 }
 
-namespace {
-bool has_outputs(const PoolArgs& args) {
-  return args.n_batch * args.n_channels * args.output[0] * args.output[1] * args.output[2] > 0;
-}
-}  // namespace
-
-void pool_cells_from_positions_on_cuda(const char* op, const PoolArgs& args, at::Device device) {
-  if (!has_outputs(args)) return;
-  on_stream(op, device, [&](void* stream) { return pool_cells_from_positions_cuda(args, stream); });
+void batch_norm_grad_on_cuda(const char* op, const BatchNormArgs& args, at::Device device) {
+  on_stream(op, device, [&](void* stream) { return batch_norm_grad_cuda(args, stream); });
 }
 
-void pool_positions_from_cells_on_cuda(const char* op, const PoolArgs& args, at::Device device) {
-  if (!has_outputs(args)) return;
-  on_stream(op, device, [&](void* stream) { return pool_positions_from_cells_cuda(args, stream); });
+void max_pool_on_cuda(const char* op, const MaxPoolArgs& args, at::Device device) {
+  on_stream(op, device, [&](void* stream) { return max_pool_cuda(args, stream); });
+}
+
+void max_pool_grad_on_cuda(const char* op, const MaxPoolArgs& args, at::Device device) {
+  on_stream(op, device, [&](void* stream) { return max_pool_grad_cuda(args, stream); });
 }
 
 }  // namespace igfast

@@ -13,9 +13,10 @@ constexpr bool kHasCuda = true;
 
 void gate_on_cuda(const char* op, const GateArgs& args, at::Device device);
 void gate_grad_on_cuda(const char* op, const GateArgs& args, at::Device device);
-void normalise_on_cuda(const char* op, const NormArgs& args, at::Device device);
-void pool_cells_from_positions_on_cuda(const char* op, const PoolArgs& args, at::Device device);
-void pool_positions_from_cells_on_cuda(const char* op, const PoolArgs& args, at::Device device);
+void batch_norm_on_cuda(const char* op, const BatchNormArgs& args, at::Device device);
+void batch_norm_grad_on_cuda(const char* op, const BatchNormArgs& args, at::Device device);
+void max_pool_on_cuda(const char* op, const MaxPoolArgs& args, at::Device device);
+void max_pool_grad_on_cuda(const char* op, const MaxPoolArgs& args, at::Device device);
 
 #else
 
@@ -29,9 +30,10 @@ void refuse_cuda(const char* op, const Args&, at::Device device) {
 }
 constexpr auto gate_on_cuda = refuse_cuda<GateArgs>;
 constexpr auto gate_grad_on_cuda = refuse_cuda<GateArgs>;
-constexpr auto normalise_on_cuda = refuse_cuda<NormArgs>;
-constexpr auto pool_cells_from_positions_on_cuda = refuse_cuda<PoolArgs>;
-constexpr auto pool_positions_from_cells_on_cuda = refuse_cuda<PoolArgs>;
+constexpr auto batch_norm_on_cuda = refuse_cuda<BatchNormArgs>;
+constexpr auto batch_norm_grad_on_cuda = refuse_cuda<BatchNormArgs>;
+constexpr auto max_pool_on_cuda = refuse_cuda<MaxPoolArgs>;
+constexpr auto max_pool_grad_on_cuda = refuse_cuda<MaxPoolArgs>;
 
 #endif
 

@@ -108,63 +108,32 @@ struct GateArgs {
   double low, high, slope;
 };
 
-// x = x * scale[channel] + shift[channel], in place.
-struct AffineArgs {
-  DType dtype;         // float or double, of x, scale and shift
-  bool is_fused;       // rounds once, not after the product too
+// CUDA. Forward: to = the batch norm of from in eval mode. Backward: to = the gradient of the input, from = that of the
+// output. `to` may be `from`.
+struct BatchNormArgs {
+  DType dtype;         // of all arrays
   bool channels_last;  // the channels of a position lie side by side, else the positions of a channel
   int64_t n_channels;
+  int64_t n_positions;  // of a channel in an example
   int64_t n_elements;
-  int64_t item_size;  // elements of a work item: the positions of a channel or, channels-last, of some positions
-  void* x;
-  const void* scale;  // [n_channels] or, channels-last, [item_size]
-  const void* shift;  // like scale
-};
-
-// In which order a batch norm in eval mode computes.
-enum class NormForm : int32_t {
-  kScaleShift,     // x * scale + shift
-  kCentredScaled,  // (x - mean) * scale + bias
-  kCentredFirst,   // ((x - mean) * inverse deviation) * weight + bias
-  kWeightFirst,    // (weight * (x - mean)) * inverse deviation + bias
-};
-
-// CUDA: x = the batch norm of x, in place.
-struct NormArgs {
-  DType dtype;  // of x
-  NormForm form;
-  bool channels_last;   // the channels of a position lie side by side, else the positions of a channel
-  int64_t n_channels;   // of x
-  int64_t n_positions;  // of a channel
-  int64_t n_elements;
-  void* x;
-  // scale, shift; mean, scale, bias; or mean, inverse deviation, weight, bias; [n_channels] each; float, or double
-  const void* constants;
+  const void* from;
+  void* to;
+  const void *weight, *bias, *mean, *variance;  // [n_channels] each; weight and bias may be null
+  double eps;
 };
 
 constexpr int kMostCells = 256;  // of a pooling window, so that a byte can number them
 
-// Pooling windows, no wider than the input, each of which has a cell in it.
-struct PoolShape {
+// Windows of a max pool, no wider than the input, each of which has a cell in it. Forward: to = the largest cell of
+// each window, cell = its number in the window. Backward: to = the gradient of the input, from = that of the output.
+// Arrays are dense, of order (batch, channels, depth, height, width) or, if channels_last, (batch, depth, height,
+// width, channels).
+struct MaxPoolArgs {
+  DType dtype;  // of from and to
+  bool channels_last;
   int64_t n_batch, n_channels;
   int64_t input[3], output[3];  // depth, height, width
   int64_t kernel[3], stride[3], padding[3], dilation[3];
-};
-
-// CUDA: where the largest cell of each window lies, as a flat position in the input's (depth, height, width), as
-// PyTorch has it, and as a number within the window, in one byte.
-struct PoolArgs : PoolShape {
-  int64_t strides[5];  // elements, of both arrays: batch, channels, depth, height, width
-  int64_t* position;
-  uint8_t* cell;
-};
-
-// CPU. Forward: to = the largest cell of each window, cell = its number in the window. Backward: to = the gradient of
-// the input, from = that of the output. Arrays are dense, of order (batch, channels, depth, height, width) or, if
-// channels_last, (batch, depth, height, width, channels).
-struct MaxPoolArgs : PoolShape {
-  DType dtype;  // of from and to
-  bool channels_last;
   const void* from;
   void* to;
   uint8_t* cell;  // of the output's shape
@@ -208,8 +177,6 @@ void scale_cpu(const ScaleArgs& args, int64_t begin, int64_t end);
 void gate_cpu(const GateArgs& args, int64_t begin, int64_t end);
 void gate_grad_cpu(const GateArgs& args, int64_t begin, int64_t end);
 
-void affine_cpu(const AffineArgs& args, int64_t begin, int64_t end);
-
 // Work items of the forward function are lines of the output: (batch, channel unless those are last, depth, height),
 // the height fastest; of the gradient lines of the input, (batch, depth, height), or planes, (batch, channel).
 void max_pool_cpu(const MaxPoolArgs& args, int64_t begin, int64_t end);
@@ -234,9 +201,10 @@ int64_t scale_scratch_cuda(const Features& features, int64_t n_examples);
 
 const char* gate_cuda(const GateArgs& args, void* stream);
 const char* gate_grad_cuda(const GateArgs& args, void* stream);
-const char* normalise_cuda(const NormArgs& args, void* stream);
-const char* pool_cells_from_positions_cuda(const PoolArgs& args, void* stream);
-const char* pool_positions_from_cells_cuda(const PoolArgs& args, void* stream);
+const char* batch_norm_cuda(const BatchNormArgs& args, void* stream);
+const char* batch_norm_grad_cuda(const BatchNormArgs& args, void* stream);
+const char* max_pool_cuda(const MaxPoolArgs& args, void* stream);
+const char* max_pool_grad_cuda(const MaxPoolArgs& args, void* stream);
 
 // The instruction sets that the CPU kernels are compiled for; cpu_isa() is the one that this machine runs.
 enum class Isa : int32_t { kBaseline, kAvx2, kAvx512 };

@@ -212,11 +212,6 @@ Tensor& gate_(Tensor& x, std::string_view activation, double low, double high, d
       [&] { return make_node<GateBackward>(args, y, bits); });
 }
 
-// How many hold a tensor, and how many its memory: igfast/lean/_liveness.py knows what they may be.
-std::vector<int64_t> use_counts(const Tensor& x) {
-  return {static_cast<int64_t>(x.use_count()), static_cast<int64_t>(x.storage().use_count())};
-}
-
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(igfast, m) {
@@ -224,7 +219,6 @@ TORCH_LIBRARY_FRAGMENT(igfast, m) {
   m.def("lean_matmul(Tensor input, Tensor weight) -> Tensor");
   m.def("lean_addmm(Tensor bias, Tensor input, Tensor weight) -> Tensor");
   m.def("lean_mul(Tensor input, Tensor weight) -> Tensor");
-  m.def("lean_use_counts(Tensor x) -> int[]");
   m.def("lean_gate(Tensor x, str activation, float low, float high, float slope) -> Tensor");
   m.def("lean_gate_(Tensor(a!) x, str activation, float low, float high, float slope) -> Tensor(a!)");
 }
@@ -234,7 +228,6 @@ TORCH_LIBRARY_IMPL(igfast, CompositeImplicitAutograd, m) {
   m.impl("lean_matmul", &matmul);
   m.impl("lean_addmm", &addmm);
   m.impl("lean_mul", &mul);
-  m.impl("lean_use_counts", &use_counts);
 }
 
 TORCH_LIBRARY_IMPL(igfast, CPU, m) {

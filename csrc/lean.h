@@ -74,35 +74,8 @@ struct Node : torch::autograd::Node {
     for (auto& variable : saved) variable.reset_data();
   }
 
-  // Whether another node ever had this one as its next, which forbids edges that come later.
-  bool had_parent() const { return has_parent_; }
-
   void save(const Tensor& tensor) { saved.emplace_back(tensor, /*is_output=*/false); }
   Tensor unpack(size_t index) const { return saved[index].unpack(); }
-};
-
-// A node whose gradient may begin with that of a batch norm in eval mode: a batch norm's own, or a convolution's, which
-// can take in a batch norm that overwrites its result.
-struct NormNode : Node {
-  // Whether it can take in a batch norm of these constants, which then overwrites its result.
-  virtual bool takes_in(const Tensor& /*variance*/, const optional<Tensor>& /*weight*/) const { return false; }
-
-  // Saves the constants of a batch norm, from here on part of this node.
-  void save_norm(const Tensor& variance, const optional<Tensor>& weight, double eps);
-
- protected:
-  bool has_norm() const { return has_norm_; }
-
-  // What the batch norm multiplies its channels by, which are dimension `dim` of `n_dims`.
-  Tensor scale(int64_t dim, int64_t n_dims) const;
-
-  // A gradient times that; overwrites what is ours.
-  Tensor scaled(Tensor grad) const;
-
- private:
-  bool has_norm_ = false, has_weight_ = false;
-  size_t first_ = 0;  // of what was saved
-  double eps_ = 0;
 };
 
 // torch 2.13 holds nodes by intrusive_ptr; earlier releases by shared_ptr, with a deleter of torch's that does not
@@ -136,44 +109,26 @@ Tensor run(const Tensor& input, const Forward& forward, const MakeNode& node_of,
   return result;
 }
 
-// Runs a forward function that overwrites x below autograd; returns whether there is a gradient to be recorded.
-template <typename Forward>
-bool overwrite_below_autograd(Tensor& x, const Forward& forward) {
+// As `run`, for a forward function that overwrites the input.
+template <typename Forward, typename MakeNode, typename... Constants>
+Tensor& run_in_place(Tensor& x, const Forward& forward, const MakeNode& node_of, const Constants&... constants) {
   const bool records = torch::autograd::compute_requires_grad(x);
   torch::autograd::check_inplace(x, records);
   TORCH_CHECK_NOT_IMPLEMENTED(!torch::autograd::isFwGradDefined(x),
                               "igfast: lean execution has no forward-mode derivative");
+  torch::autograd::edge_list edges;
+  if (records) edges = torch::autograd::collect_next_edges(x, constants...);
   {
     const at::AutoDispatchBelowADInplaceOrView guard;
     forward();
   }
   torch::autograd::increment_version(x);
-  return records;
-}
-
-// As `run`, for a forward function that overwrites the input.
-template <typename Forward, typename MakeNode, typename... Constants>
-Tensor& run_in_place(Tensor& x, const Forward& forward, const MakeNode& node_of, const Constants&... constants) {
-  torch::autograd::edge_list edges;
-  if (torch::autograd::compute_requires_grad(x)) edges = torch::autograd::collect_next_edges(x, constants...);
-  if (overwrite_below_autograd(x, forward)) {
+  if (records) {
     auto node = node_of();
     node->set_next_edges(std::move(edges));
     torch::autograd::rebase_history(x, node);
   }
   return x;
-}
-
-// The node of x, if it is of this kind and no tensor, node or hook but x has to do with it, or ever had: it may take in
-// what x is overwritten with.
-template <typename N>
-N* own_node(const Tensor& x) {
-  const auto& function = x.grad_fn();
-  auto* node = dynamic_cast<N*>(function.get());
-  if (node == nullptr || node->had_parent() || function.use_count() != 1 || x.is_view()) return nullptr;
-  const bool has_hooks = !node->tensor_pre_hooks().empty() || !node->retains_grad_hooks().empty() ||
-                         !node->pre_hooks().empty() || !node->post_hooks().empty();
-  return has_hooks ? nullptr : node;
 }
 
 }  // namespace igfast::lean

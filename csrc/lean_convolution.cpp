@@ -1,6 +1,4 @@
-// Lean execution of convolutions: PyTorch's forward pass, and a gradient that keeps the weight alone. A batch norm that
-// overwrites a convolution's result becomes part of its node: its scale goes to the weight, which is mostly smaller
-// than the gradient.
+// Lean execution of convolutions: PyTorch's forward pass, and a gradient that keeps the weight alone.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <ATen/ceil_div.h>
@@ -15,7 +13,7 @@
 namespace igfast::lean {
 namespace {
 
-struct ConvolutionBackward final : NormNode {
+struct ConvolutionBackward final : Node {
   Shape input;
   at::DimVector stride, padding, dilation, output_padding;
   bool transposed;
@@ -31,12 +29,6 @@ struct ConvolutionBackward final : NormNode {
         transposed(transposed),
         groups(groups) {
     save(weight);
-  }
-
-  bool takes_in(const Tensor& variance, const optional<Tensor>& scale) const override {
-    const auto dtype = input.options.dtype();
-    return !has_norm() && !transposed && (dtype == at::kFloat || dtype == at::kDouble) && variance.dtype() == dtype &&
-           (!scale.has_value() || scale->dtype() == dtype);
   }
 
   bool is_plain(const Tensor& grad, const Tensor& weight) const {
@@ -271,12 +263,7 @@ struct ConvolutionBackward final : NormNode {
   }
 
   Tensor input_gradient(Tensor grad) override {
-    Tensor weight = unpack(0);
-    if (has_norm() && weight.numel() < grad.numel()) {
-      weight = weight.mul(scale(0, weight.dim()));
-    } else if (has_norm()) {
-      grad = scaled(std::move(grad));
-    }
+    const Tensor weight = unpack(0);
     if (is_product(grad, weight)) return gradient_by_product(grad, weight);
     if (is_by_windows(grad, weight)) return gradient_by_windows(grad, weight);
     if (is_by_tiles(grad, weight)) {

@@ -1,5 +1,5 @@
 // Lean execution of pooling and padding. Most of it is PyTorch's kernels both ways, told the shape of the input instead
-// of keeping it. Max pooling keeps one byte per output instead of eight, and on the CPU has kernels of its own.
+// of keeping it. Max pooling has kernels of its own and keeps one byte per output instead of eight.
 #include <ATen/ATen.h>
 #include <sys/mman.h>
 #include <torch/library.h>
@@ -40,59 +40,28 @@ struct Window {
   bool ceil_mode;
 };
 
-// Of 2-d and 3-d pooling alike: a 2-d one has a depth of 1.
-template <typename Args>
-Args pool_args(const Window& window, IntArrayRef input, IntArrayRef output) {
-  Args args{};
-  const auto n_dims = static_cast<int64_t>(window.kernel.size());
-  args.n_batch = output[0];
-  args.n_channels = output[1];
-  for (int64_t d = 0; d < 3; ++d) {
-    const int64_t from = d - (3 - n_dims);
-    const bool exists = from >= 0;
-    args.input[d] = exists ? input[2 + from] : 1;
-    args.output[d] = exists ? output[2 + from] : 1;
-    args.kernel[d] = exists ? window.kernel[from] : 1;
-    args.stride[d] = exists ? window.stride[from] : 1;
-    args.padding[d] = exists ? window.padding[from] : 0;
-    args.dilation[d] = exists ? window.dilation[from] : 1;
-  }
-  return args;
-}
-
-// CUDA: PyTorch's kernels both ways, whose positions become bytes in between.
-PoolArgs position_args(const Window& window, IntArrayRef input, const Tensor& positions, const Tensor& cells) {
-  auto args = pool_args<PoolArgs>(window, input, cells.sizes());
-  const auto n_dims = static_cast<int64_t>(window.kernel.size());
-  args.strides[0] = cells.stride(0);
-  args.strides[1] = cells.stride(1);
-  for (int64_t d = 0; d < n_dims; ++d) args.strides[5 - n_dims + d] = cells.stride(2 + d);
-  args.position = const_cast<int64_t*>(positions.const_data_ptr<int64_t>());
-  args.cell = const_cast<uint8_t*>(cells.const_data_ptr<uint8_t>());
-  return args;
-}
-
-Tensor cells_of(const Window& window, IntArrayRef input, const Tensor& positions) {
-  Tensor cells = at::empty_strided(positions.sizes(), positions.strides(), positions.options().dtype(at::kByte));
-  pool_cells_from_positions_on_cuda("lean_max_pool", position_args(window, input, positions, cells), cells.device());
-  return cells;
-}
-
-Tensor positions_of(const Window& window, IntArrayRef input, const Tensor& cells) {
-  Tensor positions = at::empty_strided(cells.sizes(), cells.strides(), cells.options().dtype(at::kLong));
-  pool_positions_from_cells_on_cuda("lean_max_pool", position_args(window, input, positions, cells), cells.device());
-  return positions;
-}
-
-// CPU: kernels of our own, which never write positions.
 bool is_channels_last(at::MemoryFormat format) { return format != at::MemoryFormat::Contiguous; }
 
-// Of tensors that are dense in `format`; `from` and `to` are those of the input and the output, either way round.
+// Of tensors that are dense in `format`; `from` and `to` are those of the input and the output, either way round. A 2-d
+// pool has a depth of 1.
 MaxPoolArgs max_pool_args(const Window& window, IntArrayRef input, at::MemoryFormat format, const Tensor& from,
                           const Tensor& to, const Tensor& cells) {
-  auto args = pool_args<MaxPoolArgs>(window, input, cells.sizes());
+  MaxPoolArgs args{};
   args.dtype = dtype_of("lean_max_pool", "input", from);
   args.channels_last = is_channels_last(format);
+  args.n_batch = cells.size(0);
+  args.n_channels = cells.size(1);
+  const int64_t missing = 3 - static_cast<int64_t>(window.kernel.size());
+  for (int64_t d = 0; d < 3; ++d) {
+    const int64_t from_d = d - missing;
+    const bool exists = from_d >= 0;
+    args.input[d] = exists ? input[2 + from_d] : 1;
+    args.output[d] = exists ? cells.size(2 + from_d) : 1;
+    args.kernel[d] = exists ? window.kernel[from_d] : 1;
+    args.stride[d] = exists ? window.stride[from_d] : 1;
+    args.padding[d] = exists ? window.padding[from_d] : 0;
+    args.dilation[d] = exists ? window.dilation[from_d] : 1;
+  }
   args.from = from.const_data_ptr();
   args.to = to.mutable_data_ptr();
   args.cell = const_cast<uint8_t*>(cells.const_data_ptr<uint8_t>());
@@ -115,8 +84,13 @@ std::tuple<Tensor, Tensor> max_pool_with_cells(const Window& window, const Tenso
   const Tensor output = at::empty(sizes, x.options().memory_format(format));
   const Tensor cells = at::empty(sizes, x.options().dtype(at::kByte).memory_format(format));
   const MaxPoolArgs args = max_pool_args(window, x.sizes(), format, x, output, cells);
+  if (output.numel() == 0) return {output, cells};
+  if (x.is_cuda()) {
+    max_pool_on_cuda("lean_max_pool", args, x.device());
+    return {output, cells};
+  }
   const int64_t line_size = args.output[2] * (args.channels_last ? args.n_channels : 1);
-  for_items(output.numel() / std::max<int64_t>(1, line_size), output.numel(),
+  for_items(output.numel() / line_size, output.numel(),
             [&](int64_t begin, int64_t end) { max_pool_cpu(args, begin, end); });
   return {output, cells};
 }
@@ -126,8 +100,13 @@ Tensor max_pool_grad(const Window& window, const Shape& input, at::MemoryFormat 
   const Tensor grad = output_grad.contiguous(format), dense_cells = cells.contiguous(format);
   Tensor result = at::empty(input.sizes, input.options.memory_format(format));
   const MaxPoolArgs args = max_pool_args(window, input.sizes, format, grad, result, dense_cells);
+  if (result.numel() == 0) return result;
+  if (result.is_cuda()) {
+    max_pool_grad_on_cuda("lean_max_pool", args, result.device());
+    return result;
+  }
   const int64_t item_size = args.input[2] * (args.channels_last ? args.n_channels : args.input[0] * args.input[1]);
-  for_items(result.numel() / std::max<int64_t>(1, item_size), result.numel(),
+  for_items(result.numel() / item_size, result.numel(),
             [&](int64_t begin, int64_t end) { max_pool_grad_cpu(args, begin, end); });
   return result;
 }
@@ -142,15 +121,7 @@ struct MaxPoolBackward final : Node {
     save(cells);
   }
 
-  Tensor input_gradient(Tensor grad) override {
-    if (grad.is_cpu()) return max_pool_grad(window, input, format, grad, unpack(0));
-    const auto& backward =
-        window.kernel.size() == 2 ? at::max_pool2d_with_indices_backward_out : at::max_pool3d_with_indices_backward_out;
-    Tensor result = at::empty(input.sizes, input.options.memory_format(format));
-    backward(result, grad, /*self=*/result, window.kernel, window.stride, window.padding, window.dilation,
-             window.ceil_mode, positions_of(window, input.sizes, unpack(0)));  // reads the shape of `self` alone
-    return result;
-  }
+  Tensor input_gradient(Tensor grad) override { return max_pool_grad(window, input, format, grad, unpack(0)); }
 };
 
 void check_window(const Window& window, const Tensor& input) {
@@ -183,24 +154,15 @@ Tensor max_pool(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, Int
   const Window window{kernel.vec(), stride.vec(), padding.vec(), dilation.vec(), ceil_mode};
   check_window(window, input);
   check_has_kernels("lean_max_pool", input);
-  Tensor found;  // the cells or, on CUDA, the positions
+  Tensor cells;
   return run(
       input,
       [&] {
         Tensor output;
-        if (input.is_cpu()) {
-          std::tie(output, found) = max_pool_with_cells(window, input);
-        } else {
-          const auto& forward = kernel.size() == 2 ? at::max_pool2d_with_indices : at::max_pool3d_with_indices;
-          std::tie(output, found) = forward(input, kernel, stride, padding, dilation, ceil_mode);
-        }
+        std::tie(output, cells) = max_pool_with_cells(window, input);
         return output;
       },
-      [&] {
-        const at::AutoDispatchBelowADInplaceOrView guard;
-        return make_node<MaxPoolBackward>(window, input,
-                                          input.is_cpu() ? found : cells_of(window, input.sizes(), found));
-      });
+      [&] { return make_node<MaxPoolBackward>(window, input, cells); });
 }
 
 // ---------------------------------------------------------------------------------------------- average pooling

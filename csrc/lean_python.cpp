@@ -77,9 +77,6 @@ void define_lean_functions(pybind11::module& m) {
                   int64_t)>::define(m, "lean_convolution");
   Operator<Tensor(const Tensor&, Constant, Constant, const Tensor&, const Tensor&, double)>::define(m,
                                                                                                     "lean_batch_norm");
-  Operator<Tensor&(Tensor&, Constant, Constant, const Tensor&, const Tensor&, double)>::define(m, "lean_batch_norm_");
-  Operator<bool(const Tensor&, Constant, Constant, const Tensor&, const Tensor&, double)>::define(
-      m, "lean_batch_norm_overwrites");
   Operator<Tensor(const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef, bool)>::define(m, "lean_max_pool");
   Operator<Tensor(const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, bool, bool, optional<int64_t>)>::define(
       m, "lean_avg_pool");

@@ -28,10 +28,7 @@ class Evaluator(Protocol):
     def gradient(
         self, make_points: Callable[[], tuple[Tensor, ...]], example: Tensor
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """Gradients, shaped as the path points, and values, (rows,), or None where they are not known.
-
-        Points are the evaluator's: it may empty their storage once they are not needed, and make them again.
-        """
+        """Gradients, shaped as the path points, and values, (rows,), or None where they are not known."""
 
     def value(self, points: tuple[Tensor, ...], example: Tensor) -> Tensor:
         """Values, (rows,), forward only."""
@@ -257,8 +254,7 @@ def _evaluate(loop: _Loop, rows: _Rows, example: Tensor, alpha: Tensor, chunk: s
 
     def recorded(example: Tensor, alpha: Tensor) -> Result:
         """Of rows that will change, at points in memory of the graph's own."""
-        own = [Path(path.x, path.baseline) for path in paths]
-        return evaluator.gradient(lambda: tuple(path.points(example, alpha, channels_last) for path in own), example)
+        return evaluator.gradient(lambda: tuple(path.points(example, alpha, channels_last) for path in paths), example)
 
     may_record = loop.replay.recorder is not None and not plan.is_timing(rows_left) and plan.savings == 0
     n_replayed = loop.replay.n_replayed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ def may_be_channels_last(x: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Path:
-    """A straight line from a baseline to an input, and the buffer that its points are written to.
+    """A straight line from a baseline to an input.
 
     Attributes:
         x: (batch, *features), floating or complex.
@@ -34,25 +34,16 @@ class Path:
 
     x: Tensor
     baseline: Tensor
-    _buffer: list[Tensor] = field(default_factory=list, init=False)
 
     def points(self, example: Tensor, alpha: Tensor, channels_last: bool) -> Tensor:
-        """The path points of some rows, (rows, *features), in a buffer that the next call overwrites.
+        """The path points of some rows, (rows, *features), as a new tensor: a model may keep what it is given.
 
         They have the layout of x, so that a model that was given channels-last images gets channels-last points, or
         are channels-last if so asked and that exists for x.
         """
-        n_rows = example.shape[0]
         channels_last = channels_last and may_be_channels_last(self.x)
         memory_format = CHANNELS_LAST[self.x.dim()] if channels_last else self.memory_format
-        fits = self._buffer and self._buffer[0].shape[0] >= n_rows and self._buffer[0].untyped_storage().nbytes() > 0
-        if not fits or not self._buffer[0].is_contiguous(memory_format=memory_format):
-            self._buffer.clear()  # freed before the next one is made
-            shape = (n_rows, *self.x.shape[1:])
-            self._buffer.append(
-                torch.empty(shape, dtype=self.x.dtype, device=self.x.device, memory_format=memory_format)
-            )
-        return ops.interpolate(self.x, self.baseline, example, alpha, out=self._buffer[0][:n_rows])
+        return ops.interpolate(self.x, self.baseline, example, alpha, memory_format)
 
     @property
     def memory_format(self) -> torch.memory_format:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks import bench_gpu, harness
+from benchmarks import bench_gpu, gpu_cases, harness
 from igfast.ops._load import kernels_loaded
 
 assert kernels_loaded()
@@ -21,15 +21,20 @@ def test_the_largest_side_that_fits(limit):
 def test_operators_are_measured():
     records = bench_gpu.measure_operators(CPU, 1, torch.float32)
     assert [record["operator"] for record in records] == [
-        "interpolate", "accumulate_", "scale_", "gate", "gate gradient"
+        "interpolate", "accumulate_", "scale_", "gate", "gate gradient", "max pool", "max pool gradient", "batch norm",
+        "batch norm gradient", "PyTorch's batch norm",
     ]  # fmt: skip
     assert all(record["bandwidth_share"] > 0 for record in records)
 
 
 def test_networks_are_measured():
-    records = bench_gpu.measure_network(CPU, "MLP of 6 layers", 10)
-    assert [record["provider"] for record in records][:2] == ["igfast", "captum"]
-    assert all(record["time_ratio"] > 0 and record["rounds"] >= 1 for record in records)
+    workload = gpu_cases.Workload("MLP of 6 layers", 1, torch.float32)
+    records = bench_gpu.measure_network(CPU, workload)
+    assert [record["provider"] for record in records][:3] == ["igfast", "igfast, lean=False", "captum"]
+    assert all(record["time_ratio"] > 0 for record in records)
+    assert all(record["error"] < 1e-5 for record in records if "error" in record)
+    choices = bench_gpu.measure_choices(CPU, workload)
+    assert {record["case"] for record in (*records, *choices)} == {"MLP of 6 layers, 1 input, 50 steps, float32"}
 
 
 def test_records_stand_beside_those_of_other_cases(tmp_path):

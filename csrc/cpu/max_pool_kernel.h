@@ -10,7 +10,7 @@ namespace igfast::IGFAST_ISA {
 struct CellRange {
   int64_t start, begin, end;
 
-  IGFAST_INLINE CellRange(const PoolShape& shape, int d, int64_t output) {
+  IGFAST_INLINE CellRange(const MaxPoolArgs& shape, int d, int64_t output) {
     const int64_t step = shape.dilation[d];
     start = output * shape.stride[d] - shape.padding[d];
     begin = start < 0 ? divided_up(-start, step) : 0;

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cassert>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "../kernels.h"
@@ -77,6 +78,37 @@ __device__ inline void store(T* to, const T (&lanes)[n]) {
   } else {
     for (int i = 0; i < n; ++i) to[i] = lanes[i];
   }
+}
+
+// n neighbouring bytes, in one access where they are 2, 4 or 8; `from` and `to` are then aligned to it.
+template <int n>
+struct WordOf {
+  using type = uint8_t;
+};
+template <>
+struct WordOf<2> {
+  using type = uint16_t;
+};
+template <>
+struct WordOf<4> {
+  using type = uint32_t;
+};
+template <>
+struct WordOf<8> {
+  using type = uint64_t;
+};
+
+template <int n>
+__device__ inline void load_bytes(uint8_t (&lanes)[n], const uint8_t* from) {
+  const auto word = *reinterpret_cast<const typename WordOf<n>::type*>(from);
+  memcpy(lanes, &word, n);
+}
+
+template <int n>
+__device__ inline void store_bytes(uint8_t* to, const uint8_t (&lanes)[n]) {
+  typename WordOf<n>::type word;
+  memcpy(&word, lanes, n);
+  *reinterpret_cast<typename WordOf<n>::type*>(to) = word;
 }
 
 template <typename T>

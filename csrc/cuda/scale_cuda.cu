@@ -7,6 +7,7 @@ namespace cuda {
 namespace {
 
 constexpr int64_t kStretchesEach = 16;  // that a thread scales, so that its sum is little to write beside them
+constexpr int kAtOnce = 2;              // of them that it loads before it stores any
 constexpr int64_t kFanIn = 64;          // sums that a thread adds up
 
 // Threads that scale one example; as many sums. The widest stretch has fewest.
@@ -17,32 +18,42 @@ int64_t n_sums_of_example(const Features& features) {
 template <typename T, int width>
 __global__ void __launch_bounds__(kThreads)
     scale_stretches(const ScaleArgs args, const int64_t n_examples, const int64_t n_sums, const int64_t n_stretches) {
-  const int64_t index = thread_index();
-  if (index >= n_examples * n_sums) return;
-  const int64_t example = index / n_sums;
+  // Blocks of all examples take turns, so that a baseline which they share is in the cache after the first.
+  const int64_t example = static_cast<int64_t>(blockIdx.x) % n_examples;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) / n_examples * kThreads + static_cast<int64_t>(threadIdx.x);
+  if (first >= n_sums) return;
   const bool is_number = args.baseline.strides[args.features.n_dims - 1] == 0;
   double sum = 0;
-  for (int64_t s = index % n_sums; s < n_stretches; s += n_sums) {
-    auto* to = at<Math<T>>(args.acc, offset_of<width>(args.features, args.acc, s) + example * args.acc.batch_stride);
-    const T* from = at<const T>(args.x, offset_of<width>(args.features, args.x, s) + example * args.x.batch_stride);
-    const T* base = at<const T>(
-        args.baseline, offset_of<width>(args.features, args.baseline, s) + example * args.baseline.batch_stride);
-    Math<T> acc[width];
-    T x[width], b[width];
-    load(acc, to);
-    load(x, from);
-    if (is_number) {
-      for (int k = 0; k < width; ++k) b[k] = *base;
-    } else {
-      load(b, base);
+  for (int64_t begin = first; begin < n_stretches; begin += kAtOnce * n_sums) {
+    Math<T>* to[kAtOnce];
+    Math<T> acc[kAtOnce][width];
+    T x[kAtOnce][width], b[kAtOnce][width];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int64_t s = begin + i * n_sums;
+      if (s >= n_stretches) continue;
+      to[i] = at<Math<T>>(args.acc, offset_of<width>(args.features, args.acc, s) + example * args.acc.batch_stride);
+      const T* base = at<const T>(
+          args.baseline, offset_of<width>(args.features, args.baseline, s) + example * args.baseline.batch_stride);
+      load(acc[i], to[i]);
+      load(x[i], at<const T>(args.x, offset_of<width>(args.features, args.x, s) + example * args.x.batch_stride));
+      if (is_number) {
+        for (int k = 0; k < width; ++k) b[i][k] = *base;
+      } else {
+        load(b[i], base);
+      }
     }
-    for (int k = 0; k < width; ++k) {
-      acc[k] *= widened(x[k]) - widened(b[k]);
-      sum += static_cast<double>(acc[k]);
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (begin + i * n_sums >= n_stretches) continue;
+      for (int k = 0; k < width; ++k) {
+        acc[i][k] *= widened(x[i][k]) - widened(b[i][k]);
+        sum += static_cast<double>(acc[i][k]);
+      }
+      store(to[i], acc[i]);
     }
-    store(to, acc);
   }
-  args.partial_sums[index] = sum;
+  args.partial_sums[example * n_sums + first] = sum;
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -59,7 +70,7 @@ template <typename T, int width>
 const char* launch_width(const ScaleArgs& args, int64_t n_examples, double* sums, void* stream) {
   const int64_t n_stretches = n_features(args.features) / width;
   int64_t n_sums = (n_stretches + kStretchesEach - 1) / kStretchesEach;
-  const char* failed = launch(scale_stretches<T, width>, n_blocks(n_examples * n_sums), 1, stream, args, n_examples,
+  const char* failed = launch(scale_stretches<T, width>, n_blocks(n_sums) * n_examples, 1, stream, args, n_examples,
                               n_sums, n_stretches);
   double* from = args.partial_sums;
   double* other = args.partial_sums + n_examples * n_sums;

@@ -100,7 +100,6 @@ class ForwardFunction:
             leaves = tuple(point.detach().requires_grad_() for point in points)
             with self.lean.active():
                 values = self._values(leaves, example)
-            self.lean.empty_unused(leaves)
             # Of the sum: one for each row is what grad_outputs= would say, but that imports 45 MB of symbolic shapes.
             grads = torch.autograd.grad(values.sum(), leaves, allow_unused=True)
         if self.unused_is_zero:
@@ -148,7 +147,7 @@ class ForwardFunction:
                 if _IN_PLACE not in str(error):
                     raise
                 self._clones = True
-        # Autograd refuses in-place work on a leaf; a copy of it is no leaf, and this chunk's buffer stays as it is.
+        # Autograd refuses in-place work on a leaf; a copy of it is no leaf, and the path points stay as they are.
         return self._call(tuple(leaf.clone() for leaf in leaves), example)
 
     def _call(self, points: tuple[Tensor, ...], example: Tensor) -> Any:

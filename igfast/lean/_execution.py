@@ -9,10 +9,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from igfast.errors import LeanError, warn
-from igfast.lean._liveness import count_once, empty_unused, held_by_calls
 from igfast.lean._recompute import recomputed, repeated_blocks
 from igfast.memory import is_out_of_memory
 from igfast.ops._load import kernels_loaded
@@ -101,11 +100,6 @@ class LeanExecution:
         again.ignores_hooks = True
         return nullcontext(), again
 
-    def empty_unused(self, leaves: tuple[Tensor, ...]) -> None:
-        """After the forward pass, frees the memory of large inputs whose values the backward pass does not ask for."""
-        if not self.off_because:
-            empty_unused(leaves)
-
     def attempt(self, evaluate: Callable[[], _Result]) -> _Result:
         """Evaluates a chunk; if that raises what plain execution does not raise, plainly, from then on.
 
@@ -154,7 +148,6 @@ class LeanExecution:
 def _new_mode() -> Any:
     from igfast.lean._mode import LeanMode  # its operators have to be loaded first, see why_not
 
-    count_once(held_by_calls())
     return LeanMode()
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from igfast._C import lean_gate, lean_gate_
 from igfast.lean._handlers import NOTHING_TO_SAVE, Plain, refuses
-from igfast.lean._liveness import is_dead
 from igfast.ops._load import kernels_for
 
 
@@ -23,7 +22,7 @@ def _gate(
         return why
     if not (x.is_cpu or kernels_for(x.device)):
         return Plain(f"no kernel for {x.device.type}")
-    if not inplace and not (x.is_cpu and is_dead(x)):  # on CUDA another stream may still read it
+    if not inplace:
         return lean_gate(x, activation, low, high, slope)  # type: ignore[no-any-return]
     if x.grad_fn is None or x._is_view():  # an error that autograd raises, or its business
         return NOTHING_TO_SAVE

@@ -12,15 +12,12 @@ from torch import Tensor
 from igfast._C import (
     lean_addmm,
     lean_batch_norm,
-    lean_batch_norm_,
-    lean_batch_norm_overwrites,
     lean_convolution,
     lean_linear,
     lean_matmul,
     lean_mul,
 )
 from igfast.lean._handlers import NOTHING_TO_SAVE, Plain, is_parameter, refuses, sizes
-from igfast.lean._liveness import is_dead
 from igfast.ops._load import kernels_for
 
 _Size = int | Sequence[int]
@@ -135,14 +132,9 @@ def _batch_norm(
     why = refuses(input, running_var, *([] if weight is None else [weight]))
     if why is not None:
         return why
-    constants = weight, bias, running_mean, running_var, eps
-    in_place = is_dead(input) and (input.is_cpu or _overwrites_on_cuda(input, constants))
-    norm = lean_batch_norm_ if in_place else lean_batch_norm
-    return norm(input, *constants)  # type: ignore[no-any-return]
-
-
-def _overwrites_on_cuda(input: Tensor, constants: tuple[Any, ...]) -> bool:
-    return kernels_for(input.device) and lean_batch_norm_overwrites(input, *constants)
+    if not (input.is_cpu or kernels_for(input.device)):
+        return Plain(f"no kernel for {input.device.type}")
+    return lean_batch_norm(input, weight, bias, running_mean, running_var, eps)  # type: ignore[no-any-return]
 
 
 def _torch_batch_norm(

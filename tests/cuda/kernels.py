@@ -18,7 +18,6 @@ HERE = Path(__file__).parent
 MAX_DIMS = 16
 DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
 ACTIVATIONS = {"relu": 0, "hardtanh": 1, "leaky_relu": 2, "threshold": 3}
-FORMS = {"scale and shift": 0, "centred, scaled": 1, "centred first": 2, "weight first": 3}
 i32, i64, f64, pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 
 
@@ -48,17 +47,23 @@ GateArgs = struct(
     high=f64,
     slope=f64,
 )
-NormArgs = struct(
+BatchNormArgs = struct(
     dtype=i32,
-    form=i32,
     channels_last=ctypes.c_bool,
     n_channels=i64,
     n_positions=i64,
     n_elements=i64,
-    x=pointer,
-    constants=pointer,
+    from_=pointer,
+    to=pointer,
+    weight=pointer,
+    bias=pointer,
+    mean=pointer,
+    variance=pointer,
+    eps=f64,
 )
-PoolArgs = struct(
+MaxPoolArgs = struct(
+    dtype=i32,
+    channels_last=ctypes.c_bool,
     n_batch=i64,
     n_channels=i64,
     input=i64 * 3,
@@ -67,8 +72,8 @@ PoolArgs = struct(
     stride=i64 * 3,
     padding=i64 * 3,
     dilation=i64 * 3,
-    strides=i64 * 5,
-    position=pointer,
+    from_=pointer,
+    to=pointer,
     cell=pointer,
 )
 
@@ -86,9 +91,17 @@ def library():
         pytest.exit("the CUDA kernels do not compile for the CPU: tests/cuda/emulated", returncode=1)
     loaded = ctypes.CDLL(str(built))
     shutil.rmtree(built.parent)
-    for name in ("interpolate", "accumulate", "scale", "gate", "gate_grad", "normalise"):
-        getattr(loaded, name).restype = ctypes.c_char_p
-    for name in ("pool_cells_from_positions", "pool_positions_from_cells"):
+    for name in (
+        "interpolate",
+        "accumulate",
+        "scale",
+        "gate",
+        "gate_grad",
+        "batch_norm",
+        "batch_norm_grad",
+        "max_pool",
+        "max_pool_grad",
+    ):
         getattr(loaded, name).restype = ctypes.c_char_p
     loaded.scale_scratch.restype = i64
     return loaded
@@ -154,7 +167,7 @@ def scale_(acc, x, baseline):
 
 def gate(x, activation, low=0.0, high=0.0, slope=0.0):
     """The activation, the bits, and a function from gradients to gradients."""
-    bits = torch.full(((x.numel() + 7) // 8,), 0xAA, dtype=torch.uint8)
+    bits = torch.full((-(-x.numel() // 256) * 32,), 0xAA, dtype=torch.uint8)
     y = torch.empty_like(x)
 
     def call(name, from_, to):
@@ -168,20 +181,31 @@ def gate(x, activation, low=0.0, high=0.0, slope=0.0):
     return call("gate", x, y), bits, lambda grad: call("gate_grad", grad, torch.empty_like(grad))
 
 
-def normalise_(x, form, constants):
-    """In place; constants (2 or 4, channels), float32, or float64 for float64."""
-    channels_last = not x.is_contiguous()
-    args = NormArgs(
-        DTYPES[x.dtype], FORMS[form], channels_last, x.shape[1], x[0, 0].numel(), x.numel(), x.data_ptr(),
-        constants.data_ptr(),
+def batch_norm(name, x, weight, bias, mean, variance, eps):
+    """The batch norm of x, or the gradient of one."""
+    to = torch.full_like(x, float("nan"))
+    constants = [None if of is None else of.data_ptr() for of in (weight, bias, mean, variance)]
+    args = BatchNormArgs(
+        DTYPES[x.dtype], not x.is_contiguous(), x.shape[1], x[0, 0].numel(), x.numel(), x.data_ptr(), to.data_ptr(),
+        *constants, eps,
     )  # fmt: skip
-    run("normalise", ctypes.byref(args))
-    return x
-
-
-def pool(name, positions, cells, input_sizes, kernel, stride, padding, dilation):
-    """Cells from positions or the other way, 3-d."""
-    triples = [(i64 * 3)(*t) for t in (input_sizes, positions.shape[2:], kernel, stride, padding, dilation)]
-    strides = (i64 * 5)(*positions.stride())
-    args = PoolArgs(*positions.shape[:2], *triples, strides, positions.data_ptr(), cells.data_ptr())
     run(name, ctypes.byref(args))
+    return to
+
+
+def max_pool(x, output_sizes, kernel, stride, padding, dilation):
+    """3-d: the largest cells, their numbers, and a function from gradients of the output to those of the input."""
+    channels_last = not x.is_contiguous()
+    memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
+    output = torch.full((*x.shape[:2], *output_sizes), float("nan"), dtype=x.dtype).to(memory_format=memory_format)
+    cells = torch.full_like(output, 255, dtype=torch.uint8)
+
+    def call(name, from_, to):
+        triples = [(i64 * 3)(*t) for t in (x.shape[2:], output_sizes, kernel, stride, padding, dilation)]
+        args = MaxPoolArgs(
+            DTYPES[x.dtype], channels_last, *x.shape[:2], *triples, from_.data_ptr(), to.data_ptr(), cells.data_ptr()
+        )
+        run(name, ctypes.byref(args))
+        return to
+
+    return call("max_pool", x, output), cells, lambda grad: call("max_pool_grad", grad, torch.full_like(x, torch.nan))

@@ -114,12 +114,15 @@ POOLS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", [*GATES, *POOLS])
 def test_lean_calls_equal_plain_ones(name, layout, dtype):
+    shape, function = POOLS[name] if name in POOLS else (IMAGE, GATES[name])
+    check_lean_equals_plain(function, on_gpu(layout(shape, dtype)).requires_grad_())
+
+
+def check_lean_equals_plain(function, leaf):
     from igfast.lean._mode import LeanMode
 
-    shape, function = POOLS[name] if name in POOLS else (IMAGE, GATES[name])
-    leaf = on_gpu(layout(shape, dtype)).requires_grad_()
     wanted = function(leaf * 1)
-    grad = torch.randn_like(wanted)
+    grad = torch.randint_like(wanted, 1, 8)  # whose sums are exact: PyTorch adds up halves in half
     (wanted_grad,) = torch.autograd.grad(wanted, leaf, grad)
     mode = LeanMode()
     with mode:
@@ -129,24 +132,34 @@ def test_lean_calls_equal_plain_ones(name, layout, dtype):
     torch.testing.assert_close(torch.autograd.grad(output, leaf, grad)[0], wanted_grad)
 
 
-NORM_SHAPES = [(2, 64, 128, 128), (2, 37, 130, 131), (4096, 512), (2, 16, 8, 64, 65)]
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", [contiguous, channels_last])
+@pytest.mark.parametrize("shape", [(2, 64, 128, 128), (2, 37, 130, 131), (4096, 512), (2, 16, 8, 64, 65)])
+def test_batch_norms_equal_those_in_float64(shape, layout, dtype):
+    from igfast.lean._mode import LeanMode
+
+    x = on_gpu(layout(shape, dtype)).requires_grad_()
+    weight, bias, mean = torch.randn(3, shape[1], device="cuda", dtype=dtype)
+    variance = torch.rand(shape[1], device="cuda").to(dtype) + 0.5
+    leaf = x.detach().double().requires_grad_()
+    wanted = F.batch_norm(leaf, *(of.double() for of in (mean, variance, weight, bias)))
+    grad = torch.randn_like(x)
+    mode = LeanMode()
+    with mode:
+        got = F.batch_norm(x, mean, variance, weight, bias)
+    assert mode.swapped["batch_norm"] == 1
+    torch.testing.assert_close(got.double(), wanted.detach(), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    (wanted_grad,) = torch.autograd.grad(wanted, leaf, grad.double())
+    (got_grad,) = torch.autograd.grad(got, x, grad)
+    torch.testing.assert_close(got_grad.double(), wanted_grad, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", [contiguous, channels_last])
-@pytest.mark.parametrize("shape", NORM_SHAPES)
-@pytest.mark.parametrize("eps", [1e-5, 1e-7])  # cuDNN takes none below 1e-5
-def test_batch_norms_are_overwritten_as_pytorch_computes_them(eps, shape, layout, dtype):
-    """In place, or not at all; that PyTorch's formula is among ours is for the float32 images of most models."""
-    x = on_gpu(layout(shape, dtype))
-    weight, bias, mean = torch.randn(3, shape[1], device="cuda", dtype=dtype)
-    variance = torch.rand(shape[1], device="cuda", dtype=dtype) + 0.5
-    wanted = F.batch_norm(x, mean, variance, weight, bias, eps=eps)
-    overwrites = torch.ops.igfast.lean_batch_norm_overwrites(x, weight, bias, mean, variance, eps)
-    torch.ops.igfast.lean_batch_norm_(x, weight, bias, mean, variance, eps)
-    assert torch.equal(x, wanted)
-    if dtype == torch.float32 and len(shape) == 4 and eps == 1e-5:
-        assert overwrites
+@pytest.mark.parametrize("window", [(3, 2, 1), (2, 2, 0), (3, 1, 1), (5, 3, 2)])
+def test_max_pools_of_large_images(window, layout, dtype):
+    x = on_gpu(layout((3, 24, 93, 110), dtype)).requires_grad_()
+    check_lean_equals_plain(lambda t: F.max_pool2d(t, *window), x)
 
 
 @pytest.mark.large

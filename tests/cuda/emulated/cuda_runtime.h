@@ -2,6 +2,7 @@
 // that no device has, so that a kernel which relies on one is found out.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -17,6 +18,9 @@ struct dim3 {
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
+
+inline float rsqrtf(float v) { return 1 / std::sqrt(v); }
+inline double rsqrt(double v) { return 1 / std::sqrt(v); }
 
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 

@@ -1,9 +1,9 @@
 // csrc/cuda as one library for the CPU, with names that ctypes finds.
 #include "../../../csrc/cuda/accumulate_cuda.cu"
+#include "../../../csrc/cuda/batch_norm_cuda.cu"
 #include "../../../csrc/cuda/gate_cuda.cu"
 #include "../../../csrc/cuda/interpolate_cuda.cu"
-#include "../../../csrc/cuda/normalise_cuda.cu"
-#include "../../../csrc/cuda/pool_cuda.cu"
+#include "../../../csrc/cuda/max_pool_cuda.cu"
 #include "../../../csrc/cuda/scale_cuda.cu"
 
 extern "C" {
@@ -17,11 +17,8 @@ const char* scale(const igfast::ScaleArgs* args, int64_t n_examples, double* sum
 }
 const char* gate(const igfast::GateArgs* args) { return igfast::gate_cuda(*args, nullptr); }
 const char* gate_grad(const igfast::GateArgs* args) { return igfast::gate_grad_cuda(*args, nullptr); }
-const char* normalise(const igfast::NormArgs* args) { return igfast::normalise_cuda(*args, nullptr); }
-const char* pool_cells_from_positions(const igfast::PoolArgs* args) {
-  return igfast::pool_cells_from_positions_cuda(*args, nullptr);
-}
-const char* pool_positions_from_cells(const igfast::PoolArgs* args) {
-  return igfast::pool_positions_from_cells_cuda(*args, nullptr);
-}
+const char* batch_norm(const igfast::BatchNormArgs* args) { return igfast::batch_norm_cuda(*args, nullptr); }
+const char* batch_norm_grad(const igfast::BatchNormArgs* args) { return igfast::batch_norm_grad_cuda(*args, nullptr); }
+const char* max_pool(const igfast::MaxPoolArgs* args) { return igfast::max_pool_cuda(*args, nullptr); }
+const char* max_pool_grad(const igfast::MaxPoolArgs* args) { return igfast::max_pool_grad_cuda(*args, nullptr); }
 }

@@ -1,0 +1,173 @@
+"""Everything that a GPU has to show, in parts of known length: for a machine that can be had for minutes.
+
+A part that fails or takes too long does not keep the next from running. Each writes what it has to its own log and
+record files at once. build/gpu-package (`make gpu-package`) is used if it is there and loads, else igfast is built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "build" / "gpu-package"
+SMOKE = """
+import captum.attr, igfast, torch
+from igfast.ops import build_info
+print(torch.__version__, torch.version.cuda, torch.get_num_threads(), "threads", build_info())
+device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),
+    torch.nn.MaxPool2d(2), torch.nn.Flatten(), torch.nn.Linear(8 * 15 * 15, 5)).eval().double().to(device)
+x = torch.randn(2, 3, 32, 32, device=device, dtype=torch.float64)
+got, report = igfast.IntegratedGradients(network).attribute(x, target=1, return_report=True)
+wanted = captum.attr.IntegratedGradients(network).attribute(x, target=1)
+print(report)
+print("difference from Captum:", float((got - wanted).norm() / wanted.norm()))
+"""
+PRECOMPILE = """
+import sys, torch
+from benchmarks.gpu_cases import Workload, compiled_call
+device, steps, name = torch.device("cuda"), int(sys.argv[1]), sys.argv[2]
+compiled_call(Workload(name, 1, torch.float32), device, steps)()
+"""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A command, and the most seconds that it may take.
+
+    Attributes:
+        name: also of its log.
+        seconds: after which it is stopped.
+        command: what is run in the project's folder.
+        environment: beside the process's own.
+    """
+
+    name: str
+    seconds: int
+    command: Sequence[str]
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+def parts(out: Path, on_cpu: bool, compiled: Sequence[str], networks: Sequence[str]) -> list[Part]:
+    """All parts, in order."""
+    python = sys.executable
+    bench = [python, "-m", "benchmarks.bench_gpu", "--out", str(out)]
+    small = ["--cpu", "--megabytes", "1"] if on_cpu else []
+    some = ["--networks", *(["MLP of 6 layers"] if on_cpu else networks)] if on_cpu or networks else []
+    gpu_tests = [python, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "tests/gpu"]
+    required = () if on_cpu else (("IGFAST_REQUIRE_GPU", "1"),)
+    sanitizer = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "1", "--report-api-errors", "no"]
+    kernels = [python, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "tests/gpu/test_ops.py"]
+    one_each = ["-m", "gpu and not large", "-k", "float32 or dtype2 or same_every_time or not_finite"]
+    return [
+        Part("smoke", 40, [python, "-c", SMOKE]),
+        Part("tests", 150, gpu_tests, required),
+        Part("operators", 40, [*bench, "--parts", "operators", *small]),
+        Part("choices", 110, [*bench, "--parts", "choices", *small, *some]),
+        Part("networks", 150, [*bench, "--parts", "networks", *small, *some, "--compiled", *compiled]),
+        Part(
+            "sanitizer",
+            100,
+            [*([] if on_cpu else sanitizer), *kernels, *one_each],
+            (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"), *required),
+        ),
+        *([] if on_cpu else [Part("image", 60, [*bench, "--parts", "image"])]),
+    ]
+
+
+def run(part: Part, out: Path, environment: dict[str, str]) -> bool:
+    """Runs a part with its output in a log; whether it succeeded."""
+    began, log = time.monotonic(), out / f"{part.name}.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            part.command,
+            cwd=ROOT,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**environment, **dict(part.environment)},
+            start_new_session=True,
+        )
+        try:
+            status = f"exit {process.wait(part.seconds)}"
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            status = f"stopped after {part.seconds} s"
+    print(f"== {part.name}: {status}, {time.monotonic() - began:.0f} s", flush=True)
+    print("\n".join(log.read_text(errors="replace").splitlines()[-3:]), flush=True)
+    return status == "exit 0"
+
+
+def use_package(environment: dict[str, str]) -> None:
+    """Puts the package's operators into the source folder and its other files on the path, if there is one."""
+    if not PACKAGE.exists():
+        return
+    environment["PYTHONPATH"] = os.pathsep.join([str(PACKAGE), environment.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    for built in (PACKAGE / "built").rglob("_C*.so"):
+        shutil.copy(built, ROOT / "igfast")
+
+
+def precompile(compiled: Sequence[str], out: Path, environment: dict[str, str]) -> list[subprocess.Popen[bytes]]:
+    """Fills the cache of torch.compile while tests run, so that the measurement need not wait for it."""
+    processes = []
+    for name in compiled:
+        for steps in ("25", "50"):
+            command = [sys.executable, "-c", PRECOMPILE, steps, name]
+            with (out / f"precompile-{steps}-{name.split(',')[0]}.txt").open("w") as log:
+                processes.append(
+                    subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment)
+                )
+    return processes
+
+
+def main() -> None:
+    """Runs all parts, or some."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="the folder of logs and records")
+    parser.add_argument("--parts", nargs="+", help="their names; all without")
+    parser.add_argument("--seconds", nargs="*", default=[], help="other limits, as part=seconds")
+    parser.add_argument("--compiled", nargs="*", default=[], help="networks that Captum has compiled, too")
+    parser.add_argument("--networks", nargs="*", default=[], help="those to measure; all without")
+    parser.add_argument("--cpu", action="store_true", help="to try it out, with small sizes")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    out = options.out.resolve()
+    limits = dict(pair.split("=") for pair in options.seconds)
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TORCHINDUCTOR_CACHE_DIR": "/tmp/igfast-inductor"}
+    if not options.cpu:
+        environment["IGFAST_REQUIRE_KERNELS"] = "1"
+    use_package(environment)
+    chosen = [
+        part
+        for part in parts(out, options.cpu, options.compiled, options.networks)
+        if options.parts is None or part.name in options.parts
+    ]
+    smoke = parts(out, options.cpu, (), ())[0]
+    if not run(smoke, out, environment) and not options.cpu:
+        build = [sys.executable, "setup.py", "--quiet", "egg_info", "build_ext", "--inplace", "--force"]
+        run(Part("build", 150, build, (("IGFAST_CUDA", "1"), ("TORCH_CUDA_ARCH_LIST", "9.0"))), out, environment)
+        run(smoke, out, environment)
+    compiling = precompile([] if options.cpu else options.compiled, out, environment)
+    for part in chosen:
+        if part.name in ("operators", "choices", "networks"):
+            for process in compiling:
+                process.wait()
+        if part.name != "smoke":
+            run(
+                Part(part.name, int(limits.get(part.name, part.seconds)), part.command, part.environment),
+                out,
+                environment,
+            )
+
+
+if __name__ == "__main__":
+    main()
