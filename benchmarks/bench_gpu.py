@@ -24,7 +24,6 @@ from benchmarks.bench_ops import make_copy, make_operators
 from benchmarks.gpu_cases import (
     N_STEPS,
     NETWORKS,
-    SMALL,
     Workload,
     call_of,
     compiled_call,
@@ -38,9 +37,10 @@ from igfast.ops._load import kernels_for
 
 OPERATOR_MB = 256
 CALLS_PER_SAMPLE = 10
-ROUNDS = 5
+ROUNDS = 3
 SAMPLE_SECONDS = 0.02  # of calls that are timed together
 SIDE_UNIT = 32
+SEVERAL_INPUTS = ("ResNet-50, 224x224", "CNN of 5 layers, 32x32", "MLP of 6 layers")
 Records = list[dict[str, Any]]
 
 
@@ -165,8 +165,6 @@ def measure_network(device: torch.device, workload: Workload, compiled_steps: tu
     """A record for each provider: peak, seconds, and, of one input, the error against float64."""
     call = call_of(workload, *workload.on(device))
     ours = {"igfast": call(igfast), "igfast, lean=False": call(igfast, lean=False)}
-    if workload.network in SMALL and device.type == "cuda":
-        ours["igfast, cuda_graph=True"] = call(igfast, cuda_graph=True)
     calls: dict[str, Callable[[], Any]] = {name: partial(explain, n_steps=N_STEPS) for name, explain in ours.items()}
     calls |= rivals(workload, call)
     for steps in compiled_steps:
@@ -184,9 +182,9 @@ def measure_network(device: torch.device, workload: Workload, compiled_steps: tu
 
 
 def measure_choices(device: torch.device, workload: Workload) -> Records:
-    """What igfast chooses by itself, chosen by hand: lean execution, layout, steps of a chunk, CUDA graphs."""
+    """What igfast chooses by itself, chosen by hand: lean execution, layout, steps of a chunk."""
     is_large = "1024" in workload.network
-    steps = (1, 2) if is_large else (5, 10, 25, 50) if workload.n_inputs == 1 else (1, 3)
+    steps = (1, 2) if is_large else (5, 10, 25, 50) if workload.n_inputs == 1 else (3, 6)
     network, inputs = workload.on(device)
     layouts = {"": inputs}
     if inputs[0].dim() == 4:
@@ -198,9 +196,6 @@ def measure_choices(device: torch.device, workload: Workload) -> Records:
             for layout, laid_out in layouts.items():
                 name = f"igfast, {n_steps} steps at a time, lean={lean}{layout}"
                 calls[name] = partial(call_of(workload, network, laid_out)(igfast, lean=lean), **options)
-        if workload.network in SMALL and device.type == "cuda" and n_steps * 4 <= N_STEPS:
-            explain = call_of(workload, network, inputs)(igfast, cuda_graph=True)
-            calls[f"igfast, {n_steps} steps at a time, cuda_graph=True"] = partial(explain, **options)
     with layout_kept():
         figures = compared(device, calls, next(iter(calls)), rounds=2)
     return [shown(workload, provider, figures[provider]) | {"choice": True} for provider in calls]
@@ -251,10 +246,10 @@ def measure_largest_image(device: torch.device, first: int = 1024) -> Records:
 
 
 def workloads(names: list[str], inputs: list[int], dtypes: list[str]) -> Iterator[Workload]:
-    """Network by network, so that each is made once; of large images one is enough."""
+    """Network by network, so that each is made once; of those that fill a GPU by themselves one input is enough."""
     for name in names:
         for n_inputs in inputs:
-            if n_inputs == 1 or "1024" not in name:
+            if n_inputs == 1 or name in SEVERAL_INPUTS:
                 yield from (Workload(name, n_inputs, getattr(torch, dtype)) for dtype in dtypes)
 
 
@@ -310,7 +305,7 @@ def main() -> None:
     parser.add_argument("--inputs", nargs="+", type=int, default=[1, 16], help="examples of a call")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--compiled", nargs="*", choices=NETWORKS, default=[], help="to be compiled for Captum, too")
-    parser.add_argument("--compiled-steps", nargs="+", type=int, default=[25, 50])
+    parser.add_argument("--compiled-steps", nargs="+", type=int, default=[50])
     parser.add_argument("--megabytes", type=int, default=OPERATOR_MB, help="of an operator's largest tensor")
     parser.add_argument("--out", type=Path, default=harness.RESULTS, help="the folder of the records")
     parser.add_argument("--cpu", action="store_true", help="to try it out")

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 import igfast
 from benchmarks import cases
-from igfast.attr import _integration
+from igfast.run import integration as _integration
 
 N_STEPS = 50
 CAPTUM_STEPS = (2, 5, 10, 25)  # of all inputs in one of its calls; without options it takes all 50
-SMALL = frozenset({"CNN of 5 layers, 32x32", "MLP of 6 layers"})
 
 
 def _images(make: Callable[..., tuple[nn.Module, Tensor]], side: int) -> tuple[nn.Module, tuple[int, ...]]:

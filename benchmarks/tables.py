@@ -88,6 +88,38 @@ def small() -> list[str]:
     return lines + [line for _, line in _beside_captum("small", "ms", 1000)]
 
 
+def gpu() -> list[str]:
+    """On an H200: igfast, Captum without options, Captum's best call and, where there is one, compiled; and memory."""
+    records = [r for r in harness.read("NVIDIA-H200") if "provider" in r and not r.get("choice")]
+    lines = [
+        "| call | igfast | captum | best / igfast | compiled / igfast | memory: igfast, captum, compiled |",
+        "|---|---|---|---|---|---|",
+    ]
+    for case in dict.fromkeys(r["case"] for r in records):
+        of_case = {r["provider"]: r for r in records if r["case"] == case}
+        if "igfast" not in of_case or "captum" not in of_case:
+            continue
+        compiled = next((r for name, r in of_case.items() if "compiled" in name), None)
+        eager = [r for name, r in of_case.items() if name.startswith("captum") and r is not compiled]
+        best = min(float(r["time_ratio"]) for r in eager)
+        times = " | ".join(f"{1e3 * of_case[name]['seconds']['p50']:.1f} ms" for name in ("igfast", "captum"))
+        shown = [of_case["igfast"], of_case["captum"], *([compiled] if compiled else [])]
+        memory = ", ".join(f"{r['peak_bytes'] / 2**20:.1f} MiB" for r in shown)
+        to_compiled = f"{compiled['time_ratio']:.2f} x" if compiled else "-"
+        lines.append(f"| {case} | {times} | {best:.2f} x | {to_compiled} | {memory} |")
+    return lines
+
+
+def gpu_operators() -> list[str]:
+    """Each operator's bandwidth over that of a copy of as many bytes, on an H200."""
+    records = [r for r in harness.read("NVIDIA-H200") if "operator" in r]
+    lines = ["| operator | float32 | float16 |", "|---|---|---|"]
+    for name in dict.fromkeys(r["operator"] for r in records):
+        shares = {r["dtype"]: r["bandwidth_share"] for r in records if r["operator"] == name}
+        lines.append(f"| {name} | {shares['float32']:.2f} | {shares['float16']:.2f} |")
+    return lines
+
+
 def demo() -> list[str]:
     """The demo's four measurements."""
     lines = ["| image | call | seconds | peak memory | convergence delta |", "|---|---|---|---|---|"]
@@ -110,7 +142,7 @@ def operators() -> list[str]:
     return lines
 
 
-TABLES = (demo, memory, within_budget, integrated_gradients, networks, small, text, operators)
+TABLES = (demo, memory, within_budget, integrated_gradients, networks, small, text, operators, gpu, gpu_operators)
 
 if __name__ == "__main__":
     print("\n\n".join("\n".join(table()) for table in TABLES))

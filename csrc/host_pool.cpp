@@ -1,4 +1,4 @@
-// Serves PyTorch's large requests on the CPU from ranges of addresses of our own, while an attribution runs.
+// Serves the large requests for CPU memory of a thread that attributes from ranges of addresses of our own.
 //
 // Every chunk asks for what the chunk before freed, and within a chunk each layer for what the layers before freed, in
 // other sizes. The C library does neither well: what goes back to the system comes back zeroed, page by page, and glibc
@@ -10,9 +10,9 @@
 // Pages that nobody uses stay only as far as that does not raise the peak: for pages beyond it, others go back to the
 // system first.
 //
-// The pool stays PyTorch's allocator as long as any of its blocks is alive, and passes requests on when no attribution
-// runs: oneDNN frees its buffers by whatever allocator PyTorch has by then. Freeing never allocates, and so never
-// fails.
+// It is PyTorch's allocator while an attribution runs, and passes the requests of all other threads on to the one
+// before it without a lock. It stays while any of its blocks is alive (a hook may keep an activation): oneDNN frees its
+// buffers by whatever allocator PyTorch has by then. Freeing never allocates, and so never fails.
 #include "host_pool.h"
 
 #include <c10/core/Allocator.h>
@@ -57,9 +57,10 @@ auto& others = *new std::unordered_map<void*, int64_t>;  // in use, of the C lib
 
 std::atomic<int64_t> in_blocks = 0, in_others = 0;  // bytes in use
 std::atomic<int64_t> peak = 0, live_peak = 0;
-std::atomic<int64_t> uncounted = 0;  // of the bytes in use at the first user's entry, those not in host_pool_bytes()
-thread_local int64_t limit = -1;     // of host_pool_bytes(), for requests of this thread
-thread_local int64_t n_entered = 0;  // by this thread: its share of `n_users`
+std::atomic<int64_t> uncounted = 0;   // of the bytes in use at the first user's entry, those not in host_pool_bytes()
+thread_local int64_t limit = -1;      // of host_pool_bytes(), for requests of this thread
+thread_local int64_t n_entered = 0;   // by this thread: its share of `n_users`
+thread_local bool is_paused = false;  // for this thread
 
 void raise(std::atomic<int64_t>& highest, int64_t value) {
   int64_t before = highest;
@@ -125,10 +126,6 @@ void* take_of_c_library(size_t n_bytes, std::unique_lock<std::mutex>& lock) {
 
 void* take(size_t n_bytes) {
   std::unique_lock<std::mutex> lock(mutex);
-  if (n_users == 0) {
-    lock.unlock();
-    return c10::alloc_cpu(n_bytes);
-  }
   const bool is_for_pool = n_bytes >= kSmall && n_bytes <= static_cast<size_t>(std::numeric_limits<int64_t>::max()) / 2;
   void* taken = is_for_pool ? take_block(n_bytes) : nullptr;
   if (taken == nullptr) taken = take_of_c_library(n_bytes, lock);
@@ -176,6 +173,7 @@ void give(void* block) {
 class HostPool final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t n_bytes) override {
+    if (n_entered == 0 || is_paused) return c10::GetDefaultCPUAllocator()->allocate(n_bytes);
     void* block = n_bytes == 0 ? nullptr : take(n_bytes);
     if (block != nullptr) c10::profiledCPUMemoryReporter().New(block, n_bytes);
     return {block, block, &give, c10::Device(c10::DeviceType::CPU)};
@@ -232,6 +230,13 @@ void empty_host_pool(int64_t kept) {
   } else {
     discard_all(n_users == 0);
   }
+}
+
+bool pause_host_pool(bool pause) { return std::exchange(is_paused, pause); }
+
+int64_t restart_host_pool_peak() {
+  const std::lock_guard<std::mutex> lock(mutex);
+  return live_peak.exchange(host_pool_bytes_in_use());
 }
 
 int64_t host_pool_bytes() { return bytes_with_pages() + in_others; }

@@ -91,8 +91,9 @@ struct BatchNormBackward final : Node {
   }
 
   Tensor input_gradient(Tensor grad) override {
+    const Tensor variance = unpack(0);  // once: a checkpoint allows no more
     const auto weight = has_weight ? optional<Tensor>(unpack(1)) : std::nullopt;
-    const Constants constants{weight, std::nullopt, std::nullopt, unpack(0), eps};
+    const Constants constants{weight, std::nullopt, std::nullopt, variance, eps};
     if (has_cuda_kernel(grad, constants)) {
       const Tensor to = is_ours(grad) ? grad : at::empty_like(grad);
       batch_norm_grad_on_cuda("lean_batch_norm", batch_norm_args(grad, to, constants), grad.device());
@@ -100,7 +101,7 @@ struct BatchNormBackward final : Node {
     }
     at::DimVector per_channel(grad.dim(), 1);
     per_channel[1] = -1;
-    const Tensor scale = scale_of(unpack(0), weight, eps).view(per_channel);
+    const Tensor scale = scale_of(variance, weight, eps).view(per_channel);
     return is_ours(grad) ? grad.mul_(scale) : grad.mul(scale);
   }
 };

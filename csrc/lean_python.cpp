@@ -26,11 +26,19 @@ using at::Tensor;
 using std::optional;
 
 // In the order of igfast/lean/_handlers.py.
-enum Refusal { kNone, kNothingToSave, kType, kDevice, kAutocast, kWeightType, kWeightIsComputed };
+enum Refusal { kNone, kNothingToSave, kType, kDevice, kAutocast, kWeightType, kWeightIsComputed, kTransform };
+
+// Of torch.func: its wrappers have no rules for the operators here.
+bool is_transformed(const Tensor& tensor) {
+  using c10::DispatchKey;
+  return tensor.key_set().has_any(
+      c10::DispatchKeySet({DispatchKey::FuncTorchBatched, DispatchKey::FuncTorchGradWrapper}));
+}
 
 bool is_strided(const Tensor& tensor) { return tensor.layout() == at::kStrided; }
 
 int refusal(const Tensor& x, const pybind11::args& weights) {
+  if (is_transformed(x)) return kTransform;
   if (!x.requires_grad() || !at::GradMode::is_enabled()) return kNothingToSave;
   const auto dtype = x.scalar_type();
   const bool is_floating = dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16;
@@ -40,6 +48,7 @@ int refusal(const Tensor& x, const pybind11::args& weights) {
   for (const auto& item : weights) {
     if (!THPVariable_Check(item.ptr())) return kWeightType;
     const Tensor& weight = THPVariable_Unpack(item.ptr());
+    if (is_transformed(weight)) return kTransform;
     if (weight.scalar_type() != dtype || !is_strided(weight)) return kWeightType;
     if (weight.requires_grad() && weight.grad_fn() != nullptr) return kWeightIsComputed;
   }

@@ -154,6 +154,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("host_pool_peak", &igfast::host_pool_peak, "The most of host_pool_bytes() since the pool was entered.");
   m.def("host_pool_bytes_in_use", &igfast::host_pool_bytes_in_use, "Bytes of the pool's blocks that are in use.");
   m.def("host_pool_peak_in_use", &igfast::host_pool_peak_in_use, "The most of those since the pool was entered.");
+  m.def("pause_host_pool", &igfast::pause_host_pool,
+        "Sends this thread's requests past the pool, or no longer. Returns what was so before.");
+  m.def("restart_host_pool_peak", &igfast::restart_host_pool_peak,
+        "Begins host_pool_peak_in_use() anew, and returns it as it was.");
   m.def("set_host_pool_limit", &igfast::set_host_pool_limit,
         "Makes this thread's requests beyond it fail; negative for none. Returns the one before.");
   igfast::define_lean_functions(m);

@@ -13,7 +13,6 @@ from igfast.attr import NeuronIntegratedGradients as NeuronIntegratedGradients
 from igfast.errors import ArgumentError as ArgumentError
 from igfast.errors import ArgumentTypeError as ArgumentTypeError
 from igfast.errors import BaselineError as BaselineError
-from igfast.errors import GraphError as GraphError
 from igfast.errors import IgfastError as IgfastError
 from igfast.errors import IgfastMemoryError as IgfastMemoryError
 from igfast.errors import IgfastWarning as IgfastWarning
@@ -31,9 +30,9 @@ from igfast.errors import TargetTypeError as TargetTypeError
 from igfast.patching import CaptumPatch as CaptumPatch
 from igfast.patching import patch_captum as patch_captum
 from igfast.patching import unpatch_captum as unpatch_captum
-from igfast.quadrature import METHODS as METHODS
-from igfast.report import LeanReport as LeanReport
-from igfast.report import RunReport as RunReport
+from igfast.run.quadrature import METHODS as METHODS
+from igfast.run.report import LeanReport as LeanReport
+from igfast.run.report import RunReport as RunReport
 from igfast.selecting import select_output as select_output
 
 __version__ = _version("igfast")

@@ -74,10 +74,6 @@ class LeanError(IgfastError, RuntimeError):
     """`lean=True` was asked for, and the model does not take lean execution."""
 
 
-class GraphError(IgfastError, RuntimeError):
-    """`cuda_graph=True` was asked for, and the model cannot be recorded as a CUDA graph."""
-
-
 class IgfastMemoryError(IgfastError, MemoryError, RuntimeError):
     """Not even one path point fits in the memory that is allowed, whatever is saved elsewhere."""
 

@@ -11,10 +11,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from types import NoneType
+from typing import Any
 
 import psutil
 import torch
@@ -35,6 +37,7 @@ _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory",
 _FREE_SHARE = 0.9  # of the free memory, for a call without a budget
 _UNCOUNTED_BYTES = 2**27  # what code and libraries' scratch space take of a budget beside tensors; an eighth at most
 _CGROUP = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _POLL_SECONDS = 0.002
@@ -45,11 +48,12 @@ _malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
 
 
 def available_bytes() -> int:
-    """Bytes of main memory that a process can still get: the machine's, or its cgroup's if that allows less."""
+    """Bytes of main memory that a process can still get: the machine's, or that of a cgroup which allows less."""
     free = int(psutil.virtual_memory().available)
-    limit, used = _cgroup_limit(), _CGROUP / "memory.current"
-    if limit is not None and used.exists():
-        free = min(free, limit - int(used.read_text()) + _reclaimable_bytes(_CGROUP / "memory.stat"))
+    for group in _cgroups():
+        limit, used = _number(group / group.limit), _number(group / group.used)
+        if limit is not None and used is not None:
+            free = min(free, limit - used + _reclaimable_bytes(group / "memory.stat"))
     return max(free, 0)
 
 
@@ -60,11 +64,47 @@ def _reclaimable_bytes(statistics: Path) -> int:
     return sum(int(fields.get(name, 0)) for name in ("active_file", "inactive_file", "slab_reclaimable"))
 
 
+@dataclass(frozen=True)
+class _Cgroup:
+    """The folder of a control group, and its files."""
+
+    folder: Path
+    limit: str
+    used: str
+
+    def __truediv__(self, name: str) -> Path:
+        return self.folder / name
+
+
+def _cgroups() -> list[_Cgroup]:
+    """The control groups that limit this process's memory, of version 1 or 2: its own and those around it."""
+    found = []
+    lines = _OWN_CGROUPS.read_text().splitlines() if _OWN_CGROUPS.exists() else ["0::/"]
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, names = _CGROUP, ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            root, names = _CGROUP / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        own = root / path.strip("/")
+        found += [_Cgroup(folder, *names) for folder in (own, *own.parents) if folder == root or root in folder.parents]
+    return found
+
+
+def _number(path: Path) -> int | None:
+    """What a file of a control group holds; None if it is not there or says "max"."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def _cgroup_limit() -> int | None:
-    """What the process's cgroup (version 2) allows; None if it sets no limit."""
-    limit = _CGROUP / "memory.max"
-    text = limit.read_text().strip() if limit.exists() else "max"
-    return None if text == "max" else int(text)
+    """The least that a control group of the process allows; None if none sets a limit."""
+    limits = (_number(group / group.limit) for group in _cgroups())
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def resident_bytes() -> int:
@@ -92,9 +132,13 @@ def parse_memory_budget(budget: object) -> MemoryBudget:
         match = _SIZE.fullmatch(budget.strip())
         if match and float(match[1]) > 0:
             return int(float(match[1]) * _UNITS[match[2].lower()])
-    elif isinstance(budget, bool) or not isinstance(budget, (int, float, NoneType)):
+        if budget.strip().isdecimal() and int(budget) > 0:
+            return int(budget)
+    elif isinstance(budget, bool) or not isinstance(budget, (Integral, float, NoneType)):
         raise ArgumentTypeError(f"memory_budget must be {_BUDGETS}; got {type(budget).__name__}")
-    elif budget is None or (isinstance(budget, int) and budget > 0) or (isinstance(budget, float) and 0 < budget <= 1):
+    elif isinstance(budget, Integral) and int(budget) > 0:
+        return int(budget)
+    elif budget is None or (isinstance(budget, float) and 0 < budget <= 1):
         return budget
     raise ArgumentError(f"memory_budget must be {_BUDGETS}; got {budget!r}")
 
@@ -132,7 +176,10 @@ class MemoryUse:
         for_tensors: what of that is for tensors; the rest is for code and libraries' scratch space.
         peak: returns the most that PyTorch's allocator held so far; None where it is not measured. On the CPU,
             attributions in other threads at the same time are in it.
-        peak_of_tensors: the same without what is kept for later tensors because that is cheap.
+        peak_of_tensors: the same without what is kept for later tensors because that is cheap, since `restart_peak`.
+        restart_peak: begins `peak_of_tensors` anew.
+        for_results: within, memory is taken that outlives the call.
+        reserve: counts so many bytes of that against the budget.
     """
 
     device: torch.device
@@ -140,6 +187,9 @@ class MemoryUse:
     for_tensors: int | None = None
     peak: Callable[[], int | None] = lambda: None
     peak_of_tensors: Callable[[], int | None] = lambda: None
+    restart_peak: Callable[[], object] = lambda: None
+    for_results: Callable[[], AbstractContextManager[object]] = nullcontext
+    reserve: Callable[[int], object] = lambda n_bytes: None  # noqa: ARG005
 
 
 @contextmanager
@@ -187,8 +237,27 @@ def _lent_by_host(device: torch.device, use: MemoryUse, is_explicit: bool) -> It
             yield
         return
     began, held, before = time.monotonic(), pool.host_pool_bytes(), pool.host_pool_bytes_in_use()
+    highest = before
+
+    def restart_peak() -> None:
+        """Keeps the peak so far."""
+        nonlocal highest
+        highest = max(highest, pool.restart_host_pool_peak())
+
+    reserved = 0
+
+    def reserve(n_bytes: int) -> None:
+        """Counts them in the peak, too."""
+        nonlocal reserved
+        reserved += n_bytes
+        if use.for_tensors is not None:
+            use.for_tensors = max(0, use.for_tensors - n_bytes)
+            pool.set_host_pool_limit(held + use.for_tensors)
+
+    use.reserve = reserve
+    use.restart_peak, use.for_results = restart_peak, functools.partial(_pool_paused, pool)
     use.peak_of_tensors = lambda: max(0, pool.host_pool_peak_in_use() - before)
-    use.peak = lambda: max(pool.host_pool_peak() - held, use.peak_of_tensors() or 0)
+    use.peak = lambda: reserved + max(pool.host_pool_peak() - held, highest - before, use.peak_of_tensors() or 0)
     if use.allowed is not None and is_explicit:
         use.for_tensors = use.allowed - min(use.allowed // 8, _UNCOUNTED_BYTES)
     outer = pool.set_host_pool_limit(-1 if use.for_tensors is None else held + use.for_tensors)
@@ -203,6 +272,15 @@ def _lent_by_host(device: torch.device, use: MemoryUse, is_explicit: bool) -> It
             give_back_freed_blocks()
         elif users == 0:
             pool.empty_host_pool(kept=0 if seconds > _RETURN_ALL_AFTER_SECONDS else _KEPT_BYTES)
+
+
+@contextmanager
+def _pool_paused(pool: Any) -> Iterator[None]:
+    before = pool.pause_host_pool(True)
+    try:
+        yield
+    finally:
+        pool.pause_host_pool(before)
 
 
 @contextmanager

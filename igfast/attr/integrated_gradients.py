@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar, overload
 
@@ -11,15 +12,16 @@ from captum._utils.gradient import compute_gradients
 from captum.log import log_usage
 from torch import Tensor
 
-from igfast.attr._forward import CustomGradient, ForwardFunction, parse_additional_args
-from igfast.attr._inputs import Inputs, parse_inputs, parse_internal_batch_size
-from igfast.attr._integration import Execution, Lean, Run, convergence_delta, scale
-from igfast.attr._state import buffers_restored
-from igfast.attr._targets import parse_target
-from igfast.errors import InputError
-from igfast.lean import LeanExecution
-from igfast.quadrature import quadrature_rule
-from igfast.replay import CudaGraph
+from igfast.errors import ArgumentTypeError
+from igfast.model.forward import ForwardFunction, as_tuple
+from igfast.model.state import buffers_restored
+from igfast.request.inputs import describe, one_for_each, parse_inputs, parse_internal_batch_size
+from igfast.request.options import Lean, Options
+from igfast.request.target import parse_target
+from igfast.run.attributions import convergence_delta, scale
+from igfast.run.captums import left_to_captum
+from igfast.run.integration import Run
+from igfast.run.quadrature import quadrature_rule
 
 TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
 Baselines = Tensor | int | float | tuple[Tensor | int | float, ...] | None
@@ -33,8 +35,19 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
     differs in what it costs. The path runs through the model in chunks that fit, whatever `n_steps` and the batch are,
     and nothing the size of all path points is held.
 
-    Instances hold no state, so threads may share one. `forward_func` is read at each call. The chunk size and layout
-    that turned out fastest are remembered for later calls on the same model with inputs of the same shapes.
+    Instances hold no state, so threads may share one. `forward_func` is read at each call.
+
+    The first evaluation of a call is the caller's own: `forward_func(*inputs, *additional_forward_args)`, forward only.
+    Later calls of the same kind on the same model (shapes, arguments, training mode) do without it. If its output has
+    one entry for each example, steps are stacked and examples split as memory and speed ask for; that rows are
+    independent is checked by comparing a step alone with the same step in a chunk. If it has another number of entries,
+    if an argument has, or if the comparison fails (with one warning), every path point is a whole step: the caller's
+    own call at another place of the path, its arguments and target as passed. So graphs, bags of instances,
+    sequence-first layers and batch normalisation in training mode work, as they do in Captum with
+    `internal_batch_size` equal to the number of examples.
+
+    A subclass that overrides `_attribute`, and an instance whose `gradient_func` was replaced, are left to Captum's own
+    code.
 
     A call leaves the model as it was: modes, gradients, hooks and the caller's tensors are not touched, and buffers
     that a forward pass in training mode updates (running statistics) are put back, where `forward_func` is a module, a
@@ -54,14 +67,9 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
             model are recomputed in the backward pass, and on CUDA saved tensors go to main memory, with a warning each.
             What attributions in other threads hold counts too. CUDA itself does not enforce it yet.
         show_progress: show a progress bar over path points.
-        cuda_graph: on CUDA, whether chunks are recorded as a CUDA graph and replayed: "auto" where the GPU is seen to
-            wait for Python, many chunks are left, and the model takes it; True raises a GraphError where it does not,
-            and records without asking; False never does. What a model does in Python beside its operations happens as
-            it was recorded, and not again: a model with hooks, or a compiled one, is not recorded. A call whose inputs
-            and steps fit in one chunk has nothing to replay, and while there is a graph of another call there is none.
 
     Raises:
-        ArgumentError, ArgumentTypeError: `lean`, `memory_budget` or `cuda_graph` is none of these.
+        ArgumentError, ArgumentTypeError: `lean` or `memory_budget` is none of these, or `forward_func` not callable.
 
     Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, section 3.
     """
@@ -74,10 +82,11 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
         lean: Lean = "auto",
         memory_budget: int | float | str | None = None,
         show_progress: bool = False,
-        cuda_graph: CudaGraph = False,
     ) -> None:
+        if not callable(forward_func):
+            raise ArgumentTypeError(f"forward_func must be callable; got {describe(forward_func)}")
         super().__init__(forward_func, multiply_by_inputs)
-        self._execution = Execution(lean, memory_budget, show_progress, cuda_graph)
+        self._options = Options(lean, memory_budget, show_progress)
 
     @overload
     def attribute(
@@ -142,30 +151,33 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
 
         Args:
             inputs: a tensor or a tuple of tensors, (batch, *features) each: floating, integer (path points are then
-                of the default dtype, as in Captum) or complex. Inputs with different numbers of rows are taken as
-                one joint example, whose rows all move along the path together.
+                of the default dtype, as in Captum) or complex. Inputs with different numbers of rows belong together:
+                all of them move along the path at once.
             baselines: where the path starts; for each input a number, a tensor of its shape or one of shape
                 (1, *features). None is zero. Other dtypes are converted to the input's.
             target: what of the output is attributed: an int or a tuple of ints (the same place for every example), an
-                integer tensor (batch,), a list of ints or a list of tuples (one per example). None if the output is
-                one number per example.
-            additional_forward_args: further arguments of `forward_func`, one or a tuple. Tensors, whose first dimension
-                is the batch or 1, are repeated for each path point; 0-d tensors and other objects are passed as is.
+                integer tensor (batch,), a list of ints or a list of tuples (one per example, or per entry of the
+                output). None if the output is one number per example.
+            additional_forward_args: further arguments of `forward_func`, one or a tuple. Tensors whose first dimension
+                is the batch or 1 are repeated for stacked path points. One with another first dimension means that the
+                examples belong together: whole steps go through the model, with the arguments as they are. 0-d tensors
+                and other objects are always passed as they are.
             n_steps: points of the quadrature rule, at least 1 (2 for the trapezoid rules).
             method: the rule, one of `igfast.METHODS`. `riemann_trapezoid` is Captum's, whose weights sum to
                 (n_steps - 1) / n_steps; `trapezoid` is the correct one.
             internal_batch_size: at most this many path points go through the model at a time, also when that is fewer
-                than there are examples. None lets igfast choose: about 2 MiB of input at first, more while the time
-                per point improves. A model whose output for one example depends on the others in its batch (batch
-                normalisation in training mode) sees chunks of whole steps where at least one step fits.
+                than there are examples, if those are independent; if not, one whole step, as in Captum. None lets
+                igfast choose.
             return_convergence_delta: also return how far the attributions are from completeness.
             return_report: also return an `igfast.RunReport`: what the call did and what it cost.
 
         Returns:
             The attributions, shaped as `inputs`: float32 for half, bfloat16 and float32 inputs, float64 for float64,
-            complex for complex ones, contiguous and without a graph. With `return_convergence_delta` or
+            complex for complex ones, contiguous. They have a graph only as in Captum: through the factor
+            (inputs - baselines), if those require a gradient and grad mode is on. With `return_convergence_delta` or
             `return_report`, a tuple of them, the delta, (batch,): the sum of each example's attributions less
-            F(inputs) - F(baselines), and the report, whichever were asked for, in this order.
+            F(inputs) - F(baselines), and the report, whichever were asked for, in this order. Where the output has
+            another number of entries than there are examples, the delta is that of the totals, (1,).
 
         Raises:
             InputError, InputTypeError, BaselineError, TargetError, TargetTypeError, ArgumentError, ArgumentTypeError:
@@ -175,40 +187,94 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
 
         Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, eq. 1 and 3; the delta is that of Proposition 1.
         """
+        why = self._why_captum()
+        if why:
+            arguments = {
+                "inputs": inputs,
+                "baselines": baselines,
+                "target": target,
+                "additional_forward_args": additional_forward_args,
+                "n_steps": n_steps,
+                "method": method,
+                "internal_batch_size": internal_batch_size,
+                "return_convergence_delta": return_convergence_delta,
+            }
+            captums = functools.partial(captum.attr.IntegratedGradients.attribute.__wrapped__, self)
+            return left_to_captum(why, self._options, captums, arguments, return_report)
+        with_graph = torch.is_grad_enabled() and self.multiplies_by_inputs and _require_grad(inputs, baselines)
         # Out of inference mode, under which nothing can be differentiated, for callers that are in it.
         with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
-            parsed = parse_inputs(inputs, baselines)
+            evaluator = self._evaluator(inputs, baselines, target, additional_forward_args)
             rule = quadrature_rule(method, n_steps)
             size = parse_internal_batch_size(internal_batch_size)
-            evaluator = self._evaluator(parsed, target, additional_forward_args)
-            if return_convergence_delta and parsed.joint:
-                raise InputError(
-                    "return_convergence_delta needs inputs with the same number of examples; got "
-                    f"{[x.shape[1] for x in parsed.x]}"
-                )
-            with self._execution.memory(parsed.device) as memory:
-                run = Run(evaluator, self._execution, memory)
-                integral = run.integrate(
-                    rule,
-                    size,
-                    with_ends=return_convergence_delta,
-                    may_change_layout=not isinstance(evaluator, CustomGradient),
-                )
-                attributions, totals = scale(parsed, integral, self.multiplies_by_inputs)
-                delta = None
-                if return_convergence_delta:
-                    delta = convergence_delta(attributions, totals, integral.at_input, integral.at_baseline)
-            return run.results(parsed.format(attributions), delta, return_report)
+            with self._options.memory(evaluator.inputs.device) as memory:
+                run = Run(evaluator, self._options, memory, size)
+                sums = run.integrate(rule)
+                ends = run.ends() if return_convergence_delta else None
+            attributions = scale(run.evaluator, sums, self.multiplies_by_inputs and not with_graph)
+        if with_graph:
+            attributions = _scaled_with_graph(attributions, inputs, baselines)
+        delta = None if ends is None else convergence_delta(tuple(a.detach() for a in attributions), *ends)
+        return run.results(evaluator.inputs.format(attributions), delta, return_report)
 
-    def _evaluator(self, parsed: Inputs, target: Any, additional_forward_args: Any) -> ForwardFunction:
+    def compute_convergence_delta(
+        self,
+        attributions: Any,
+        start_point: Any,
+        end_point: Any,
+        target: Any = None,
+        additional_forward_args: Any = None,
+    ) -> Tensor:
+        """How far attributions are from completeness, as `attribute` returns it.
+
+        Args:
+            attributions: a tensor or a tuple of tensors, shaped as `end_point`.
+            start_point: the baselines, as `attribute` takes them.
+            end_point: the inputs.
+            target: as in `attribute`.
+            additional_forward_args: as in `attribute`.
+
+        Returns:
+            The sum of each example's attributions less F(end_point) - F(start_point), (batch,), of the attributions'
+            dtype; where the output has another number of entries, the difference of the totals, (1,).
+
+        Raises:
+            InputError, InputTypeError, BaselineError, TargetError, TargetTypeError, OutputError, OutputTypeError: as in
+                `attribute`.
+
+        Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, Proposition 1.
+        """
+        with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
+            evaluator = self._evaluator(end_point, start_point, target, additional_forward_args)
+            given = attributions if isinstance(attributions, tuple) else (attributions,)
+            with self._options.memory(evaluator.inputs.device) as memory:
+                ends = Run(evaluator, self._options, memory, None).ends()
+            return convergence_delta(tuple(a.detach() for a in given), *ends)
+
+    def _evaluator(self, inputs: Any, baselines: Any, target: Any, additional_forward_args: Any) -> ForwardFunction:
         """The forward function with everything that it is called with."""
-        bound = {
-            "forward_func": self.forward_func,
-            "inputs": parsed,
-            "args": parse_additional_args(additional_forward_args, parsed.batch, parsed.joint),
-            "target": parse_target(target, None if parsed.joint else parsed.batch),
-        }
-        if self.gradient_func is compute_gradients:
-            return ForwardFunction(**bound, lean=self._execution.lean_for(self.forward_func))
-        lean = LeanExecution("gradient_func was replaced", required=self._execution.lean is True)
-        return CustomGradient(**bound, lean=lean, gradient_func=self.gradient_func)
+        return ForwardFunction(
+            forward_func=self.forward_func,
+            inputs=parse_inputs(inputs, baselines),
+            args=as_tuple(additional_forward_args),
+            target=parse_target(target),
+        )
+
+    def _why_captum(self) -> str:
+        """Why a call is left to Captum's own code; empty if it is not."""
+        if getattr(self._attribute, "__func__", None) is not captum.attr.IntegratedGradients._attribute:
+            return f"{type(self).__name__} overrides _attribute"
+        return "" if self.gradient_func is compute_gradients else "gradient_func was replaced"
+
+
+def _require_grad(inputs: Any, baselines: Any) -> bool:
+    tensors = (*as_tuple(inputs), *as_tuple(baselines))
+    return any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors)
+
+
+def _scaled_with_graph(sums: tuple[Tensor, ...], inputs: Any, baselines: Any) -> tuple[Tensor, ...]:
+    """The factor (input - baseline) where autograd sees it, as in Captum."""
+    return tuple(
+        acc * (x - baseline)
+        for acc, x, baseline in zip(sums, as_tuple(inputs), one_for_each(baselines, len(sums)), strict=True)
+    )

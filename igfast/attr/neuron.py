@@ -10,34 +10,37 @@ import torch
 from captum.log import log_usage
 from torch import nn
 
-from igfast.attr._forward import parse_additional_args
-from igfast.attr._inputs import parse_inputs, parse_internal_batch_size
-from igfast.attr._integration import Execution, Lean, Run, scale
-from igfast.attr._layer_function import Selector, ToLayer
-from igfast.attr._layers import LayerTap
-from igfast.attr._state import buffers_restored
-from igfast.attr._targets import Target
-from igfast.quadrature import quadrature_rule
-from igfast.replay import CudaGraph
+from igfast.errors import ArgumentTypeError
+from igfast.model.forward import as_tuple
+from igfast.model.partial import Selector, ToLayer
+from igfast.model.state import buffers_restored
+from igfast.model.tap import LayerTap
+from igfast.request.inputs import describe, parse_inputs, parse_internal_batch_size
+from igfast.request.options import Lean, Options
+from igfast.request.target import Target
+from igfast.run.attributions import scale
+from igfast.run.integration import Run
+from igfast.run.quadrature import quadrature_rule
 
 
 class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients):
     """Attributes a neuron, one number of what a layer gives out or takes in, to a model's inputs.
 
-    A drop-in for `captum.attr.NeuronIntegratedGradients`, with the same arguments and results. The model runs up to the
-    layer only. Everything else is as in `igfast.IntegratedGradients`; hooks are removed whatever happens, and threads
-    may share an instance and a model.
+    A drop-in for `captum.attr.NeuronIntegratedGradients`, with the same arguments and results. What comes after the
+    layer is computed without a graph. Everything else is as in `igfast.IntegratedGradients`; hooks are removed whatever
+    happens, and threads may share an instance and a model.
 
     Args:
         forward_func: the model or any function that calls the layer.
         layer: a module that is called once in a forward pass.
         device_ids: the GPUs of an `nn.DataParallel` model, if `forward_func` is not that model itself.
         multiply_by_inputs: whether to multiply the integrated gradients by `inputs - baselines`.
-        lean, memory_budget, cuda_graph: as in `igfast.IntegratedGradients`.
+        lean, memory_budget: as in `igfast.IntegratedGradients`.
         show_progress: show a progress bar over path points.
 
     Raises:
-        ArgumentError, ArgumentTypeError: `lean`, `memory_budget` or `cuda_graph` is not one of its values.
+        ArgumentError, ArgumentTypeError: `lean` or `memory_budget` is not one of its values, or `forward_func` is not
+            callable.
 
     Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, section 3, applied to the network up to the neuron.
     """
@@ -52,10 +55,11 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients):
         lean: Lean = "auto",
         memory_budget: int | float | str | None = None,
         show_progress: bool = False,
-        cuda_graph: CudaGraph = False,
     ) -> None:
+        if not callable(forward_func):
+            raise ArgumentTypeError(f"forward_func must be callable; got {describe(forward_func)}")
         super().__init__(forward_func, layer, device_ids, multiply_by_inputs)
-        self._execution = Execution(lean, memory_budget, show_progress, cuda_graph)
+        self._options = Options(lean, memory_budget, show_progress)
 
     @log_usage(part_of_slo=True)
     def attribute(
@@ -77,7 +81,7 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients):
             inputs: as in `igfast.IntegratedGradients.attribute`.
             neuron_selector: an int for a layer with values (batch, n); a tuple of ints and slices, one for each
                 dimension after the examples, whose region is summed; or a function of the layer's value (of the tuple,
-                if it is several tensors) that returns one number per example, (batch,).
+                if it is several tensors) that returns one number per example, (batch,), or one for all of them.
             baselines: as in `igfast.IntegratedGradients.attribute`.
             additional_forward_args: as in `igfast.IntegratedGradients.attribute`.
             n_steps: points of the quadrature rule.
@@ -103,25 +107,18 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients):
             parsed = parse_inputs(inputs, baselines)
             rule = quadrature_rule(method, n_steps)
             size = parse_internal_batch_size(internal_batch_size)
-            with (
-                self._execution.memory(parsed.device) as memory,
-                LayerTap([self.layer], attribute_to_neuron_input, device_ids).attached() as tap,
-            ):
+            tapped = LayerTap([self.layer], attribute_to_neuron_input, device_ids).attached()
+            with self._options.memory(parsed.device) as memory, tapped as tap:
                 evaluator = ToLayer(
                     forward_func=self.forward_func,
                     inputs=parsed,
-                    args=parse_additional_args(additional_forward_args, parsed.batch, parsed.joint),
+                    args=as_tuple(additional_forward_args),
                     target=Target(),
-                    lean=self._execution.lean_for(self.forward_func, [self.layer]),
                     tap=tap,
                     selector=neuron_selector,
                 )
-                run = Run(evaluator, self._execution, memory)
-                integral = run.integrate(
-                    rule,
-                    size,
-                    with_ends=False,
-                    kind=(id(self.layer), attribute_to_neuron_input),  # not the layer: it may be the model itself
-                )
-                attributions, _ = scale(parsed, integral, self.multiplies_by_inputs)
+                kind = id(self.layer), attribute_to_neuron_input  # not the layer: it may be the model itself
+                run = Run(evaluator, self._options, memory, size, kind, (self.layer,))
+                sums = run.integrate(rule)
+            attributions = scale(run.evaluator, sums, self.multiplies_by_inputs)
             return run.results(parsed.format(attributions), None, return_report)

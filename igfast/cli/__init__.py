@@ -37,15 +37,15 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the process's exit status."""
     options = _parser().parse_args(arguments)
+    if options.command == "run":  # whose errors are the script's own
+        from igfast.cli.run import run_swapped
+
+        run_swapped(options.script, options.arguments, options.is_module)
+        return 0
     try:
         if options.command == "info":
             versions = {"igfast": igfast.__version__, "torch": torch.__version__}
             print(json.dumps({**versions, "kernels": build_info()}, indent=2))
-            return 0
-        if options.command == "run":
-            from igfast.cli.run import run_swapped
-
-            run_swapped(options.script, options.arguments, options.is_module)
             return 0
         if options.subject == "text":
             from igfast.cli.text import run_text_demo

@@ -15,6 +15,7 @@ from igfast.errors import LeanError, warn
 from igfast.lean._recompute import recomputed, repeated_blocks
 from igfast.memory import is_out_of_memory
 from igfast.ops._load import kernels_loaded
+from igfast.rng import random_state
 
 _Result = TypeVar("_Result")
 
@@ -27,6 +28,7 @@ class LeanExecution:
         required: raise LeanError where it would fall back to plain execution.
         module: the module behind the forward function, whose repeated blocks can be recomputed.
         hooked: modules with hooks that a recomputation would miss.
+        device: of the inputs; the CPU without.
 
     Attributes:
         off_because: why it is off; empty while it is on.
@@ -39,6 +41,7 @@ class LeanExecution:
         required: bool = False,
         module: nn.Module | None = None,
         hooked: Sequence[nn.Module] = (),
+        device: torch.device | None = None,
     ) -> None:
         if off_because and required:
             raise LeanError(f"lean=True, but lean execution is not possible: {off_because}")
@@ -48,6 +51,7 @@ class LeanExecution:
         self._mode = None if off_because else _new_mode()
         self._module = module
         self._hooked = hooked
+        self._device = device or torch.device("cpu")
         self._recomputed: list[nn.Module] = []
         self._tried_recomputing = False
         self._offloads = False
@@ -110,14 +114,14 @@ class LeanExecution:
             evaluate = functools.partial(self._evaluate_recomputing, evaluate)
         if self.off_because:
             return evaluate()
-        random_state = torch.get_rng_state()
+        before = random_state(self._device)
         try:
             return evaluate()
         except Exception as error:  # whatever a model raises when something in it does not fit
             if is_out_of_memory(error):
                 raise
             failure = error.with_traceback(None)  # which holds what the model holds
-        torch.set_rng_state(random_state)
+        before.restore()
         because = f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
         self.off_because = because
         try:

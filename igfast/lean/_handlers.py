@@ -30,6 +30,7 @@ _WHY = (  # by the numbers that lean_refusal returns
     "torch.autocast",
     "a weight of another type",
     "a weight that is computed in the forward pass",
+    "a transform of torch.func",
 )
 
 

@@ -204,11 +204,11 @@ def test_internal_batch_size(size, error, text):
     check(error, text, ValueError if error is igfast.ArgumentError else TypeError, internal_batch_size=size)
 
 
-@pytest.mark.parametrize("shape", [(3, 1), (3,), (5, 3)])
+@pytest.mark.parametrize("shape", [(3, 1), (5, 3)])
 def test_additional_arguments_that_fit_neither_1_nor_the_batch(shape):
     check(
         igfast.InputError,
-        r"additional_forward_args\[1\] is repeated along the path.* 2, or 1; got a float32 tensor of shape",
+        r"additional_forward_args\[1\] is a float32 tensor .* not one entry for each of the 2 examples, and",
         RuntimeError,
         forward=lambda x, flag, arg: x + arg,
         additional_forward_args=(True, torch.zeros(shape)),
@@ -225,8 +225,7 @@ def test_additional_arguments_that_fit_neither_1_nor_the_batch(shape):
         (lambda x: x.detach(), igfast.OutputError, "without a graph to its inputs.*detach", RuntimeError),
         (torch.no_grad()(lambda x: x * 2), igfast.OutputError, "without a graph", RuntimeError),
         (lambda x: x.argmax(1, keepdim=True), igfast.OutputError, "int64 tensor .* without a graph", RuntimeError),
-        (lambda x: x.sum(), igfast.OutputError, r"one entry per example; for \d+ it returned .*shape \(\)", IndexError),
-        (lambda x: x.sum(0, keepdim=True), igfast.OutputError, r"one entry per example.*shape \(1, 3\)", RuntimeError),
+        (lambda x: x.sum(), igfast.OutputError, r"one entry per example; it returned .*shape \(\)", IndexError),
         (lambda x: x * 1j, igfast.OutputError, "must return real numbers", RuntimeError),
         (3, igfast.ArgumentTypeError, "forward_func must be callable; got 3", TypeError),
     ],
@@ -251,17 +250,6 @@ def test_parameters_of_inference_mode():
         model = models.mlp()
     with pytest.raises(igfast.OutputError, match=r"parameters were created under torch\.inference_mode"):
         attribute(forward=model)
-
-
-def test_delta_of_joint_inputs():
-    check(
-        igfast.InputError,
-        r"return_convergence_delta needs inputs with the same number of examples; got \[2, 4\]",
-        ValueError,
-        forward=lambda a, b: a + b[::2],
-        inputs=(X, torch.zeros(4, 3, dtype=torch.float64)),
-        return_convergence_delta=True,
-    )
 
 
 def test_errors_of_the_model_pass_unchanged():

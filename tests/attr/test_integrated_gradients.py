@@ -87,37 +87,40 @@ def test_batches_and_chunks(method, internal_batch_size):
 
 @pytest.mark.parametrize("n_steps", [2, 5])
 @pytest.mark.parametrize("method", igfast.METHODS)
-def test_the_ends_are_evaluated_once(method, n_steps):
-    """Rules with ends reuse them; the others take them forward-only, two rows for each example."""
+def test_what_is_evaluated_beside_the_path(method, n_steps):
+    """In a first call that of the caller and one step alone, twice; for a delta the ends, forward only."""
     network, rows = models.mlp(), {True: 0, False: 0}
 
     def forward(x):
         rows[torch.is_grad_enabled()] += x.shape[0]
         return network(x)
 
+    def evaluated(**options):
+        rows.update({True: 0, False: 0})
+        explainer.attribute(x, target=0, n_steps=n_steps, method=method, **options)
+        assert rows[True] == 3 * n_steps
+        return rows[False]
+
     explainer = igfast.IntegratedGradients(forward)
     x = torch.randn(3, 3, dtype=torch.float64)
-    explainer.attribute(x, target=0, n_steps=n_steps, method=method, return_convergence_delta=True)
-    ends_in_rule = {"riemann_left": 1, "riemann_right": 1, "riemann_trapezoid": 2, "trapezoid": 2}.get(method, 0)
-    assert rows == {True: 3 * n_steps, False: 3 * (2 - ends_in_rule)}
-
-
-def test_without_a_delta_nothing_more_is_evaluated():
-    network, rows = models.mlp(), []
-    explainer = igfast.IntegratedGradients(lambda x: rows.append(x.shape[0]) or network(x))
-    explainer.attribute(torch.randn(3, 3, dtype=torch.float64), target=0, n_steps=5)
-    assert sum(rows) == 15
+    assert evaluated() == 3 * 3
+    assert evaluated() == 0
+    assert evaluated(return_convergence_delta=True) == 3 * 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_never_more_rows_than_internal_batch_size(dtype):
+def test_never_more_rows_than_internal_batch_size_on_the_path(dtype):
     network, rows = models.convnet().to(dtype), []
-    explainer = igfast.IntegratedGradients(lambda x: rows.append(x.shape[0]) or network(x))
+
+    def forward(x):
+        if torch.is_grad_enabled():
+            rows.append(x.shape[0])
+        return network(x)
+
     x = torch.randn(5, 3, 8, 8, dtype=dtype)
-    explainer.attribute(x, target=0, n_steps=4, internal_batch_size=3, return_convergence_delta=True)
-    compared = {torch.float32: 2, torch.float64: 0}[dtype]  # one row in both layouts, where another is a choice
+    igfast.IntegratedGradients(forward).attribute(x, target=0, n_steps=4, internal_batch_size=3)
     assert max(rows) == 3
-    assert sum(rows) == 5 * 4 + 5 * 2 + compared
+    assert sum(rows) == 5 * 4
 
 
 def test_a_flat_baseline_in_float64():

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import igfast
-from igfast.attr._layers import LayerTap
+from igfast.model.tap import LayerTap
 from tests import models
 from tests.attr import layer_models
 from tests.attr.layer_models import from_layer, naive, values_of
@@ -144,7 +144,7 @@ def _first_linear(module):
     return next(m for m in module.modules() if isinstance(m, nn.Linear))
 
 
-def test_entries_that_are_not_side_by_side_are_refused():
+def test_entries_that_are_not_side_by_side_go_in_whole_steps():
     class Swapped(nn.Module):
         def __init__(self):
             super().__init__()
@@ -154,9 +154,14 @@ def test_entries_that_are_not_side_by_side_are_refused():
             parts = self.inner(x.transpose(0, 1).flatten(0, 1)).tanh().unflatten(0, (2, -1))
             return parts[0] * parts[1] ** 2
 
-    network = Swapped()
-    with pytest.raises(igfast.LayerError, match="not side by side"):
-        igfast.LayerIntegratedGradients(network, network.inner).attribute(torch.randn(3, 2, 3).double(), target=0)
+    network, x = Swapped(), torch.randn(3, 2, 3).double()
+    explainer = igfast.LayerIntegratedGradients(network, network.inner)
+    got, delta, report = explainer.attribute(x, target=0, return_convergence_delta=True, return_report=True)
+    theirs = captum.attr.LayerIntegratedGradients(network, network.inner)
+    assert relative_difference(got, theirs.attribute(x, target=0, internal_batch_size=6)) <= 1e-7
+    assert delta.shape == (1,)
+    assert abs(float(delta)) < 1e-9
+    assert "not side by side" in report.notes[0]
 
 
 def test_nothing_before_the_layer_is_recorded():
@@ -179,7 +184,7 @@ def test_nothing_before_the_layer_is_recorded():
     assert (True, True, True) in seen
     seen.clear()
     igfast.LayerIntegratedGradients(network, network.second).attribute(x, target=0, n_steps=3)
-    assert set(seen) == {(False, True, True)}
+    assert set(seen) == {(False, True, True), (False, False, False)}  # the latter to read the layer's values
 
 
 def test_a_model_that_sets_grad_mode_around_the_layer():
@@ -227,8 +232,8 @@ def test_unused_values_need_materialize_grads():
     got = explainer.attribute(x, target=0, grad_kwargs={"allow_unused": True, "materialize_grads": True})
     assert not got[1].any()
     assert got[0].any()
-    with pytest.raises(igfast.ArgumentError, match=r"grad_kwargs may have .* got \['create_graph'\]"):
-        explainer.attribute(x, target=0, grad_kwargs={"create_graph": True})
+    with pytest.raises(igfast.ArgumentError, match=r"grad_kwargs may have .* got \['is_grads_batched'\]"):
+        explainer.attribute(x, target=0, grad_kwargs={"is_grads_batched": True})
 
 
 class Interrupts(nn.Module):
@@ -290,7 +295,7 @@ class Repeats(nn.Module):
         (lambda n: n.embedding, {"attribute_to_layer_input": True}, igfast.LayerError, "is a int64 tensor of shape"),
         (lambda n: n.lstm, {}, igfast.LayerError, "element 1 of the output of layer LSTM is a tuple"),
         (lambda n: n.embedding, {"inputs": [IDS]}, igfast.InputTypeError, "inputs must be a tensor or a tuple"),
-        (lambda n: n.embedding, {"inputs": (IDS, IDS[:1])}, igfast.InputError, r"inputs\[1\] must have the examples"),
+        (lambda n: n.embedding, {"inputs": IDS[0, 0]}, igfast.InputError, r"inputs\[0\] must have the examples"),
         (lambda n: n.embedding, {"baselines": IDS[:, :3]}, igfast.BaselineError, r"baselines\[0\] must have the shape"),
         (lambda n: n.embedding, {"baselines": (0, 0)}, igfast.BaselineError, "in a tuple of length 1; got 2"),
         (lambda n: n.embedding, {"baselines": "pad"}, igfast.ArgumentTypeError, "must be a tensor or a number"),
@@ -351,8 +356,8 @@ def test_only_the_ends_of_the_path_are_kept():
     kept = []
     original = LayerTap.read
 
-    def read(self, call, stop):
-        result = original(self, call, stop)
+    def read(self, call):
+        result = original(self, call)
         kept.append(sum(v.numel() for values in result[0] for v in values))
         return result
 

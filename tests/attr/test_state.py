@@ -6,6 +6,7 @@ import threading
 import warnings
 from typing import Optional
 
+import captum.attr
 import pytest
 import torch
 from torch import nn
@@ -28,7 +29,8 @@ def snapshot(module):
 def test_running_statistics_are_put_back(wrap):
     network, x = batch_norm_network().train(), torch.randn(8, 3, dtype=torch.float64)
     before = snapshot(network)
-    igfast.IntegratedGradients(wrap(network)).attribute(x, target=0)
+    with pytest.warns(igfast.IgfastWarning, match="depends on the others in its batch"):
+        igfast.IntegratedGradients(wrap(network)).attribute(x, target=0)
     assert network.training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
@@ -76,6 +78,8 @@ def test_training_mode_sees_whole_steps():
 def test_dropout_draws_anew_in_each_call():
     network = nn.Sequential(nn.Linear(3, 64), nn.Dropout(0.5), nn.Linear(64, 2)).double().train()
     x, explainer = torch.randn(2, 3, dtype=torch.float64), igfast.IntegratedGradients(network)
+    with pytest.warns(igfast.IgfastWarning, match="changes from call to call"):
+        explainer.attribute(x, target=0)
     assert not torch.equal(explainer.attribute(x, target=0), explainer.attribute(x, target=0))
 
 
@@ -93,9 +97,18 @@ def test_gradients_and_flags_of_tensors_are_not_touched():
     list(network.parameters())[1].requires_grad_(False)
     x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
     baseline = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
-    result = igfast.IntegratedGradients(network).attribute(x, baseline, 0)
+    with torch.no_grad():
+        result = igfast.IntegratedGradients(network).attribute(x, baseline, 0)
     assert not result.requires_grad
     assert result.grad_fn is None
+    in_grad_mode = igfast.IntegratedGradients(network).attribute(x, baseline, 0)
+    theirs = captum.attr.IntegratedGradients(network).attribute(x, baseline, 0)
+    torch.testing.assert_close(in_grad_mode, theirs, rtol=1e-6, atol=1e-12)
+    for leaf in (x, baseline):  # through the factor (input - baseline), as in Captum
+        got, wanted = (torch.autograd.grad(a.sum(), leaf)[0] for a in (in_grad_mode, theirs))
+        torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-12)
+        in_grad_mode = igfast.IntegratedGradients(network).attribute(x, baseline, 0)
+        theirs = captum.attr.IntegratedGradients(network).attribute(x, baseline, 0)
     assert x.grad is None
     assert baseline.grad is None
     assert x.requires_grad
@@ -218,24 +231,27 @@ def test_a_call_that_is_interrupted_leaves_the_model_alone():
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
-def test_the_choice_of_chunks_is_remembered_for_the_model_and_forgotten_with_it():
-    from igfast.attr._integration import _remembered
+def test_what_is_known_is_remembered_for_the_model_and_forgotten_with_it():
+    from igfast.model.facts import remembered
 
-    network, x = models.convnet().float(), torch.randn(1, 3, 8, 8)
-    passes = []
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    x, passes = torch.randn(1, 3, 8, 8), []
     network.register_forward_pre_hook(lambda module, args: passes.append(args[0].shape[0]))
     explainer = igfast.IntegratedGradients(network)
     first = explainer.attribute(x, target=0, n_steps=20, internal_batch_size=2)
-    assert passes[:2] == [1, 1]  # one example in either layout
+    assert passes == [1, 2, 1, 1, *[2] * 9]  # the caller's own call; a step of the first chunk alone, twice
     passes.clear()
     second = igfast.IntegratedGradients(network).attribute(x, target=0, n_steps=20, internal_batch_size=2)
     assert passes == [2] * 10
     assert relative_difference(second, first) <= 1e-6
-    assert network in _remembered._values
-    before = len(_remembered._values)
+    assert network in remembered._values
+    for side in range(8, 80):
+        igfast.IntegratedGradients(network).attribute(torch.randn(1, 3, side, 8), target=0, n_steps=2)
+    assert len(remembered._values[network]) == 64
+    before = len(remembered._values)
     del network, explainer
     gc.collect()
-    assert len(_remembered._values) < before
+    assert len(remembered._values) < before
 
 
 @pytest.mark.parametrize(
@@ -255,7 +271,7 @@ def test_a_model_that_cuts_images_into_patches_sees_one_layout(kind, width, stri
     network.register_forward_pre_hook(lambda module, args: seen.add(args[0].stride()))
     x = torch.randn(1, 3, 16, 16)
     igfast.IntegratedGradients(lambda x: network(x)).attribute(x, target=(0, 0), n_steps=20)
-    assert len(seen) == 2  # of a function nothing is known
+    assert len(seen) == layouts
     seen.clear()
     igfast.IntegratedGradients(network).attribute(x, target=(0, 0), n_steps=20)
     assert len(seen) == layouts
@@ -275,7 +291,7 @@ def test_a_compiled_model_sees_one_layout():
     igfast.IntegratedGradients(torch.compile(network, backend="eager")).attribute(x, target=0, n_steps=20)
     handle.remove()
     assert {stride for _, stride in shapes} == {x.stride()}
-    assert len(shapes) == 1  # and was not compiled for anything else
+    assert {n_rows for n_rows, _ in shapes} == {1, 20}  # the caller's own call, and all steps
 
 
 class Unhashable:

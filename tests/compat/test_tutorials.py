@@ -37,7 +37,7 @@ def assert_same(script, tolerance=1e-6):
     before, after = before_and_after(script)
     assert len(before) == len(after)
     for wanted, got in zip(before, after, strict=True):
-        assert relative_difference(got.double(), wanted.detach().double()) <= tolerance
+        assert relative_difference(got.detach().double(), wanted.detach().double()) <= tolerance
 
 
 class CifarNet(nn.Module):

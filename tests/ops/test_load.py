@@ -128,9 +128,5 @@ def run_tests(names, **environment):
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
 def test_operators_on_narrower_instruction_sets(isa):
-    lean = "../lean/test_max_pool", "../lean/test_batch_norm", "../lean/test_shortcuts"
+    lean = "../lean/test_max_pool", "../lean/test_shortcuts"
     run_tests(("test_interpolate", "test_accumulate", "test_scale", *lean), IGFAST_CPU_ISA=isa)
-
-
-def test_batch_norm_beside_a_pytorch_that_rounds_after_the_product_too():
-    run_tests(["../lean/test_batch_norm"], ATEN_CPU_CAPABILITY="default")

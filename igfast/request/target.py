@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from captum._utils.common import _select_targets
 from torch import Tensor
 
-from igfast.attr._inputs import describe
 from igfast.errors import OutputError, OutputTypeError, TargetError, TargetTypeError
+from igfast.request.inputs import describe
 
 Place = tuple[int | slice, ...]
 
@@ -32,13 +33,27 @@ class Target:
     places: Tensor | None = None
     _places_on: dict[torch.device, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
-    def select(self, output: Any, example: Tensor, joint: bool = False) -> Tensor:
+    def n_entries(self, output: Any) -> int:
+        """The entries of an output.
+
+        Raises:
+            OutputTypeError: the output is not a tensor.
+            OutputError: it has no dimension of entries.
+        """
+        _check_output(output, None)
+        return int(output.shape[0])
+
+    def check_count(self, batch: int) -> None:
+        """Raises TargetError unless the target has one entry for each of so many examples, or one for all."""
+        if self.places is not None and len(self.places) != batch:
+            raise TargetError(f"target must have one entry per example, {batch}; got {len(self.places)}")
+
+    def select(self, output: Any, example: Tensor) -> Tensor:
         """The target's number of each row.
 
         Args:
             output: what the forward function returned for a chunk; must be a tensor, (rows, ...).
             example: (rows,) int64, the example that each row belongs to.
-            joint: the inputs have different numbers of examples, so the number of rows cannot be checked.
 
         Returns:
             (rows,) of the output's dtype, with its graph.
@@ -48,7 +63,7 @@ class Target:
             OutputError: it has not one entry per row.
             TargetError: the target does not exist in it, or does not come down to one number.
         """
-        _check_output(output, None if joint else example.shape[0])
+        _check_output(output, example.shape[0])
         if self.places is not None:
             _check_places(self.places, output)
             index = self._on(self.places, output.device)[example.to(output.device)]
@@ -61,17 +76,35 @@ class Target:
             raise TargetError(_not_one_number(self, output, selected))
         return selected.reshape(-1)
 
+    def select_of_step(self, output: Any) -> Tensor:
+        """The target's number of each entry of the output of a whole step, selected as Captum does.
+
+        Args:
+            output: what the forward function returned; must be a tensor, (entries, ...).
+
+        Returns:
+            (entries,) of the output's dtype, with its graph.
+
+        Raises:
+            OutputTypeError, OutputError, TargetError: as in `select`.
+        """
+        _check_output(output, None)
+        if self.places is None:
+            _check_place("target", self.place, output)
+        target = (self.place or None) if self.places is None else [tuple(place) for place in self.places.tolist()]
+        try:
+            selected: Tensor = _select_targets(output, target)
+        except (AssertionError, IndexError, RuntimeError) as error:
+            raise TargetError(f"target does not fit forward_func's output, {describe(output)}: {error}") from error
+        if selected.dim() == 0 or selected.numel() != selected.shape[0]:
+            raise TargetError(_not_one_number(self, output, selected))
+        return selected.reshape(-1)
+
     def _on(self, places: Tensor, device: torch.device) -> Tensor:
         """The places on a device, copied there once: a GPU is waited for."""
         if device not in self._places_on:
             self._places_on[device] = places.to(device)
         return self._places_on[device]
-
-    def for_captum(self, example: Tensor) -> Place | list[Place] | None:
-        """The target of some rows as Captum's own functions take it."""
-        if self.places is None:
-            return self.place or None
-        return [tuple(place) for place in self.places[example.cpu()].tolist()]
 
 
 def _check_output(output: Any, n_rows: int | None) -> None:
@@ -133,25 +166,22 @@ def _as_place(value: Any, name: str) -> tuple[int, ...]:
     return (_as_int(value, name),)
 
 
-def _per_example(places: list[tuple[int, ...]], batch: int) -> Target:
-    if len(places) != batch:
-        raise TargetError(f"target must have one entry per example, {batch}; got {len(places)}")
+def _per_example(places: list[tuple[int, ...]]) -> Target:
     if len({len(place) for place in places}) > 1:
         raise TargetTypeError("target must be a list of ints or of tuples of one length; got several lengths")
     return Target(places=torch.tensor(places, dtype=torch.int64))
 
 
-def parse_target(target: Any, batch: int | None) -> Target:
+def parse_target(target: Any) -> Target:
     """Brings `target` to one form.
 
     Args:
         target: None, an int, a tuple of ints and slices, an integer tensor of one element or of one per example, or a
             list of ints or tuples, one per example.
-        batch: number of examples; None where that is not known (joint inputs), which leaves only shared targets.
 
     Raises:
         TargetTypeError: another type.
-        TargetError: not one entry per example.
+        TargetError: a tensor of two or more dimensions.
     """
     if target is None:
         return Target()
@@ -167,6 +197,4 @@ def parse_target(target: Any, batch: int | None) -> Target:
         target = target.tolist()
     if not isinstance(target, list):
         return Target((_as_int(target, "target"),))
-    if batch is None:
-        raise TargetError("target must be an int or a tuple where inputs have different numbers of examples")
-    return _per_example([_as_place(t, f"target[{e}]") for e, t in enumerate(target)], batch)
+    return _per_example([_as_place(t, f"target[{e}]") for e, t in enumerate(target)])

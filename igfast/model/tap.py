@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel.scatter_gather import scatter
 
-from igfast.attr._inputs import describe
 from igfast.errors import LayerError
+from igfast.request.inputs import describe
 
 Values = tuple[Tensor, ...]
-
-
-class _Reached(BaseException):
-    """Ends a forward pass once every layer was reached; no `except Exception` of a model catches it."""
 
 
 class LayerTap:
@@ -71,31 +67,30 @@ class LayerTap:
             for handle in handles:
                 handle.remove()
 
-    def read(self, call: Callable[[], Any], stop: bool) -> tuple[list[Values], Any]:
+    def read(self, call: Callable[[], Any]) -> tuple[list[Values], Any]:
         """Calls the model and returns what each layer took in or gave out, and the model's output.
+
+        The forward pass runs to its end, since code around the model may have something to do then. Once every layer
+        was reached, no gradient is recorded any more.
 
         Args:
             call: the model's forward pass.
-            stop: whether to end it once every layer was reached; the output is None then.
 
         Raises:
-            LayerError: a layer was not reached, or has values that no path leads through.
+            LayerError: a layer was not reached, was reached more than once, or has values that no path leads through.
         """
         seen: dict[int, dict[torch.device, Values]] = {}
-        stop = stop and self._device_ids is None
 
         def act(index: int, value: Any) -> None:
             """Keeps the value; a copy where what follows may work in place on it."""
             values = self._tensors(index, value)
             if values[0].device in seen.setdefault(index, {}):
                 raise LayerError(self._called_again(index))
-            ends_here = stop and len(self._layers) == 1
-            seen[index][values[0].device] = values if ends_here else tuple(v.clone() for v in values)
-            if stop and len(seen) == len(self._layers):
-                raise _Reached
+            seen[index][values[0].device] = tuple(v.clone() for v in values)
+            if len(seen) == len(self._layers) and self._device_ids is None:
+                torch.set_grad_enabled(False)
 
-        output = None
-        with suppress(_Reached):
+        with torch.set_grad_enabled(torch.is_grad_enabled()):  # put back at the end
             output = self._with_action(act, call)
         for index in range(len(self._layers)):
             if index not in seen:

@@ -26,14 +26,16 @@ def describe(value: object) -> str:
 class Inputs:
     """The tensors to attribute, ready for the operators.
 
+    Where rows of a batch are not independent, all inputs are one joint example: `x` and `baselines` then have a leading
+    dimension of 1, which `join` takes off the path points, and the batch is 1.
+
     Attributes:
         x: the inputs, (batch, *features) each, floating or complex, detached from any graph.
         baselines: one for each input, of its dtype and on its device: 0-d, (1, *features) or (batch, *features).
         is_tuple: whether the caller passed a tuple, and gets one back.
         integer: positions of inputs that came as integers; their path points are floating.
-        batch: number of examples. 1 for `joint` inputs.
-        joint: the inputs have different first dimensions, so there is no telling which of their rows belong together.
-            All of them are then one example: `x` has a leading 1 that `join` takes off the path points.
+        batch: number of examples; 1 for a joint one.
+        why_joint: why all inputs are one joint example; empty if they are not.
         name: what messages call them.
     """
 
@@ -42,8 +44,13 @@ class Inputs:
     is_tuple: bool
     integer: tuple[int, ...]
     batch: int
-    joint: bool
+    why_joint: str
     name: str = "inputs"
+
+    @property
+    def joint(self) -> bool:
+        """Whether all inputs are one joint example."""
+        return bool(self.why_joint)
 
     @property
     def device(self) -> torch.device:
@@ -57,18 +64,20 @@ class Inputs:
 
     def join(self, points: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Path points in the shape that the forward function takes."""
-        return tuple(point.flatten(0, 1) for point in points) if self.joint else points
+        return tuple(point.squeeze(0) for point in points) if self.joint else points
 
-    def rows_allowed(self, internal_batch_size: int | None) -> int | None:
-        """The rows of one chunk that an internal batch size allows: a joint row holds several of each input's."""
-        if internal_batch_size is None or not self.joint:
-            return internal_batch_size
-        return max(1, internal_batch_size // max(1, self.x[0].shape[1]))
+    def as_one_example(self, why: str) -> Inputs:
+        """All inputs as one joint example, and why."""
+        if self.joint:
+            return self
+        baselines = tuple(
+            b if b.dim() == 0 else b.expand_as(x).unsqueeze(0) for x, b in zip(self.x, self.baselines, strict=True)
+        )
+        x = tuple(x.unsqueeze(0) for x in self.x)
+        return Inputs(x, baselines, self.is_tuple, self.integer, 1, why, self.name)
 
     def format(self, tensors: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
         """Per-input results in the shape of the inputs as the caller passed them."""
-        if self.joint:
-            tensors = tuple(tensor.squeeze(0) for tensor in tensors)
         return tensors if self.is_tuple else tensors[0]
 
 
@@ -136,12 +145,10 @@ def parse_inputs(inputs: Any, baselines: Any) -> Inputs:
     baselines = one_for_each(baselines, len(given))
     xs = tuple(_floating(x) for x in given)
     parsed = tuple(_baseline_for(index, b, x) for index, (b, x) in enumerate(zip(baselines, xs, strict=True)))
-    joint = len({x.shape[0] for x in xs}) > 1
-    if joint:
-        parsed = tuple(b if b.dim() == 0 else b.expand_as(x).unsqueeze(0) for b, x in zip(parsed, xs, strict=True))
-        xs = tuple(x.unsqueeze(0) for x in xs)
     integer = tuple(i for i, x in enumerate(given) if not (x.is_floating_point() or x.is_complex()))
-    return Inputs(xs, parsed, is_tuple, integer, xs[0].shape[0], joint)
+    checked = Inputs(xs, parsed, is_tuple, integer, xs[0].shape[0], "")
+    differ = len({x.shape[0] for x in xs}) > 1
+    return checked.as_one_example("the inputs have different numbers of rows") if differ else checked
 
 
 def parse_internal_batch_size(internal_batch_size: object) -> int | None:

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from igfast.attr._forward import ForwardFunction
-from igfast.attr._inputs import describe
-from igfast.attr._layers import LayerTap, Values
 from igfast.errors import OutputError, SelectorError, SelectorTypeError
+from igfast.model.forward import ForwardFunction, copied
+from igfast.model.tap import LayerTap, Values
+from igfast.request.inputs import describe
 
 Selector = int | tuple[int | slice, ...] | Callable[[Any], Tensor]
 
@@ -28,17 +28,29 @@ class FromLayer(ForwardFunction):
         tap: the layers, attached.
         per_layer: how many tensors each layer has; their sum is the number of `inputs`.
         group: for each tensor, how many of its entries belong to one example (windows of an image, say).
+        own: the output of the caller's own call.
     """
 
     tap: LayerTap
     per_layer: tuple[int, ...]
     group: tuple[int, ...]
+    own: Any = None
     _records_throughout: bool = field(default=False, init=False)
 
+    def values_of_layers(self) -> Values:
+        """The layers' values at the inputs, as the layers gave them."""
+        x = self.inputs.join(self.inputs.x)
+        return tuple(v if k == 1 else v.flatten(0, 1) for v, k in zip(x, self.group, strict=True))
+
+    def own_output(self) -> Any:
+        """The output of the caller's own call, which was made when the layers' values were read."""
+        return self.own
+
     def _call(self, points: Values, example: Tensor) -> Any:
+        points = self.inputs.join(points)
         tensors = iter(p if k == 1 else p.flatten(0, 1) for p, k in zip(points, self.group, strict=True))
         values = [tuple(next(tensors) for _ in range(n)) for n in self.per_layer]
-        args = tuple(self._repeat(arg, example) for arg in self.args)
+        args = self._args_for(example)
         records = torch.is_grad_enabled()
 
         def call() -> Any:
@@ -75,28 +87,54 @@ class ToLayer(ForwardFunction):
     selector: Selector
     runs_whole_model: ClassVar[bool] = False
 
-    def _call(self, points: Values, example: Tensor) -> Any:
-        args = tuple(self._repeat(arg, example) for arg in self.args)
-        (values,), _ = self.tap.read(lambda: self.forward_func(*self.inputs.join(points), *args), stop=True)
-        return values
+    def own_output(self) -> Any:
+        """The layer's values in the caller's own call, forward only."""
+        with torch.no_grad():
+            return self._values_of(*self.inputs.join(tuple(map(copied, self.inputs.x))), *map(copied, self.args))
 
-    def _select(self, output: Any, example: Tensor) -> Tensor:
+    def n_entries(self, output: Any) -> int:
+        """The entries of the selected value; where a selector sums over them, as many as there are examples."""
         selected = select_neuron(output, self.selector, self.tap.what)
-        if not self.inputs.joint and selected.shape[0] != example.shape[0]:
+        return self.inputs.batch if selected.dim() == 0 else int(selected.shape[0])
+
+    def why_output_is_joint(self, output: Any) -> str:
+        """What of the layer's values says that rows belong together; empty if nothing does."""
+        selected = select_neuron(output, self.selector, self.tap.what)
+        if selected.dim() == 0:
+            return "neuron_selector returns one number for all examples"
+        if selected.shape[0] == self.inputs.batch:
+            return ""
+        return f"the layer's {self.tap.what} has {selected.shape[0]} entries for {self.inputs.batch} examples"
+
+    def comparable(self, output: Any) -> Tensor:
+        """The selected values."""
+        return select_neuron(output, self.selector, self.tap.what)
+
+    def values(self, output: Any, example: Tensor) -> Tensor:
+        """The selected values, (rows,), or of a whole step as many as there are."""
+        selected = select_neuron(output, self.selector, self.tap.what)
+        if not self.inputs.joint and (selected.dim() == 0 or selected.shape[0] != example.shape[0]):
             raise OutputError(
                 f"the layer's {self.tap.what} must have one entry per example, {example.shape[0]}; neuron_selector "
                 f"left {describe(selected)}"
             )
         return selected
 
+    def _call(self, points: Values, example: Tensor) -> Any:
+        return self._values_of(*self.inputs.join(points), *self._args_for(example))
+
+    def _values_of(self, *args: Any) -> Any:
+        (values,), _ = self.tap.read(lambda: self._checked(self.forward_func, *args))
+        return values
+
 
 def select_neuron(values: Values, selector: Any, what: str) -> Tensor:
-    """One number per row of a layer's values, (rows,).
+    """One number per row of a layer's values, (rows,), or one for all, 0-d.
 
     Args:
         values: what the layer gave out or took in.
         selector: an int, a tuple of ints and slices (regions are summed, as in Captum), or a function of the tensor
-            (of the tuple, if there are several) that returns one number per example.
+            (of the tuple, if there are several) that returns one number per example, or one for all of them.
         what: "output" or "input", for messages.
 
     Raises:
@@ -105,11 +143,12 @@ def select_neuron(values: Values, selector: Any, what: str) -> Tensor:
     """
     if callable(selector):
         selected = selector(values if len(values) > 1 else values[0])
-        if not isinstance(selected, Tensor) or selected.dim() == 0 or selected.numel() != selected.shape[0]:
+        if not isinstance(selected, Tensor) or (selected.dim() > 0 and selected.numel() != selected.shape[0]):
             raise SelectorError(
-                f"neuron_selector must return a tensor with one number per example, (batch,); got {describe(selected)}"
+                "neuron_selector must return a tensor with one number per example, (batch,), or one number; got "
+                f"{describe(selected)}"
             )
-        return selected.reshape(-1)
+        return selected.reshape(-1) if selected.dim() > 0 else selected
     if len(values) > 1:
         raise SelectorError(
             f"the layer's {what} is {len(values)} tensors: pass a function as neuron_selector that takes the tuple"

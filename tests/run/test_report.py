@@ -107,9 +107,11 @@ def test_why_lean_execution_is_off():
 
 
 def test_what_ran_plainly_and_why():
-    report = report_of(nn.Sequential(nn.BatchNorm2d(3), nn.Flatten()).double().train())
-    assert report.lean.plain == {("batch_norm", "batch norm in training mode"): 1}
-    assert "  plain         1 x batch_norm: batch norm in training mode" in str(report).splitlines()
+    with pytest.warns(igfast.IgfastWarning, match="depends on the others in its batch"):
+        report = report_of(nn.Sequential(nn.BatchNorm2d(3), nn.Flatten()).double().train())
+    assert report.lean.plain == {("batch_norm", "batch norm in training mode"): 8}  # all steps at once, then each
+    assert "  plain         8 x batch_norm: batch norm in training mode" in str(report).splitlines()
+    assert report.notes[0].startswith("whole steps, one at a time: the output of forward_func for one example depends")
 
 
 def test_a_report_cannot_be_changed():

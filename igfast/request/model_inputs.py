@@ -8,27 +8,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from igfast.attr._inputs import Inputs, describe, one_for_each
 from igfast.errors import ArgumentTypeError, BaselineError, InputError, InputTypeError
+from igfast.request.inputs import Inputs, describe, one_for_each
 
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """Checked inputs and baselines, each (batch, *) or, for baselines, (1, *).
+    """Checked inputs and baselines, (batch, *) each.
 
     Attributes:
         x: the inputs.
         baselines: one for each input, of its dtype.
-        batch: number of examples.
+        batch: number of examples, the rows of the first input.
     """
 
     x: tuple[Tensor, ...]
     baselines: tuple[Tensor, ...]
     batch: int
 
-    def as_inputs(self, x: tuple[Tensor, ...]) -> Inputs:
+    def as_inputs(self) -> Inputs:
         """In the form that the forward function takes; no path leads through them."""
-        return Inputs(x, self.baselines, True, (), self.batch, False)
+        differ = any(x.shape[0] != self.batch for x in self.x)
+        why_joint = "the inputs have different numbers of rows" if differ else ""
+        return Inputs(self.x, self.baselines, True, (), self.batch, why_joint)
 
 
 def parse_model_inputs(inputs: Any, baselines: Any) -> ModelInputs:
@@ -36,7 +38,7 @@ def parse_model_inputs(inputs: Any, baselines: Any) -> ModelInputs:
 
     Raises:
         InputTypeError: not tensors.
-        InputError: 0-d, or different numbers of examples.
+        InputError: 0-d.
         BaselineError: a shape, a device or the number of baselines does not fit.
         ArgumentTypeError: a baseline that is neither a tensor nor a number.
     """
@@ -46,11 +48,8 @@ def parse_model_inputs(inputs: Any, baselines: Any) -> ModelInputs:
     for index, x in enumerate(given):
         if not isinstance(x, Tensor):
             raise InputTypeError(f"inputs must be a tensor or a tuple of tensors; inputs[{index}] is {describe(x)}")
-        if x.dim() == 0 or x.shape[0] != given[0].shape[0]:
-            raise InputError(
-                f"inputs[{index}] must have the examples as its first dimension, as inputs[0] has; got {describe(x)} "
-                f"beside {describe(given[0])}"
-            )
+        if x.dim() == 0:
+            raise InputError(f"inputs[{index}] must have the examples as its first dimension; got {describe(x)}")
     baselines = one_for_each(baselines, len(given))
     xs = tuple(x.detach() for x in given)
     parsed = tuple(_baseline(index, b, x) for index, (b, x) in enumerate(zip(baselines, xs, strict=True)))
@@ -60,7 +59,7 @@ def parse_model_inputs(inputs: Any, baselines: Any) -> ModelInputs:
 def _baseline(index: int, baseline: object, x: Tensor) -> Tensor:
     name = f"baselines[{index}]"
     if isinstance(baseline, (int, float)):
-        return torch.full((1, *x.shape[1:]), baseline, dtype=x.dtype, device=x.device)
+        return torch.full_like(x, baseline)
     if not isinstance(baseline, Tensor):
         raise ArgumentTypeError(f"{name} must be a tensor or a number; got {describe(baseline)}")
     if baseline.dim() != x.dim() or baseline.shape[1:] != x.shape[1:] or baseline.shape[0] not in (1, x.shape[0]):
@@ -70,4 +69,4 @@ def _baseline(index: int, baseline: object, x: Tensor) -> Tensor:
         )
     if baseline.device != x.device:
         raise BaselineError(f"{name} is on {baseline.device}, but inputs[{index}] is on {x.device}")
-    return baseline.detach().to(x.dtype)
+    return torch.empty_like(x).copy_(baseline.detach())

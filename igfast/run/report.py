@@ -31,7 +31,7 @@ class RunReport:
     """What a call of `attribute` did and what it cost; `print` shows it as a short table.
 
     Attributes:
-        n_rows: path points of the quadrature, examples times steps.
+        n_rows: path points of the quadrature: examples times steps, or steps where those are taken as a whole.
         n_evaluations: rows that went forward and backward; more than `n_rows` where chunks had to be repeated, in
             smaller ones or in another layout.
         chunks: how many chunks there were of each number of rows.
@@ -45,8 +45,7 @@ class RunReport:
         seconds: wall-clock time of the call, without the parsing of its arguments.
         device: where it ran.
         kernels: the instruction set of the compiled operators, "cuda", or "none" where plain PyTorch was used.
-        notes: what had to be done against lack of memory, in order.
-        cuda_graph: how many chunks were replayed as CUDA graphs, and why no more; empty where none were wanted.
+        notes: what had to be done, in order: against lack of memory, or since rows are not independent.
     """
 
     n_rows: int
@@ -60,7 +59,6 @@ class RunReport:
     device: str
     kernels: str
     notes: tuple[str, ...]
-    cuda_graph: str = ""
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{count} of {rows}" for rows, count in sorted(self.chunks.items(), reverse=True))
@@ -74,7 +72,6 @@ class RunReport:
             ("lean execution", f"off: {self.lean.off_because}" if self.lean.off_because else "on"),
             *(("  swapped", f"{count} x {name}") for name, count in Counter(self.lean.swapped).most_common()),
             *(("  plain", f"{n} x {name}: {why}") for (name, why), n in Counter(self.lean.plain).most_common()),
-            *([("CUDA graph", self.cuda_graph)] if self.cuda_graph else []),
             *(("note", note) for note in self.notes),
         ]
         return "\n".join(f"{name:<16}{value}" for name, value in lines)

@@ -3,7 +3,7 @@ import pytest
 from captum.attr._utils.approximation_methods import approximation_parameters
 
 import igfast
-from igfast.quadrature import quadrature_rule
+from igfast.run.quadrature import quadrature_rule
 from tests import oracle
 
 RULES = [(m, n) for m in igfast.METHODS for n in (1, 2, 3, 7, 50, 301) if n > 1 or "trapezoid" not in m]

@@ -1,0 +1,115 @@
+"""The user's model: left as it was found, and what is remembered of it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import nn
+
+_Value = TypeVar("_Value")
+_MOST_KINDS = 64
+
+
+def module_of(forward_func: Callable[..., Any]) -> nn.Module | None:
+    """The module behind a forward function: itself, or what a bound method or functools.partial holds."""
+    while isinstance(forward_func, functools.partial):
+        forward_func = forward_func.func
+    owner = forward_func if isinstance(forward_func, nn.Module) else getattr(forward_func, "__self__", None)
+    return owner if isinstance(owner, nn.Module) else None
+
+
+class Remembered(Generic[_Value]):
+    """What calls found out about a model, for later calls with inputs of the same kind; forgotten with the model.
+
+    Safe to share between threads. Of a model's kinds of inputs, the last `_MOST_KINDS` are remembered.
+    """
+
+    def __init__(self) -> None:
+        self._values: weakref.WeakKeyDictionary[object, OrderedDict[Hashable, _Value]] = weakref.WeakKeyDictionary()
+        self._lock = threading.Lock()
+
+    def get(self, forward_func: Callable[..., Any], kind: Hashable) -> _Value | None:
+        """The value for inputs of this kind, if there is one."""
+        with self._lock, contextlib.suppress(TypeError, KeyError):
+            kinds = self._values[module_of(forward_func) or forward_func]
+            kinds.move_to_end(kind)
+            return kinds[kind]
+        return None
+
+    def put(self, forward_func: Callable[..., Any], kind: Hashable, value: _Value) -> None:
+        """Remembers a value, unless the function is one that cannot be hashed or weakly referred to."""
+        with self._lock, contextlib.suppress(TypeError):
+            kinds = self._values.setdefault(module_of(forward_func) or forward_func, OrderedDict())
+            kinds[kind] = value
+            kinds.move_to_end(kind)
+            if len(kinds) > _MOST_KINDS:
+                kinds.popitem(last=False)
+
+
+@dataclass
+class _Saved:
+    """The buffers of a module in training mode, and how many calls are to leave them as they are."""
+
+    buffers: list[tuple[nn.Module, str, torch.Tensor, torch.Tensor]]
+    n_calls: int = 1
+
+
+_saved: dict[int, _Saved] = {}  # by the id of the module, which the calls hold
+_saved_lock = threading.Lock()
+
+
+@contextmanager
+def buffers_restored(forward_func: Callable[..., Any]) -> Iterator[None]:
+    """Puts back the buffers that a forward pass in training mode updates, such as running statistics.
+
+    Only modules in training mode are looked at, so a model in evaluation mode costs nothing. Where several threads
+    attribute one model, the last of them puts back what the first one found. Draws that a model makes from the random
+    generator (dropout in training mode) are its own and are not undone: averaging several calls relies on them.
+    """
+    module = module_of(forward_func)
+    if module is None:
+        yield
+        return
+    with _saved_lock:
+        if id(module) in _saved:
+            _saved[id(module)].n_calls += 1
+        else:
+            _saved[id(module)] = _Saved(_buffers_in_training(module))
+    try:
+        yield
+    finally:
+        with _saved_lock:
+            saved = _saved[id(module)]
+            saved.n_calls -= 1
+            if saved.n_calls == 0:
+                del _saved[id(module)]
+                _put_back(saved)
+
+
+def _buffers_in_training(module: nn.Module) -> list[tuple[nn.Module, str, torch.Tensor, torch.Tensor]]:
+    return [
+        (owner, name, buffer, buffer.clone())
+        for owner in module.modules()
+        if owner.training
+        for name, buffer in owner._buffers.items()
+        if buffer is not None and not buffer.is_inference() and not buffer.is_meta
+    ]
+
+
+def _put_back(saved: _Saved) -> None:
+    with torch.no_grad():
+        for owner, name, buffer, value in saved.buffers:
+            owner._buffers[name] = buffer
+            # One that was not written may be part of a graph of the user's, and is left alone. (Its version counter
+            # does not tell: batch norm writes its statistics without counting.)
+            if not torch.equal(buffer, value):
+                buffer.copy_(value)

@@ -1,0 +1,1 @@
+"""What the caller asked for: inputs, target and options, each checked once."""

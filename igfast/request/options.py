@@ -1,0 +1,41 @@
+"""How a model is run: igfast's own options of the constructors, checked once."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from igfast.errors import ArgumentError
+from igfast.memory import MemoryUse, memory_lent, parse_memory_budget
+
+Lean = Literal["auto", True, False]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model is run.
+
+    Attributes:
+        lean: "auto", True or False.
+        memory_budget: as the caller passed it.
+        show_progress: show a progress bar over path points.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: an option is not one of its values.
+    """
+
+    lean: Lean = "auto"
+    memory_budget: int | float | str | None = None
+    show_progress: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.lean, bool) and self.lean != "auto":
+            raise ArgumentError(f'lean must be "auto", True or False; got {self.lean!r}')
+        parse_memory_budget(self.memory_budget)
+
+    def memory(self, device: torch.device) -> AbstractContextManager[MemoryUse]:
+        """Lends the memory that the budget allows."""
+        return memory_lent(device, parse_memory_budget(self.memory_budget))

@@ -1,0 +1,1 @@
+"""The integral: quadrature, path, plan, the loop over chunks, and the report."""

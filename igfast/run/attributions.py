@@ -1,0 +1,38 @@
+"""From summed gradients to attributions, and how far those are from completeness."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from igfast import ops
+from igfast.model.forward import ForwardFunction
+
+
+def scale(evaluator: ForwardFunction, sums: tuple[Tensor, ...], multiply_by_inputs: bool) -> tuple[Tensor, ...]:
+    """The attributions, contiguous, from the sums, which may be overwritten."""
+    inputs = evaluator.inputs
+    if multiply_by_inputs:
+        for acc, x, baseline in zip(sums, inputs.x, inputs.baselines, strict=True):
+            ops.scale_(acc.unsqueeze(0) if inputs.joint else acc, x, baseline)
+    return tuple(acc.contiguous() for acc in sums)
+
+
+def convergence_delta(attributions: tuple[Tensor, ...], at_input: Tensor, at_baseline: Tensor) -> Tensor:
+    """The attributions' sums less F(inputs) - F(baselines), of the attributions' dtype.
+
+    Returns:
+        (batch,) where the output has one entry for each row of every input, else the difference of the totals, (1,).
+
+    Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, Proposition 1.
+    """
+    dtype = attributions[0].dtype
+    for attribution in attributions[1:]:
+        dtype = torch.promote_types(dtype, attribution.dtype)
+    sums = [ops.reference.sum_examples(attribution) for attribution in attributions]
+    device = sums[0].device
+    change = at_input.to(device, torch.float64) - at_baseline.to(device, torch.float64)
+    if all(of_rows.shape == change.shape for of_rows in sums):
+        return (torch.stack(sums).sum(dim=0) - change).to(dtype)
+    total = torch.stack([of_rows.sum() for of_rows in sums]).sum()
+    return (total - change.sum()).reshape(1).to(dtype)
