@@ -43,7 +43,7 @@ struct RowGroups {
   const int64_t* row;      // [n_rows]
 };
 
-// Rows as they come, in a device's memory: a captured graph is replayed with other examples, alphas and weights in it.
+// Rows as they come, in a device's memory.
 // A kernel that meets an example outside of [0, n_examples) stops the device (assert).
 struct DeviceRows {
   int64_t n_rows;

@@ -182,8 +182,8 @@ int64_t volume(const int64_t (&sizes)[3]) { return sizes[0] * sizes[1] * sizes[2
 template <typename T, typename Of>
 const char* for_width_and_index(const MaxPoolArgs& args, const Of& of) {
   constexpr int lanes = kLanes<T>;
-  const bool is_whole =
-      args.channels_last && args.n_channels % lanes == 0 && is_aligned(args.from) && is_aligned(args.to);
+  const bool is_whole = args.channels_last && args.n_channels % lanes == 0 && is_aligned(args.from) &&
+                        is_aligned(args.to) && is_aligned(args.cell);
   const int64_t n_plane =
       std::max(volume(args.input), volume(args.output)) * (args.channels_last ? args.n_channels : 1);
   using Whole = std::integral_constant<int, lanes>;

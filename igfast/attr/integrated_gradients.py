@@ -38,7 +38,8 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
     Instances hold no state, so threads may share one. `forward_func` is read at each call.
 
     The first evaluation of a call is the caller's own: `forward_func(*inputs, *additional_forward_args)`, forward only.
-    Later calls of the same kind on the same model (shapes, arguments, training mode) do without it. If its output has
+    Later calls of the same kind on the same model (shapes, arguments, training mode) do without it, if arguments are
+    tensors, numbers and strings. If its output has
     one entry for each example, steps are stacked and examples split as memory and speed ask for; that rows are
     independent is checked by comparing a step alone with the same step in a chunk. If it has another number of entries,
     if an argument has, or if the comparison fails (with one warning), every path point is a whole step: the caller's
@@ -208,7 +209,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
             rule = quadrature_rule(method, n_steps)
             size = parse_internal_batch_size(internal_batch_size)
             with self._options.memory(evaluator.inputs.device) as memory:
-                run = Run(evaluator, self._options, memory, size)
+                run = Run(evaluator, self._options, memory, size, "inputs")
                 sums = run.integrate(rule)
                 ends = run.ends() if return_convergence_delta else None
             attributions = scale(run.evaluator, sums, self.multiplies_by_inputs and not with_graph)
@@ -248,7 +249,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
             evaluator = self._evaluator(end_point, start_point, target, additional_forward_args)
             given = attributions if isinstance(attributions, tuple) else (attributions,)
             with self._options.memory(evaluator.inputs.device) as memory:
-                ends = Run(evaluator, self._options, memory, None).ends()
+                ends = Run(evaluator, self._options, memory, None, "inputs").ends()
             return convergence_delta(tuple(a.detach() for a in given), *ends)
 
     def _evaluator(self, inputs: Any, baselines: Any, target: Any, additional_forward_args: Any) -> ForwardFunction:

@@ -239,18 +239,19 @@ def _why_joint(values: Values, batch: int, what: str) -> str:
 def _read(forward: ForwardFunction, xs: Values, tap: LayerTap, memory: MemoryUse) -> tuple[list[Values], Any]:
     """What each layer takes in or gives out for all examples, and the output; in parts where that does not fit."""
     batch, examples = forward.inputs.batch, forward.all_examples()
+    n_parts = 1 if forward.why_whole_steps() else batch  # at most
     row_bytes = sum(x.nbytes for x in xs) // batch
 
     def read(rows: slice) -> tuple[list[Values], Any]:
         """The values and the output for some examples."""
-        if rows.stop - rows.start == batch:
+        if rows.stop - rows.start == n_parts:
             args = tuple(map(copied, (*xs, *forward.args)))
         else:
             args = tuple(forward._repeat(arg, examples[rows]) for arg in (*xs, *forward.args))
         return tap.read(lambda: forward._checked(forward.forward_func, *args))
 
-    loop = Loop(ChunkPlan(1, batch, batch, row_bytes), memory, forward.save_memory, "one example")
-    parts = [part for _, part in loop.over(batch, read)]
+    loop = Loop(ChunkPlan(1, n_parts, n_parts, row_bytes), memory, forward.save_memory, "one example")
+    parts = [part for _, part in loop.over(n_parts, read)]
     if len(parts) == 1:
         return parts[0]
     values = [

@@ -117,7 +117,9 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients):
                     tap=tap,
                     selector=neuron_selector,
                 )
-                kind = id(self.layer), attribute_to_neuron_input  # not the layer: it may be the model itself
+                # Not the layer: it may be the model itself. Functions that select cannot be told apart.
+                selects = () if callable(neuron_selector) else (str(neuron_selector),)
+                kind = (id(self.layer), attribute_to_neuron_input, *selects) if selects else None
                 run = Run(evaluator, self._options, memory, size, kind, (self.layer,))
                 sums = run.integrate(rule)
             attributions = scale(run.evaluator, sums, self.multiplies_by_inputs)

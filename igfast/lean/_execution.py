@@ -71,6 +71,18 @@ class LeanExecution:
         mode = nullcontext() if self.off_because or self._mode is None else self._mode
         return self._saving(mode) if self._recomputed or self._offloads else mode
 
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Leaves the calls of the block out of `swapped` and `plain`."""
+        counters = [] if self._mode is None else [self._mode.swapped, self._mode.plain]
+        before = [counter.copy() for counter in counters]
+        try:
+            yield
+        finally:
+            for counter, counts in zip(counters, before, strict=True):
+                counter.clear()
+                counter.update(counts)
+
     def save_more(self, device: torch.device) -> str:
         """Takes the next measure that saves memory and costs time; returns which, or "" if none is left."""
         if not self._tried_recomputing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from igfast.memory import is_out_of_memory
 from igfast.model.convolutions import ConvolutionWatch
 from igfast.model.forward import ForwardFunction
 from igfast.model.independence import WORTH_A_CLOSER_LOOK, RowsDependError, distance, rounding
-from igfast.model.state import Remembered, module_of
+from igfast.model.state import Remembered, module_of, modules_behind
 from igfast.rng import random_state
 
 STACKED, SPLIT, CHANNELS_LAST = "stacked", "split", "channels-last"
@@ -51,12 +51,25 @@ remembered: Remembered[Facts] = Remembered()
 
 
 def key_of(evaluator: ForwardFunction, kind: Hashable) -> Hashable:
-    """What facts are remembered by, beside the model: shapes, layouts, dtypes, devices, arguments, training mode."""
-    module = module_of(evaluator.forward_func)
+    """What facts are remembered by, beside the model; None where calls that differ could not be told apart.
+
+    The function, shapes, layouts, dtypes and devices of the inputs, the arguments (of tensors the shape), and which
+    modules are in training mode.
+    """
+    args = tuple(_key_of_argument(arg) for arg in evaluator.args)
+    if kind is None or None in args:
+        return None
+    forward_func = evaluator.forward_func
     of_inputs = tuple((x.shape, x.stride(), x.dtype, x.device) for x in evaluator.inputs.x)
-    of_args = tuple(tuple(arg.shape) for arg in evaluator.args if isinstance(arg, Tensor))
-    n_training = sum(part.training for part in module.modules()) if module is not None else 0
-    return kind, type(evaluator), evaluator.inputs.joint, of_inputs, of_args, n_training
+    training = tuple(part.training for module in modules_behind(forward_func) for part in module.modules())
+    function = getattr(forward_func, "__func__", None)  # of a bound method
+    return kind, type(evaluator), function, evaluator.inputs.joint, of_inputs, args, training
+
+
+def _key_of_argument(arg: Any) -> Hashable:
+    if isinstance(arg, Tensor):
+        return "tensor", arg.shape, arg.dtype
+    return (type(arg), arg) if isinstance(arg, (bool, int, float, str, type(None), torch.dtype)) else None
 
 
 def discover(evaluator: ForwardFunction) -> tuple[Facts, Any]:
@@ -69,7 +82,7 @@ def discover(evaluator: ForwardFunction) -> tuple[Facts, Any]:
     why_whole = evaluator.why_whole_steps()
     is_compiled = compiled(evaluator.forward_func, module_of(evaluator.forward_func))
     watch = ConvolutionWatch()
-    output = None
+    output, before = None, random_state(evaluator.inputs.device)
     try:
         with nullcontext() if is_compiled else watch:
             output = evaluator.own_output()
@@ -78,9 +91,12 @@ def discover(evaluator: ForwardFunction) -> tuple[Facts, Any]:
             raise InputError(f"{why_whole}, and forward_func does not take that: {error}") from error
         if not is_out_of_memory(error) or evaluator.inputs.batch == 1:
             raise
+    finally:
+        before.restore()  # so that random draws are those of a call that does without
+    evaluator.explains_integers = False
     if output is None:
         return Facts(why_whole), None
-    gains = watch.gains or evaluator.gains_channels_last
+    gains = watch.gains
     if why_whole:
         evaluator.n_entries(output)
         return Facts(why_whole, gains_channels_last=gains), output
@@ -102,96 +118,123 @@ def _drops_one_row(evaluator: ForwardFunction, output: Tensor) -> bool:
     return isinstance(of_two, Tensor) and of_two.dim() == output.dim() + 1 and of_two.shape[0] == 2
 
 
-def check_split(evaluator: ForwardFunction, own_output: Any, n_rows: int) -> None:
-    """Compares the outputs of the first examples alone with those that they have in the caller's own call.
+@dataclass
+class Guard:
+    """Sees to it that rows are stacked, split or laid out otherwise only where that leaves the outputs as they are.
 
-    Args:
-        evaluator: the model.
-        own_output: of the caller's own call.
-        n_rows: how many examples.
+    Each way is checked once, with the first chunk that goes it.
 
-    Raises:
-        RowsDependError: they differ, or some examples alone do not go through the model.
-    """
-    x, example = evaluator.inputs.x, evaluator.all_examples()
-    together = evaluator.comparable(own_output)
-
-    def apart() -> Tensor:
-        """The outputs of the examples alone."""
-        return evaluator.comparable(evaluator.output(tuple(part[:n_rows] for part in x), example[:n_rows]))
-
-    def among_others() -> Tensor:
-        """Their outputs in a batch of as many, the other examples replaced by the first."""
-        index = torch.where(example < n_rows, example, 0)
-        points = tuple(part.index_select(0, index) for part in x)
-        return evaluator.comparable(evaluator.output(points, index))[:n_rows]
-
-    before = random_state(evaluator.inputs.device)
-    try:
-        _compare(together[:n_rows], apart, among_others, lambda: evaluator.comparable(evaluator.own_output()), x)
-    except Exception as error:
-        if isinstance(error, (IgfastError, RowsDependError)) or is_out_of_memory(error):
-            raise
-        raise RowsDependError(f"forward_func does not take {n_rows} of the examples alone") from error
-    finally:
-        before.restore()
-
-
-def check_step(evaluator: ForwardFunction, points: tuple[Tensor, ...], layouts: list[torch.memory_format]) -> None:
-    """Compares the kept output of the last step of a chunk with that of the step alone, in the caller's layouts.
-
-    Args:
-        evaluator: the model, whose last gradient was that of the chunk.
-        points: the chunk's path points.
+    Attributes:
+        evaluator: the model; its inputs are not one joint example.
+        agrees: the ways that were checked.
         layouts: of the caller's inputs.
-
-    Raises:
-        RowsDependError: they differ.
+        pending: the ways of the present chunk that were not.
     """
-    n_rows = points[0].shape[0]
-    step = slice(n_rows - min(n_rows, evaluator.inputs.batch), n_rows)
-    example = evaluator.all_examples()[: step.stop - step.start]
 
-    def alone() -> Tensor:
-        """The outputs of the step alone."""
-        own = (point[step].clone(memory_format=layout) for point, layout in zip(points, layouts, strict=True))
-        return evaluator.comparable(evaluator.output(tuple(own), example))
+    evaluator: ForwardFunction
+    agrees: set[str]
+    layouts: list[torch.memory_format]
+    pending: set[str] = field(default_factory=set)
 
-    def among_others() -> Tensor:
-        """Its outputs in a chunk of as many rows, all of which are the step's."""
-        index = torch.arange(n_rows, device=example.device) % (step.stop - step.start)
-        repeated = tuple(torch.empty_like(point).copy_(point[step].index_select(0, index)) for point in points)
-        return evaluator.comparable(evaluator.output(repeated, index))[step]
+    def before(self, n_rows: int, channels_last: bool) -> None:
+        """Before a chunk: checks that some examples alone have their outputs.
 
-    before = random_state(evaluator.inputs.device)
-    kept = evaluator.kept_output
-    try:
-        wanted = alone()
-        if distance(alone(), wanted) > rounding((wanted, *points)):
-            raise RowsDependError(_CHANGES)
-        _compare(None if kept is None else kept[step], lambda: wanted, among_others, lambda: kept, points)
-    finally:
-        before.restore()
+        Raises:
+            RowsDependError: they have others.
+        """
+        batch = self.evaluator.inputs.batch
+        ways = {STACKED} if n_rows > batch else {SPLIT} if n_rows < batch else set()
+        self.pending = (ways | ({CHANNELS_LAST} if channels_last else set())) - self.agrees
+        if SPLIT in self.pending:
+            self._check_split(n_rows)
+            self._found({SPLIT})
+        self.evaluator.keeps_output = bool(self.pending)
+
+    def after(self, points: tuple[Tensor, ...]) -> None:
+        """After the gradient of a chunk: checks that a step alone has the outputs that it had in the chunk.
+
+        Raises:
+            RowsDependError: it has others.
+        """
+        if self.pending:
+            self._check_step(points)
+            self._found(self.pending.copy())
+        self.evaluator.keeps_output, self.evaluator.kept_output = False, None
+
+    def _found(self, ways: set[str]) -> None:
+        self.agrees |= ways
+        self.pending -= ways
+
+    def _check_split(self, n_rows: int) -> None:
+        evaluator = self.evaluator
+        x, example = evaluator.inputs.x, evaluator.all_examples()
+
+        def among_others() -> Tensor:
+            """The outputs of the examples in a batch of as many, the others replaced by the first."""
+            index = torch.where(example < n_rows, example, 0)
+            return evaluator.comparable(evaluator.output(tuple(p.index_select(0, index) for p in x), index))[:n_rows]
+
+        before = random_state(evaluator.inputs.device)
+        try:
+            together = evaluator.comparable(evaluator.output(x, example))
+        except Exception as error:
+            before.restore()
+            if is_out_of_memory(error):  # nothing to compare with: parts are all that fits
+                return
+            raise
+        try:
+            apart = evaluator.comparable(evaluator.output(tuple(part[:n_rows] for part in x), example[:n_rows]))
+            if not _same(together[:n_rows], apart, among_others, x):
+                again = evaluator.comparable(evaluator.output(x, example))
+                steady = distance(again, together) <= rounding((together, *x))
+                raise RowsDependError(_DEPENDS if steady else _CHANGES)
+        except Exception as error:
+            if isinstance(error, (IgfastError, RowsDependError)) or is_out_of_memory(error):
+                raise
+            raise RowsDependError(f"forward_func does not take {n_rows} of the examples alone") from error
+        finally:
+            before.restore()
+
+    def _check_step(self, points: tuple[Tensor, ...]) -> None:
+        evaluator = self.evaluator
+        n_rows, n_each = points[0].shape[0], min(points[0].shape[0], evaluator.inputs.batch)
+        n_steps = n_rows // n_each
+        # Neither the last step nor the middle one: what rows share may be a largest value, or the mean of the path.
+        third = (n_steps - 1) // 3
+        step = slice(third * n_each, (third + 1) * n_each)
+        example = evaluator.all_examples()[:n_each]
+
+        def alone(evaluate: Callable[..., Any]) -> Tensor:
+            """The outputs of the step alone."""
+            own = (point[step].clone(memory_format=layout) for point, layout in zip(points, self.layouts, strict=True))
+            return evaluator.comparable(evaluate(tuple(own), example))
+
+        def among_others() -> Tensor:
+            """Its outputs in a chunk of as many rows, all of which are the step's."""
+            index = torch.arange(n_rows, device=example.device) % n_each
+            repeated = tuple(torch.empty_like(point).copy_(point[step].index_select(0, index)) for point in points)
+            return evaluator.comparable(evaluator.output_with_graph(repeated, example[index]))[step]
+
+        before, kept = random_state(evaluator.inputs.device), evaluator.kept_output
+        try:
+            wanted = alone(evaluator.output)
+            allowed = rounding((wanted, *points))
+            if distance(alone(evaluator.output), wanted) > allowed:
+                raise RowsDependError(_CHANGES)
+            if kept is None or distance(kept[step], wanted) <= allowed:
+                return
+            if not _same(kept[step], alone(evaluator.output_with_graph), among_others, points):
+                raise RowsDependError(_DEPENDS)
+        finally:
+            before.restore()
 
 
-def _compare(
-    output: Any,
-    alone: Callable[[], Any],
-    among_others: Callable[[], Any],
-    again: Callable[[], Any],
-    inputs: tuple[Tensor, ...],
-) -> None:
-    """Raises RowsDependError unless rows have the outputs of a step of their own, up to rounding.
+def _same(output: Any, alone: Any, among_others: Callable[[], Any], inputs: tuple[Tensor, ...]) -> bool:
+    """Whether rows have the outputs of a step of their own, up to rounding.
 
     Kernels for another number of rows may round differently. Where outputs are close and not the same, the rows are put
     among others of as many: the kernels are those of `output` then, and what is left is what rows share.
     """
-    wanted = alone()
-    allowed = rounding((wanted, output, *inputs))
-    apart = distance(output, wanted)
-    if apart <= allowed:
-        return
-    if apart > WORTH_A_CLOSER_LOOK or distance(among_others(), output) > allowed:
-        whole = again()
-        steady = not isinstance(whole, Tensor) or distance(again(), whole) <= allowed
-        raise RowsDependError(_DEPENDS if steady else _CHANGES)
+    allowed = rounding((alone, output, *inputs))
+    apart = distance(output, alone)
+    return apart <= allowed or (apart <= WORTH_A_CLOSER_LOOK and distance(among_others(), output) <= allowed)

@@ -52,9 +52,9 @@ class ForwardFunction:
         lean: whether the forward pass keeps only what these gradients need.
         unused_is_zero: whether an input that the output does not depend on has gradient 0, and is no error.
         output_dim: dimensions of an output of several rows, where that is known: some models drop that of a single row.
-        keeps_output: whether `kept_output` is to be set.
+        keeps_output: whether `kept_output` is to be set, and compared.
         kept_output: what is `comparable` of the last `gradient`'s output.
-        gains_channels_last: whether the forward pass was seen to gain from channels-last images.
+        explains_integers: whether failures may come from integers that became floating; not once a call succeeded.
     """
 
     forward_func: Callable[..., Any]
@@ -66,7 +66,7 @@ class ForwardFunction:
     output_dim: int | None = None
     keeps_output: bool = False
     kept_output: Any = None
-    gains_channels_last: bool = False
+    explains_integers: bool = True
     runs_whole_model: ClassVar[bool] = True
     _clones: bool = field(default=False, init=False)
     _differentiates: bool = field(default=False, init=False)
@@ -133,9 +133,22 @@ class ForwardFunction:
         output = self._without_graph(lambda copies: self._call(copies, example), points)
         return self.with_entries(output, example)
 
+    def output_with_graph(self, points: tuple[Tensor, ...], example: Tensor) -> Any:
+        """The output as `gradient` computes it: PyTorch may compute another one where no graph is recorded."""
+
+        def forward() -> Any:
+            """Drops the graph."""
+            with torch.enable_grad():
+                leaves = tuple(point.detach().requires_grad_() for point in points)
+                with self.lean.uncounted(), self.lean.active():
+                    output = self.with_entries(self._call_with_graph(leaves, example), example)
+            return output.detach() if isinstance(output, Tensor) else output
+
+        return self.lean.attempt(forward)
+
     def with_entries(self, output: Any, example: Tensor) -> Any:
         """An output with a dimension of its entries, also where the model dropped it for a single row."""
-        if self.output_dim is None or self.inputs.joint or example.shape[0] != 1 or not isinstance(output, Tensor):
+        if self.output_dim is None or example.shape[0] != 1 or not isinstance(output, Tensor):
             return output
         return output.unsqueeze(0) if output.dim() == self.output_dim - 1 else output
 
@@ -199,7 +212,7 @@ class ForwardFunction:
         return grads
 
     def _check_stacked(self, output: Any, example: Tensor) -> None:
-        """Raises RowsDependError where stacked rows have fewer or more entries, and nothing was compared yet."""
+        """Raises RowsDependError where stacked rows that are to be compared have fewer or more entries."""
         if self.keeps_output and not self.inputs.joint and self.n_entries(output) != example.shape[0]:
             raise RowsDependError(
                 f"forward_func returns {self.n_entries(output)} entries for {example.shape[0]} examples in one batch, "
@@ -264,7 +277,7 @@ class ForwardFunction:
             return InputError(
                 f"the inputs are on the meta device and hold no numbers, and forward_func does not take them: {text}"
             )
-        if self.inputs.integer and _IN_PLACE not in text:
+        if self.inputs.integer and self.explains_integers and _IN_PLACE not in text:
             index = self.inputs.integer[0]
             return InputTypeError(
                 f"forward_func failed on path points of inputs[{index}]: the input holds integers, but points between "

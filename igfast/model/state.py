@@ -27,6 +27,33 @@ def module_of(forward_func: Callable[..., Any]) -> nn.Module | None:
     return owner if isinstance(owner, nn.Module) else None
 
 
+def modules_behind(forward_func: Callable[..., Any]) -> list[nn.Module]:
+    """The modules that a forward function is seen to use: its own, or those that its code names."""
+    while isinstance(forward_func, functools.partial):
+        forward_func = forward_func.func
+    own = module_of(forward_func)
+    if own is not None:
+        return [own]
+    code = getattr(forward_func, "__code__", None)
+    if code is None:
+        return []
+    cells = [cell.cell_contents for cell in forward_func.__closure__ or () if _is_filled(cell)]
+    found = [forward_func.__globals__.get(name) for name in code.co_names] + cells
+    return [value for value in found if isinstance(value, nn.Module)]
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
+
+
+def _holder(forward_func: Callable[..., Any]) -> Any:
+    """What facts are kept with: a partial call, whose arguments belong to it; else the module, or the function."""
+    return forward_func if isinstance(forward_func, functools.partial) else module_of(forward_func) or forward_func
+
+
 class Remembered(Generic[_Value]):
     """What calls found out about a model, for later calls with inputs of the same kind; forgotten with the model.
 
@@ -40,7 +67,7 @@ class Remembered(Generic[_Value]):
     def get(self, forward_func: Callable[..., Any], kind: Hashable) -> _Value | None:
         """The value for inputs of this kind, if there is one."""
         with self._lock, contextlib.suppress(TypeError, KeyError):
-            kinds = self._values[module_of(forward_func) or forward_func]
+            kinds = self._values[_holder(forward_func)]
             kinds.move_to_end(kind)
             return kinds[kind]
         return None
@@ -48,7 +75,7 @@ class Remembered(Generic[_Value]):
     def put(self, forward_func: Callable[..., Any], kind: Hashable, value: _Value) -> None:
         """Remembers a value, unless the function is one that cannot be hashed or weakly referred to."""
         with self._lock, contextlib.suppress(TypeError):
-            kinds = self._values.setdefault(module_of(forward_func) or forward_func, OrderedDict())
+            kinds = self._values.setdefault(_holder(forward_func), OrderedDict())
             kinds[kind] = value
             kinds.move_to_end(kind)
             if len(kinds) > _MOST_KINDS:

@@ -167,7 +167,8 @@ def integrate(
     loop: Loop,
     sums: tuple[Tensor, ...],
     *,
-    after_first: Callable[[tuple[Tensor, ...], int], object],
+    before: Callable[[int], object] = lambda n_rows: None,  # noqa: ARG005
+    after: Callable[[tuple[Tensor, ...]], object] = lambda points: None,  # noqa: ARG005
     on_rows: Callable[[float], object] | None = None,
 ) -> Integral:
     """Integrates the gradient along straight lines.
@@ -181,7 +182,8 @@ def integrate(
         evaluator: the model.
         loop: how many rows a chunk has, and what is done where they do not fit.
         sums: an accumulator of zeros for each path (`Path.zeros`).
-        after_first: called with the path points of the first chunk and their number; what it raises ends the loop.
+        before: called with the number of rows of each chunk; what it raises ends the loop.
+        after: called with the path points of each chunk once their gradients are there; what it raises ends the loop.
         on_rows: called after each chunk with the number of its rows; None for nothing.
 
     Returns:
@@ -198,10 +200,10 @@ def integrate(
     chunks: Counter[int] = Counter()
 
     def gradients(chunk: slice) -> tuple[Tensor, ...]:
+        before(chunk.stop - chunk.start)
         points = tuple(path.points(example[chunk], alpha[chunk], loop.plan.channels_last) for path in paths)
         grads = evaluator.gradient(points, example[chunk])
-        if not chunks:
-            after_first(points, chunk.stop)
+        after(points)
         return grads
 
     for chunk, grads in loop.over(len(rows), gradients):

@@ -16,17 +16,7 @@ from igfast import ops
 from igfast.errors import IgfastError, warn
 from igfast.lean import LeanExecution, why_not
 from igfast.memory import MemoryUse, is_out_of_memory
-from igfast.model.facts import (
-    CHANNELS_LAST,
-    SPLIT,
-    STACKED,
-    Facts,
-    check_split,
-    check_step,
-    discover,
-    key_of,
-    remembered,
-)
+from igfast.model.facts import Facts, Guard, discover, key_of, remembered
 from igfast.model.forward import ForwardFunction
 from igfast.model.independence import RowsDependError
 from igfast.model.state import module_of
@@ -34,6 +24,7 @@ from igfast.model.weights import weight_bytes
 from igfast.ops._load import kernels_for
 from igfast.request.inputs import warn_if_not_finite
 from igfast.request.options import Options
+from igfast.rng import random_state
 from igfast.run.engine import Integral, Loop, integrate
 from igfast.run.path import Path, may_be_channels_last
 from igfast.run.plan import CPU, PARALLEL, ChunkPlan
@@ -61,10 +52,8 @@ class Run:
     internal_batch_size: int | None
     kind: Hashable = None
     hooked: tuple[nn.Module, ...] = ()
-    _own_output: Any = field(default=None, init=False)
     _facts: Facts | None = field(default=None, init=False)
     _facts_key: Hashable = field(default=None, init=False)
-    _fits_whole: bool = field(default=True, init=False)  # the caller's own call, in memory
     _notes: list[str] = field(default_factory=list, init=False)
     _began: float = field(default_factory=time.perf_counter, init=False)
     _plan: ChunkPlan | None = field(default=None, init=False)
@@ -88,7 +77,7 @@ class Run:
         facts = self._known()
         self.evaluator.lean = self._lean(facts)
         for _ in range(facts.n_savings):  # that earlier calls of this kind had to take
-            self.evaluator.save_memory()
+            self._notes.append(f"{self.evaluator.save_memory()}, as in an earlier call")
         try:
             facts = self._integrate(rule, sums, facts)
         finally:
@@ -111,16 +100,12 @@ class Run:
         if self._facts is None:
             facts = self._known()
             self._remember(facts)
-            if facts.why_whole:
-                self.evaluator = self.evaluator.in_whole_steps(facts.why_whole)
-            else:
-                self.evaluator.output_dim = facts.output_dim
+            self._take(facts)
         evaluator = self.evaluator
-        if self._own_output is None:
-            self._own_output = self._at_end(1.0, evaluator.own_output)
-        at_baseline = self._at_end(0.0, evaluator.baseline_output)
         examples = evaluator.all_examples()
-        return evaluator.values(self._own_output, examples), evaluator.values(at_baseline, examples)
+        at_input = self._at_end(1.0, evaluator.own_output)
+        at_baseline = self._at_end(0.0, evaluator.baseline_output)
+        return evaluator.values(at_input, examples), evaluator.values(at_baseline, examples)
 
     def results(self, attributions: Any, delta: Tensor | None, with_report: bool) -> Any:
         """What `attribute` returns: the attributions alone, or a tuple with what else was asked for."""
@@ -152,17 +137,27 @@ class Run:
     def _known(self) -> Facts:
         """What earlier calls of this kind found out, or the caller's own call shows."""
         evaluator = self.evaluator
-        self._facts_key = key_of(evaluator, self.kind)
-        self._facts = remembered.get(evaluator.forward_func, self._facts_key)
+        self._facts_key = key_of(evaluator, (self.kind, self.options.memory_budget) if self.kind is not None else None)
+        self._facts = remembered.get(evaluator.forward_func, self._facts_key) if self._facts_key is not None else None
         if self._facts is None:
-            self._facts, self._own_output = discover(evaluator)
-            self._fits_whole = self._own_output is not None
-            if not self._fits_whole:
+            self._facts, output = discover(evaluator)
+            if output is None:
+                self._facts_key = None  # a call that has more memory may find out more
                 self._notes.append("the inputs do not fit in one forward pass: their rows are taken to be independent")
+        evaluator.explains_integers = False
         return self._facts
 
     def _remember(self, facts: Facts) -> None:
-        remembered.put(self.evaluator.forward_func, self._facts_key, facts)
+        if self._facts_key is not None:
+            remembered.put(self.evaluator.forward_func, self._facts_key, facts)
+
+    def _take(self, facts: Facts) -> None:
+        """Has the evaluator run as the facts say."""
+        self.evaluator.output_dim = facts.output_dim
+        if facts.why_whole:
+            self.evaluator = self.evaluator.in_whole_steps(facts.why_whole)
+        else:
+            self.evaluator.target.check_count(self.evaluator.inputs.batch)
 
     def _lean(self, facts: Facts) -> LeanExecution:
         forward_func, lean = self.evaluator.forward_func, self.options.lean
@@ -178,35 +173,30 @@ class Run:
         """Integrates, with whole steps where rows turn out to belong together; returns the facts with what it saw."""
         measured = ""
         while True:
+            self._take(facts)
             if facts.why_whole:
-                self.evaluator = self.evaluator.in_whole_steps(facts.why_whole)
                 self._notes.append(f"whole steps, one at a time: {facts.why_whole}")
-            else:
-                self.evaluator.target.check_count(self.evaluator.inputs.batch)
-                self.evaluator.output_dim = facts.output_dim
-            plan = self._planned(rule, facts)
+            plan, before = self._planned(rule, facts), random_state(self.evaluator.inputs.device)
             try:
-                if plan.rows < plan.batch and SPLIT not in facts.agrees and self._fits_whole:
-                    if self._own_output is None:
-                        self._own_output = self._at_end(1.0, self.evaluator.own_output)
-                    check_split(self.evaluator, self._own_output, plan.rows)
-                    facts = replace(facts, agrees=facts.agrees | {SPLIT})
                 facts = self._run(rule, sums, plan, facts)
             except RowsDependError as error:
-                for acc in sums:
-                    acc.zero_()
-                if plan.channels_last:
-                    facts = replace(facts, gains_channels_last=False)
-                    continue
-                measured = str(error)
+                said = str(error)
+            else:
+                break
+            before.restore()  # and out of the handler, whose traceback holds what the failed chunk held
+            for acc in sums:
+                acc.zero_()
+            if plan.channels_last:
+                facts = replace(facts, gains_channels_last=False)
+            else:
+                measured = said
                 facts = replace(facts, why_whole=measured)
-                continue
-            if measured:
-                warn(
-                    f"{measured}, so each step went through the model as a whole, as Captum's "
-                    "internal_batch_size=number of examples does it; this takes longer"
-                )
-            return facts
+        if measured:
+            warn(
+                f"{measured}, so each step went through the model as a whole, as Captum's "
+                "internal_batch_size=number of examples does it; this takes longer"
+            )
+        return facts
 
     def _planned(self, rule: Rule, facts: Facts) -> ChunkPlan:
         inputs = self.evaluator.inputs
@@ -225,56 +215,37 @@ class Run:
         )
         if inputs.joint:
             return ChunkPlan(1, n_rows, 1, row_bytes)
-        fitting = facts.most_rows or n_rows
+        plan = ChunkPlan(inputs.batch, n_rows, 1, row_bytes, channels_last, most_rows=facts.most_rows)
         if self.internal_batch_size is not None:
-            rows = min(self.internal_batch_size, n_rows, fitting)
-            return ChunkPlan(inputs.batch, n_rows, rows, row_bytes, channels_last)
+            return replace(plan, rows=min(self.internal_batch_size, n_rows, facts.most_rows or n_rows))
         of_weights = 0
         if self.evaluator.runs_whole_model:
             of_weights = weight_bytes(module_of(self.evaluator.forward_func), self.memory.device)
-        plan = ChunkPlan(inputs.batch, n_rows, 1, row_bytes, channels_last)
-        plan = plan.growing(CPU if is_on_cpu else PARALLEL, of_weights)
-        return replace(plan, rows=fitting, gains=None) if fitting < plan.rows else plan
+        return plan.growing(CPU if is_on_cpu else PARALLEL, of_weights)
 
     def _run(self, rule: Rule, sums: tuple[Tensor, ...], plan: ChunkPlan, facts: Facts) -> Facts:
         inputs = self.evaluator.inputs
         paths = [Path(x, baseline) for x, baseline in zip(inputs.x, inputs.baselines, strict=True)]
         loop = self._loop(plan)
-        seen: set[str] = set()
-        is_past_first = False
-
-        def after_first(points: tuple[Tensor, ...], n_rows: int) -> None:
-            """Compares a step of the first chunk with the same step alone, unless that was done before."""
-            ways = {STACKED} if n_rows > inputs.batch else set()
-            ways |= {CHANNELS_LAST} if loop.plan.channels_last else set()
-            if not ways <= facts.agrees and not inputs.joint:
-                check_step(self.evaluator, points, [path.memory_format for path in paths])
-            nonlocal is_past_first
-            seen.update(ways)
-            is_past_first = True
-
-        self.evaluator.keeps_output = not {STACKED, CHANNELS_LAST} <= facts.agrees
+        guard = Guard(self.evaluator, set(facts.agrees), [path.memory_format for path in paths])
+        guarded: dict[str, Any] = {}
+        if not inputs.joint:
+            guarded = {"before": lambda n_rows: guard.before(n_rows, loop.plan.channels_last), "after": guard.after}
+        accumulators = tuple(acc.unsqueeze(0) for acc in sums) if inputs.joint else sums
         self.memory.restart_peak()
         with tqdm(total=plan.n_rows, desc="igfast", unit="row") if self.options.show_progress else nullcontext() as bar:
+            on_rows = None if bar is None else bar.update
             try:
-                self._integral = integrate(
-                    paths,
-                    rule,
-                    self.evaluator,
-                    loop,
-                    tuple(acc.unsqueeze(0) for acc in sums) if inputs.joint else sums,
-                    after_first=after_first,
-                    on_rows=None if bar is None else bar.update,
-                )
+                self._integral = integrate(paths, rule, self.evaluator, loop, accumulators, on_rows=on_rows, **guarded)
             except Exception as error:
-                refusal = None if is_past_first or inputs.joint else _refusal(error, plan, plan.next_rows(plan.n_rows))
-                if refusal is None:
+                refused = _why_refused(error, plan) if guard.pending else ""
+                if not refused:
                     raise
-                raise refusal from error
+                raise RowsDependError(refused) from None
         self._plan = loop.plan
         return replace(
             facts,
-            agrees=facts.agrees | seen,
+            agrees=facts.agrees | guard.agrees,
             most_rows=loop.plan.rows if loop.was_halved else facts.most_rows,
             n_savings=facts.n_savings + loop.n_savings,
         )
@@ -308,22 +279,19 @@ def _accumulator(x: Tensor) -> Tensor:
     return Path(x, x).zeros()
 
 
-def _refusal(error: Exception, plan: ChunkPlan, n_rows: int) -> RowsDependError | None:
-    """What a model's error on its first chunk is taken for, since it took the caller's own call; None if for itself.
+def _why_refused(error: Exception, plan: ChunkPlan) -> str:
+    """What a model's error on a chunk of a new kind says, since the model took the caller's own call; "" if nothing.
 
     Args:
         error: what it raised.
         plan: the chunks.
-        n_rows: rows of the chunk.
     """
     if isinstance(error, (RowsDependError, IgfastError)) or is_out_of_memory(error):
-        return None
+        return ""
     if plan.channels_last:  # it may call `view` on its input
-        return RowsDependError("forward_func does not take channels-last images")
-    if n_rows == plan.batch:
-        return None
+        return "forward_func does not take channels-last images"
     said = f"{type(error).__name__}: {error}".splitlines()[0]
-    return RowsDependError(f"forward_func does not take {n_rows} path points in one batch ({said})")
+    return f"forward_func does not take other numbers of path points in one batch than there are examples ({said})"
 
 
 def _kernels_on(device: torch.device) -> str:

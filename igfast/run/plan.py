@@ -51,6 +51,7 @@ class ChunkPlan:
         channels_last: whether path points are channels-last by igfast's choice.
         gains: what the size grows by after the first chunk; None where it is not to grow.
         weight_bytes: bytes of the weights that each chunk reads, 0 if unknown.
+        most_rows: rows that a chunk does not exceed, since more did not fit before; None for no such number.
     """
 
     batch: int
@@ -60,6 +61,7 @@ class ChunkPlan:
     channels_last: bool = False
     gains: Gains | None = None
     weight_bytes: int = 0
+    most_rows: int | None = None
 
     def growing(self, gains: Gains, weight_bytes: int = 0) -> ChunkPlan:
         """The plan with a first chunk of `gains.first` bytes of input, to grow as a device gains from it.
@@ -68,7 +70,7 @@ class ChunkPlan:
             gains: of the device.
             weight_bytes: bytes of the weights that each chunk reads, 0 if unknown.
         """
-        first = min(self.n_rows, -(-gains.first // max(self.row_bytes, 1)))
+        first = min(self.n_rows, self.most_rows or self.n_rows, -(-gains.first // max(self.row_bytes, 1)))
         return replace(self, rows=first, gains=gains, weight_bytes=weight_bytes)
 
     def fitted(self, row_peak: float, allowed: int | None) -> ChunkPlan:
@@ -82,7 +84,7 @@ class ChunkPlan:
             return self
         cheap = max(self.gains.cheap, _CHEAP_WEIGHTS * self.weight_bytes) / row_peak
         within = self.gains.largest // max(self.row_bytes, 1), self.n_rows // self.gains.share, int(cheap)
-        rows = max(self.rows, min(within))
+        rows = min(max(self.rows, min(within)), self.most_rows or self.n_rows)
         if allowed is not None:
             rows = min(rows, max(1, int(allowed / row_peak)))
         return replace(self, rows=rows, gains=None)

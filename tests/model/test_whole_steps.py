@@ -89,7 +89,7 @@ def test_a_sparse_adjacency():
         NODES, target=1, additional_forward_args=sparse, return_report=True
     )
     wanted = igfast.IntegratedGradients(lambda x: torch.tanh(adjacency @ (x @ weight))).attribute
-    with pytest.warns(igfast.IgfastWarning, match="does not take 600 path points in one batch"):
+    with pytest.warns(igfast.IgfastWarning, match="does not take other numbers of path points"):
         assert relative_difference(ours, wanted(NODES, target=1)) <= 1e-12
     assert "additional_forward_args[0]" in report.notes[0]
 
@@ -122,7 +122,7 @@ def test_an_attention_mask_of_the_length_also_where_that_is_the_batch(n_rows):
     explainer = igfast.IntegratedGradients(forward)
     options = {"target": 1, "additional_forward_args": mask, "return_report": True}
     if n_rows == 7:  # whose rows are taken for those of the examples, until they are stacked
-        with pytest.warns(igfast.IgfastWarning, match="does not take 350 path points in one batch"):
+        with pytest.warns(igfast.IgfastWarning, match="does not take other numbers of path points"):
             got, report = explainer.attribute(x, **options)
     else:
         got, report = explainer.attribute(x, **options)
@@ -269,3 +269,130 @@ def test_the_random_generator_is_as_without_the_comparison():
     after = torch.rand(1)
     torch.manual_seed(5)
     assert torch.equal(torch.rand(1), after)
+
+
+def test_stacking_is_checked_where_chunks_grow_to_it():
+    """The first chunk is one step of four images, those after it are of two."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 2, 3, stride=8), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2 * 28 * 28, 2))
+    x = torch.randn(4, 3, 224, 224)
+    with pytest.warns(igfast.IgfastWarning, match="depends on the others in its batch"):
+        ours = igfast.IntegratedGradients(model.train()).attribute(x, target=1, n_steps=12)
+    theirs = captum.attr.IntegratedGradients(model).attribute(x, target=1, n_steps=12, internal_batch_size=4)
+    assert relative_difference(ours, theirs) <= 1e-4
+
+
+def test_splitting_is_checked_where_memory_asks_for_it():
+    class Fails(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.norm, self.failed = nn.BatchNorm1d(6).double(), False
+
+        def forward(self, x):
+            if torch.is_grad_enabled() and not self.failed:
+                self.failed = True
+                raise MemoryError
+            return self.norm(x)
+
+    model, x = Fails().train(), torch.randn(8, 6, dtype=DOUBLE)
+    with (
+        pytest.warns(igfast.IgfastWarning, match="chunks of 4 instead of 8 rows"),
+        pytest.warns(igfast.IgfastWarning, match="depends on the others in its batch"),
+    ):
+        ours = igfast.IntegratedGradients(model).attribute(x, target=1, internal_batch_size=8)
+    theirs = captum.attr.IntegratedGradients(model).attribute(x, target=1, internal_batch_size=8)
+    assert relative_difference(ours, theirs) <= 1e-7
+
+
+def test_what_is_known_of_one_function_is_not_taken_for_another():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer, self.norm = nn.Linear(6, 6).double(), nn.BatchNorm1d(6).double()
+
+        def forward(self, x, across=False):
+            return self.across(x) if across else self.layer(x)
+
+        def across(self, x):
+            return self.layer(x) - self.layer(x).mean(0)
+
+    model, x = Model(), torch.randn(4, 6, dtype=DOUBLE)
+    options = {"target": 1, "n_steps": 5}
+    igfast.IntegratedGradients(model).attribute(x, additional_forward_args=(False,), **options)
+    with pytest.warns(igfast.IgfastWarning, match="depends on the others"):
+        igfast.IntegratedGradients(model.across).attribute(x, **options)
+    with pytest.warns(igfast.IgfastWarning, match="depends on the others"):
+        igfast.IntegratedGradients(model).attribute(x, additional_forward_args=(True,), **options)
+    of_neuron = igfast.NeuronIntegratedGradients(model, model.layer)
+    of_neuron.attribute(x, 2, n_steps=5)
+    with pytest.warns(igfast.IgfastWarning, match="depends on the others"):
+        of_neuron.attribute(x, lambda value: (value - value.mean(0)).square().sum(1), n_steps=5)
+
+    explainer = igfast.IntegratedGradients(lambda x: model.norm(x))
+    model.norm.eval()
+    explainer.attribute(x, **options)
+    model.norm.train()
+    with pytest.warns(igfast.IgfastWarning, match="depends on the others"):
+        explainer.attribute(x, **options)
+
+
+def test_a_step_that_sets_the_scale_of_all_is_not_compared_alone():
+    x = torch.rand(1, 6, dtype=DOUBLE)
+    with pytest.warns(igfast.IgfastWarning, match="depends on the others"):
+        igfast.IntegratedGradients(lambda x: x / x.max()).attribute(x, target=1)
+
+
+def test_first_and_later_calls_draw_the_same_random_numbers():
+    model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(), nn.Linear(8, 3)).double().train()
+    x, found = torch.randn(2, 6, dtype=DOUBLE), []
+    explainer = igfast.IntegratedGradients(model)
+    for call in range(2):
+        torch.manual_seed(3)
+        if call == 0:
+            with pytest.warns(igfast.IgfastWarning, match="changes from call to call"):
+                found.append(explainer.attribute(x, target=1, n_steps=4))
+        else:
+            found.append(explainer.attribute(x, target=1, n_steps=4))
+    assert torch.equal(*found)
+
+
+def test_an_output_that_drops_its_dimension_and_changes():
+    model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(), nn.Linear(8, 1)).double().train()
+    x = torch.randn(1, 6, dtype=DOUBLE)
+    with pytest.warns(igfast.IgfastWarning, match="changes from call to call"):
+        got = igfast.IntegratedGradients(lambda x: model(x).squeeze()).attribute(x, n_steps=4)
+    assert got.shape == x.shape
+
+
+def test_a_transformer_with_padding_that_has_a_path_without_gradients():
+    """PyTorch zeroes padded positions where no graph is recorded, and does not where one is."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    padding = torch.tensor([[False, False, False, True, True]])
+    x = torch.randn(1, 5, 8)
+    _, report = igfast.IntegratedGradients(lambda x, mask: encoder(x, src_key_padding_mask=mask).mean(1)).attribute(
+        x, target=1, additional_forward_args=padding, return_report=True
+    )
+    assert report.notes == ()
+
+
+def test_targets_are_counted_for_a_delta_too():
+    explainer = igfast.IntegratedGradients(nn.Linear(6, 3).double())
+    x = torch.randn(3, 6, dtype=DOUBLE)
+    attributions = explainer.attribute(x, target=[0, 1, 2])
+    with pytest.raises(igfast.TargetError, match="one entry per example, 3; got 2"):
+        explainer.compute_convergence_delta(attributions, 0, x, target=[0, 1])
+
+
+def test_integers_that_belong_together():
+    adjacency, weight = torch.rand(12, 12, dtype=DOUBLE), torch.randn(5, 3, dtype=DOUBLE)
+    nodes = torch.randint(0, 5, (12, 5))
+
+    def forward(x):
+        return torch.tanh(adjacency @ (x.double() @ weight))
+
+    with pytest.warns(igfast.IgfastWarning, match="does not take other numbers of path points"):
+        got = igfast.IntegratedGradients(forward).attribute(nodes, target=1)
+    assert torch.isfinite(got).all()
