@@ -22,7 +22,7 @@ from igfast.memory import peak_memory, resident_bytes
 
 TARGET = 3
 NETWORKS = {"ResNet-50": cases.resnet50, "EfficientNet-Lite0": cases.efficientnet, "VGG-16": cases.vgg16}
-BUDGET = "4GiB"
+BUDGET = "6GiB"
 WITHIN_BUDGET = f'igfast, memory_budget="{BUDGET}"'
 CAPTUM = "captum, internal_batch_size=1"
 PROVIDERS = ("igfast", CAPTUM, "inference")

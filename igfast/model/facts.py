@@ -12,7 +12,7 @@ from torch import Tensor
 
 from igfast.errors import IgfastError, InputError
 from igfast.lean import compiled
-from igfast.memory import is_out_of_memory
+from igfast.memory import free_memory, is_out_of_memory
 from igfast.model.convolutions import ConvolutionWatch
 from igfast.model.forward import ForwardFunction
 from igfast.model.independence import WORTH_A_CLOSER_LOOK, RowsDependError, distance, rounding
@@ -89,13 +89,14 @@ def discover(evaluator: ForwardFunction) -> tuple[Facts, Any]:
     except Exception as error:
         if why_whole and not is_out_of_memory(error) and not isinstance(error, IgfastError):
             raise InputError(f"{why_whole}, and forward_func does not take that: {error}") from error
-        if not is_out_of_memory(error) or evaluator.inputs.batch == 1:
+        if not is_out_of_memory(error):
             raise
+        free_memory(evaluator.inputs.device)
     finally:
         before.restore()  # so that random draws are those of a call that does without
     evaluator.explains_integers = False
     if output is None:
-        return Facts(why_whole), None
+        return Facts(why_whole, gains_channels_last=watch.gains), None
     gains = watch.gains
     if why_whole:
         evaluator.n_entries(output)
@@ -129,12 +130,14 @@ class Guard:
         agrees: the ways that were checked.
         layouts: of the caller's inputs.
         pending: the ways of the present chunk that were not.
+        unchecked: the ways for which there was no memory to compare.
     """
 
     evaluator: ForwardFunction
     agrees: set[str]
     layouts: list[torch.memory_format]
     pending: set[str] = field(default_factory=set)
+    unchecked: set[str] = field(default_factory=set)
 
     def before(self, n_rows: int, channels_last: bool) -> None:
         """Before a chunk: checks that some examples alone have their outputs.
@@ -180,6 +183,7 @@ class Guard:
         except Exception as error:
             before.restore()
             if is_out_of_memory(error):  # nothing to compare with: parts are all that fits
+                self.unchecked.add(SPLIT)
                 return
             raise
         try:
@@ -225,6 +229,10 @@ class Guard:
                 return
             if not _same(kept[step], alone(evaluator.output_with_graph), among_others, points):
                 raise RowsDependError(_DEPENDS)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self.unchecked |= self.pending
         finally:
             before.restore()
 

@@ -218,10 +218,10 @@ class Run:
         plan = ChunkPlan(inputs.batch, n_rows, 1, row_bytes, channels_last, most_rows=facts.most_rows)
         if self.internal_batch_size is not None:
             return replace(plan, rows=min(self.internal_batch_size, n_rows, facts.most_rows or n_rows))
-        of_weights = 0
-        if self.evaluator.runs_whole_model:
-            of_weights = weight_bytes(module_of(self.evaluator.forward_func), self.memory.device)
-        return plan.growing(CPU if is_on_cpu else PARALLEL, of_weights)
+        plan = plan.growing(CPU if is_on_cpu else PARALLEL)
+        if plan.rows == n_rows or not self.evaluator.runs_whole_model:
+            return plan
+        return replace(plan, weight_bytes=weight_bytes(module_of(self.evaluator.forward_func), self.memory.device))
 
     def _run(self, rule: Rule, sums: tuple[Tensor, ...], plan: ChunkPlan, facts: Facts) -> Facts:
         inputs = self.evaluator.inputs
@@ -243,9 +243,12 @@ class Run:
                     raise
                 raise RowsDependError(refused) from None
         self._plan = loop.plan
+        if guard.unchecked:
+            ways = ", ".join(sorted(guard.unchecked))
+            self._notes.append(f"no memory to compare outputs with those of a step alone: {ways}")
         return replace(
             facts,
-            agrees=facts.agrees | guard.agrees,
+            agrees=facts.agrees | (guard.agrees - guard.unchecked),
             most_rows=loop.plan.rows if loop.was_halved else facts.most_rows,
             n_savings=facts.n_savings + loop.n_savings,
         )

@@ -63,15 +63,10 @@ class ChunkPlan:
     weight_bytes: int = 0
     most_rows: int | None = None
 
-    def growing(self, gains: Gains, weight_bytes: int = 0) -> ChunkPlan:
-        """The plan with a first chunk of `gains.first` bytes of input, to grow as a device gains from it.
-
-        Args:
-            gains: of the device.
-            weight_bytes: bytes of the weights that each chunk reads, 0 if unknown.
-        """
+    def growing(self, gains: Gains) -> ChunkPlan:
+        """The plan with a first chunk of `gains.first` bytes of input, to grow as a device gains from it."""
         first = min(self.n_rows, self.most_rows or self.n_rows, -(-gains.first // max(self.row_bytes, 1)))
-        return replace(self, rows=first, gains=gains, weight_bytes=weight_bytes)
+        return replace(self, rows=first, gains=gains)
 
     def fitted(self, row_peak: float, allowed: int | None) -> ChunkPlan:
         """The plan after its first chunk, which showed that a row takes `row_peak` bytes at the peak.

@@ -275,3 +275,24 @@ def test_layer_values_are_read_in_smaller_chunks():
         got = igfast.LayerIntegratedGradients(FailsOnce(), network[1]).attribute(X, target=1, n_steps=5)
     assert relative_difference(got, wanted) <= 1e-12
     assert calls[:3] == [2, 1, 1]
+
+
+def test_a_callers_own_call_that_does_not_fit():
+    """Without a graph, in the caller's layout, it may take more than a lean pass; so it is done without."""
+
+    class NeedsGrad(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = models.convnet()
+
+        def forward(self, x):
+            if not torch.is_grad_enabled():
+                raise MemoryError
+            return self.network(x)
+
+    for x in (X, X[:1]):
+        wanted = igfast.IntegratedGradients(models.convnet()).attribute(x, target=1, n_steps=5)
+        got, report = igfast.IntegratedGradients(NeedsGrad()).attribute(x, target=1, n_steps=5, return_report=True)
+        assert relative_difference(got, wanted) <= 1e-12
+        assert report.notes[0].startswith("the inputs do not fit in one forward pass")
+        assert report.notes[1] == "no memory to compare outputs with those of a step alone: stacked"

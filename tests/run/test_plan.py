@@ -31,7 +31,7 @@ def test_later_chunks_have_what_is_cheap_and_within_the_limits():
     assert plan.fitted(2**30, None).rows == 4  # no smaller than the first one
     assert plan.fitted(2**20, 3 * 2**20).rows == 3
     assert plan.fitted(2**20, 1).rows == 1
-    heavy = ChunkPlan(1, 1000, 1, IMAGE).growing(CPU, weight_bytes=2**28)
+    heavy = ChunkPlan(1, 1000, 1, IMAGE, weight_bytes=2**28).growing(CPU)
     assert heavy.fitted(2**26, None).rows == 8  # twice its weights
     assert ChunkPlan(1, 35, 1, IMAGE).growing(CPU).fitted(2**20, None).rows == 7  # a fifth of all rows
 
