@@ -321,13 +321,6 @@ def give_back_freed_blocks() -> None:
         _malloc_trim(0)
 
 
-def wait_for(device: torch.device) -> None:
-    """Returns when a device has done what its current stream was asked to: it takes orders faster."""
-    accelerator = torch.accelerator.current_accelerator()
-    if accelerator is not None and accelerator.type == device.type:
-        torch.accelerator.current_stream(device).synchronize()
-
-
 @dataclass
 class PeakMemory:
     """What `peak_memory` measured, in bytes; final when its block ends.

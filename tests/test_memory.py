@@ -97,22 +97,3 @@ def test_a_budget_of_none_is_most_of_what_is_free():
 )
 def test_what_says_that_memory_ran_out(error, is_it):
     assert memory.is_out_of_memory(error) is is_it
-
-
-def test_waiting_for_a_device(monkeypatch):
-    accelerator, waited = torch.device("cuda", 1), []
-
-    class Stream:
-        def __init__(self, device):
-            self.device = device
-
-        def synchronize(self):
-            waited.append(self.device)
-
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
-    monkeypatch.setattr(torch.accelerator, "current_stream", Stream)
-    memory.wait_for(accelerator)
-    memory.wait_for(torch.device("cpu"))
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: None)
-    memory.wait_for(accelerator)
-    assert waited == [accelerator]

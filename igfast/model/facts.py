@@ -97,14 +97,13 @@ def discover(evaluator: ForwardFunction) -> tuple[Facts, Any]:
     evaluator.explains_integers = False
     if output is None:
         return Facts(why_whole, gains_channels_last=watch.gains), None
-    gains = watch.gains
     if why_whole:
         evaluator.n_entries(output)
-        return Facts(why_whole, gains_channels_last=gains), output
+        return Facts(why_whole, gains_channels_last=watch.gains), output
     output_dim = output.dim() if isinstance(output, Tensor) else None
     if output_dim is None or not _drops_one_row(evaluator, output):
-        return Facts(evaluator.why_output_is_joint(output), output_dim, gains), output
-    return Facts("", output_dim + 1, gains), output.unsqueeze(0)
+        return Facts(evaluator.why_output_is_joint(output), output_dim, watch.gains), output
+    return Facts("", output_dim + 1, watch.gains), output.unsqueeze(0)
 
 
 def _drops_one_row(evaluator: ForwardFunction, output: Tensor) -> bool:
@@ -225,7 +224,7 @@ class Guard:
             allowed = rounding((wanted, *points))
             if distance(alone(evaluator.output), wanted) > allowed:
                 raise RowsDependError(_CHANGES)
-            if kept is None or distance(kept[step], wanted) <= allowed:
+            if distance(kept[step], wanted) <= allowed:
                 return
             if not _same(kept[step], alone(evaluator.output_with_graph), among_others, points):
                 raise RowsDependError(_DEPENDS)
