@@ -20,7 +20,7 @@ from torch.utils import cpp_extension
 CHECKS_CUDA = os.environ.get("IGFAST_CUDA") == "check"
 WARNINGS_ARE_ERRORS = os.environ.get("IGFAST_WERROR") == "1"
 CUDA_SOURCES = sorted(str(path) for path in Path("csrc/cuda").glob("*.cu"))
-CPU_SOURCES = sorted(str(path) for folder in ("csrc", "csrc/cpu") for path in Path(folder).glob("*.cpp"))
+CPU_SOURCES = sorted(str(path) for path in Path("csrc").rglob("*.cpp"))
 HEADERS = sorted(str(path) for pattern in ("*.h", "*.cuh") for path in Path("csrc").rglob(pattern))
 
 

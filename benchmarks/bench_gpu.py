@@ -32,7 +32,7 @@ from benchmarks.gpu_cases import (
     relative_error,
     rivals,
 )
-from igfast.memory import free_memory, is_out_of_memory
+from igfast.memory.recovery import free_memory, is_out_of_memory
 from igfast.ops._load import kernels_for
 
 OPERATOR_MB = 256

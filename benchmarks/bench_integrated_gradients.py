@@ -15,7 +15,7 @@ import torch
 
 import igfast
 from benchmarks import cases, harness
-from igfast.memory import peak_memory
+from igfast.memory.peak import peak_memory
 
 N_STEPS = 50
 TARGET = 3

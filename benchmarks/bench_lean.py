@@ -61,7 +61,7 @@ class Passing(TorchFunctionMode):
 
 def modes() -> dict[str, Callable[[], AbstractContextManager[Any]]]:
     """What the calls are made in."""
-    from igfast.lean._mode import LeanMode  # there is none without kernels
+    from igfast.lean.mode import LeanMode  # there is none without kernels
 
     return {"plain": nullcontext, "mode": Passing, "lean": LeanMode}
 

@@ -18,7 +18,8 @@ from torch import nn
 
 import igfast
 from benchmarks import cases, harness
-from igfast.memory import peak_memory, resident_bytes
+from igfast.memory.machine import resident_bytes
+from igfast.memory.peak import peak_memory
 
 TARGET = 3
 NETWORKS = {"ResNet-50": cases.resnet50, "EfficientNet-Lite0": cases.efficientnet, "VGG-16": cases.vgg16}

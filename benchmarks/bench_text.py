@@ -14,7 +14,7 @@ import torch
 
 import igfast
 from benchmarks import cases, harness
-from igfast.memory import peak_memory
+from igfast.memory.peak import peak_memory
 
 N_STEPS = 50
 PEAK_STEPS = 10  # the peak does not depend on it: igfast has chosen its chunks by then

@@ -7,7 +7,6 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/library.h>
@@ -26,47 +25,28 @@ void on_stream(const char* op, at::Device device, const Launch& launch) {
   TORCH_CHECK(failure == nullptr, "igfast::", op, ": the launch on ", device, " failed: ", failure);
 }
 
-DeviceRows rows_of(const Tensor& example, int64_t n_examples) {
-  return {example.numel(), n_examples, example.const_data_ptr<int64_t>()};
-}
-
-void interpolate_out(const Tensor& x, const Tensor& baseline, const Tensor& example, const Tensor& alpha,
-                     const Tensor& out) {
-  CudaInterpolateArgs args{};
-  if (!lay_out(args, x, baseline, example, alpha, out)) return;
-  args.rows = rows_of(example, x.size(0));
-  on_stream("interpolate", x.device(), [&](void* stream) { return interpolate_cuda(args, stream); });
-}
-
-Tensor interpolate(const Tensor& x, const Tensor& baseline, const Tensor& example, const Tensor& alpha,
-                   at::MemoryFormat memory_format) {
-  Tensor out = empty_rows(x, example.numel(), memory_format);
-  interpolate_out(x, baseline, example, alpha, out);
-  return out;
+Tensor interpolate(const Tensor& x, const Tensor& baseline, const Tensor& example, const Tensor& alpha) {
+  const auto kernel = [&](const InterpolateArgs& args) {
+    on_stream("interpolate", x.device(), [&](void* stream) { return interpolate_cuda(args, stream); });
+  };
+  return interpolate_with(kernel, x, baseline, example, alpha);
 }
 
 void accumulate_(const Tensor& acc, const Tensor& grads, const Tensor& example, const Tensor& weight,
                  const std::optional<Tensor>& finite) {
-  CudaAccumulateArgs args{};
-  if (!lay_out(args, acc, grads, example, weight, finite)) return;
-  args.rows = rows_of(example, acc.size(0));
-  const Tensor links = at::empty({args.rows.n_examples + args.rows.n_rows}, example.options());
-  args.links = links.mutable_data_ptr<int64_t>();
-  on_stream("accumulate_", acc.device(), [&](void* stream) { return accumulate_cuda(args, stream); });
+  const auto kernel = [&](AccumulateArgs args) {
+    const Tensor links = at::empty({args.n_examples + args.n_rows}, example.options());
+    args.links = links.mutable_data_ptr<int64_t>();
+    on_stream("accumulate_", acc.device(), [&](void* stream) { return accumulate_cuda(args, stream); });
+  };
+  accumulate_with(kernel, acc, grads, example, weight, finite);
 }
 
-Tensor scale_(const Tensor& acc, const Tensor& x, const Tensor& baseline) {
-  ScaleArgs args{};
-  const bool is_empty = !lay_out(args, acc, x, baseline);
-  const int64_t batch = x.size(0);
-  const auto in_double = x.options().dtype(at::kDouble);
-  if (is_empty) return at::zeros({batch}, in_double);
-  Tensor sums = at::empty({batch}, in_double);
-  const Tensor scratch = at::empty({scale_scratch_cuda(args.features, batch)}, in_double);
-  args.partial_sums = scratch.mutable_data_ptr<double>();
-  auto* to = sums.mutable_data_ptr<double>();
-  on_stream("scale_", x.device(), [&](void* stream) { return scale_cuda(args, batch, to, stream); });
-  return sums;
+void scale_(const Tensor& acc, const Tensor& x, const Tensor& baseline) {
+  const auto kernel = [&](const ScaleArgs& args) {
+    on_stream("scale_", x.device(), [&](void* stream) { return scale_cuda(args, stream); });
+  };
+  scale_with(kernel, acc, x, baseline);
 }
 
 }  // namespace
@@ -101,7 +81,6 @@ void max_pool_grad_on_cuda(const char* op, const MaxPoolArgs& args, at::Device d
 
 TORCH_LIBRARY_IMPL(igfast, CUDA, m) {
   m.impl("interpolate", &igfast::interpolate);
-  m.impl("interpolate.out", &igfast::interpolate_out);
   m.impl("accumulate_", &igfast::accumulate_);
   m.impl("scale_", &igfast::scale_);
 }

@@ -1,4 +1,4 @@
-// Kernels on a CUDA tensor's device and current stream, for operators whose autograd nodes live in lean*.cpp.
+// Kernels on a CUDA tensor's device and current stream, for operators whose autograd nodes live in lean/.
 #pragma once
 
 #include <ATen/core/Tensor.h>

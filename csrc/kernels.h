@@ -2,87 +2,60 @@
 // launcher prototypes. No torch header here or in any kernel file, so a kernel compiles in seconds and can be read
 // without knowing PyTorch.
 //
-// Vocabulary (README.md, "How it works"): a *row* is one path point, the triple (example, alpha, weight). Operands are
-// tensors of shape (batch, *features) or (rows, *features); operands.h merges the feature dimensions of all operands
-// of an operator into the few that their layouts force, so kernels see at most kMaxDims of them.
+// A *row* is one path point: the triple (example, alpha, weight). Tensors of shape (batch, *features) and
+// (rows, *features) are dense here, and all of an operator have one memory order. So each example and each row is
+// n_features elements, one after the other.
 #pragma once
 
 #include <cstdint>
 
 namespace igfast {
 
-constexpr int kMaxDims = 16;
-
-// Elements of the innermost dimension that one work item handles at a time. Two float64 stretches of them are 16 KB:
-// they stay in a 32 KB first-level cache while the rows of an example stream past (512 and 2048 measured equal or
-// slower).
+// Features that one work item handles at a time. The accumulator's stretch stays in a 32 KB first-level cache while the
+// rows stream past.
 constexpr int64_t kTile = 1024;
 
 enum class DType : int32_t { kHalf, kBFloat16, kFloat, kDouble };
 
-// The feature dimensions, outermost first. The last one is the vector loop; the one before it is a short loop inside a
-// tile (the channels when one operand is channels-last and the other is not; 1 otherwise).
-struct Features {
-  int32_t n_dims;           // at least 2
-  int64_t sizes[kMaxDims];  // elements
-  int64_t n_outer;          // product of sizes[0 .. n_dims - 2)
-  int64_t n_tiles;          // tiles of the innermost dimension
-};
-
-struct Operand {
-  void* data;
-  int64_t batch_stride;       // elements from one example (or row) to the next; 0 when all examples share one
-  int64_t strides[kMaxDims];  // elements, one per feature dimension
-};
-
-// Rows grouped by example, in row order within each example: what one group adds up, one thread adds up, in one order.
-struct RowGroups {
-  int64_t n_groups;
-  const int64_t* example;  // [n_groups]
-  const int64_t* begin;    // [n_groups + 1] into `row`
-  const int64_t* row;      // [n_rows]
-};
-
-// Rows as they come, in a device's memory.
-// A kernel that meets an example outside of [0, n_examples) stops the device (assert).
-struct DeviceRows {
-  int64_t n_rows;
-  int64_t n_examples;
-  const int64_t* example;  // [n_rows]
+// A baseline of all examples. Example e has its own at data + e * stride elements; `is_number` means that data is one
+// element, the baseline of all features.
+struct Baseline {
+  const void* data;
+  int64_t stride;  // n_features, or 0 where all examples share one
+  bool is_number;
 };
 
 // out[r] = baseline[example[r]] + alpha[r] * (x[example[r]] - baseline[example[r]])
-template <typename Rows>
-struct InterpolateArgsOf {
+struct InterpolateArgs {
   DType dtype;  // of x, baseline and out
-  Features features;
-  Operand x, baseline, out;
-  Rows rows;
-  const double* alpha;  // [n_rows]
+  int64_t n_rows, n_examples, n_features;
+  const void* x;  // [n_examples][n_features]
+  Baseline baseline;
+  const int64_t* example;  // [n_rows]
+  const double* alpha;     // [n_rows]
+  void* out;               // [n_rows][n_features]
 };
-using InterpolateArgs = InterpolateArgsOf<RowGroups>;
-using CudaInterpolateArgs = InterpolateArgsOf<DeviceRows>;
 
 // acc[example[r]] += weight[r] * grads[r]; finite[r] = 0 where grads[r] holds a NaN or an infinity
-template <typename Rows>
-struct AccumulateArgsOf {
+struct AccumulateArgs {
   DType dtype;  // of grads; acc is float for half, bfloat16 and float, double for double
-  Features features;
-  Operand acc, grads;
-  Rows rows;
-  const double* weight;  // [n_rows]
-  uint8_t* finite;       // [n_rows] or null
-  int64_t* links;        // CUDA's scratch, [n_examples + n_rows]; else null
+  int64_t n_rows, n_examples, n_features;
+  void* acc;               // [n_examples][n_features]
+  const void* grads;       // [n_rows][n_features]
+  const int64_t* example;  // [n_rows]
+  const double* weight;    // [n_rows]
+  uint8_t* finite;         // [n_rows] or null
+  int64_t n_parts;         // CPU: parts of the examples that threads share
+  int64_t* links;          // CUDA: scratch, [n_examples + n_rows]
 };
-using AccumulateArgs = AccumulateArgsOf<RowGroups>;
-using CudaAccumulateArgs = AccumulateArgsOf<DeviceRows>;
 
-// acc[e] *= x[e] - baseline[e]; partial_sums[item] = sum of the item's part of acc, in float64
+// acc[e] *= x[e] - baseline[e]
 struct ScaleArgs {
   DType dtype;  // of x and baseline; acc is float for half, bfloat16 and float, double for double
-  Features features;
-  Operand acc, x, baseline;
-  double* partial_sums;  // [batch * n_outer * n_tiles]; on CUDA [scale_scratch_cuda()]
+  int64_t n_examples, n_features;
+  void* acc;      // [n_examples][n_features]
+  const void* x;  // [n_examples][n_features]
+  Baseline baseline;
 };
 
 // Activations whose gradient is 1 where a gate is open and `slope` elsewhere (0 but for leaky_relu).
@@ -139,20 +112,6 @@ struct MaxPoolArgs {
   uint8_t* cell;  // of the output's shape
 };
 
-// The last step of the gradient of a convolution's input, channels-last: to[cell] += the gradients of that cell in all
-// windows of some lines of the output. A line is what lies along the width; lines are numbered (batch, depth, height).
-struct WindowArgs {
-  DType dtype;  // float or double
-  int64_t channels;
-  int64_t input[3], output[3];  // depth, height, width
-  int64_t kernel[3], stride[3], padding[3];
-  int64_t output_begin, output_end;  // lines of the output
-  int64_t first_example;             // that these lines are of
-  int64_t input_begin, input_end;    // lines of each example's input that they may reach
-  const void* windows;               // [output lines][output width][kernel depth, height, width][channels]
-  void* to;                          // [batch][depth, height, width][channels]
-};
-
 // Winograd's F(2x2, 3x3): an image in patches of 4x4 cells, two apart, each of which gives 2x2 cells of the result.
 struct WinogradArgs {
   DType dtype;  // float or double
@@ -165,13 +124,14 @@ struct WinogradArgs {
   void* tiles;                     // [16][n_tiles][n_channels]
 };
 
-// CPU: work items are numbered (group or example, outer index, tile), the tile fastest; a launcher does [begin, end) of
-// them.
-inline int64_t items_per_group(const Features& features) { return features.n_outer * features.n_tiles; }
+// CPU: a launcher does the work items [begin, end).
+inline int64_t n_tiles(int64_t n_features) { return (n_features + kTile - 1) / kTile; }
 
+// Work items are (row, tile) and (example, tile), the tile fastest; for accumulate (part, tile), where part p of P has
+// the examples from p * n_examples / P to (p + 1) * n_examples / P.
 void interpolate_cpu(const InterpolateArgs& args, int64_t begin, int64_t end);
-void accumulate_cpu(const AccumulateArgs& args, int64_t begin, int64_t end);
 void scale_cpu(const ScaleArgs& args, int64_t begin, int64_t end);
+void accumulate_cpu(const AccumulateArgs& args, int64_t begin, int64_t end);
 
 // Work items are blocks of kGateBlock elements.
 void gate_cpu(const GateArgs& args, int64_t begin, int64_t end);
@@ -182,9 +142,6 @@ void gate_grad_cpu(const GateArgs& args, int64_t begin, int64_t end);
 void max_pool_cpu(const MaxPoolArgs& args, int64_t begin, int64_t end);
 void max_pool_grad_cpu(const MaxPoolArgs& args, int64_t begin, int64_t end);
 
-// Work items are (example, line of the input), the line fastest; both count from the first that is reached.
-void add_windows_cpu(const WindowArgs& args, int64_t begin, int64_t end);
-
 // Work items are tiles of the band. The first transforms patches of the image to tiles, B^T d B; the second products of
 // tiles to 2x2 cells of an image whose first ones are at its corner, A^T m A.
 void winograd_tiles_cpu(const WinogradArgs& args, int64_t begin, int64_t end);
@@ -192,12 +149,10 @@ void winograd_image_cpu(const WinogradArgs& args, int64_t begin, int64_t end);
 
 // CUDA: a launcher puts its work on `stream`, a cudaStream_t of the current device, and does not wait for it. It
 // returns null or what CUDA says went wrong. There is work to do: no size is 0. All arrays are in the device's memory.
-const char* interpolate_cuda(const CudaInterpolateArgs& args, void* stream);
-const char* accumulate_cuda(const CudaAccumulateArgs& args, void* stream);
-
-// Also writes sums[e], the sum of acc[e], [n_examples].
-const char* scale_cuda(const ScaleArgs& args, int64_t n_examples, double* sums, void* stream);
-int64_t scale_scratch_cuda(const Features& features, int64_t n_examples);
+// A kernel that meets an example outside of [0, n_examples) stops the device (assert).
+const char* interpolate_cuda(const InterpolateArgs& args, void* stream);
+const char* accumulate_cuda(const AccumulateArgs& args, void* stream);
+const char* scale_cuda(const ScaleArgs& args, void* stream);
 
 const char* gate_cuda(const GateArgs& args, void* stream);
 const char* gate_grad_cuda(const GateArgs& args, void* stream);

@@ -1,20 +1,17 @@
 // The operators of igfast: schemas and the CPU launchers, and the pybind11 module igfast._C. The sources that include
-// torch headers, which take half a minute each to compile, are this one, cuda_glue.cpp and lean*.cpp; the kernels see
+// torch headers, which take half a minute each to compile, are this one, cuda_glue.cpp and lean/*.cpp; the kernels see
 // kernels.h alone.
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/zeros.h>
 #include <pybind11/pybind11.h>
 #include <torch/library.h>
 #include <torch/version.h>
 
 #include <algorithm>
-#include <numeric>
-#include <vector>
 
 #include "cuda_glue.h"
-#include "host_pool.h"
 #include "kernels.h"
-#include "lean_python.h"
+#include "lean/python.h"
+#include "memory/pool.h"
 #include "operands.h"
 #include "tensors.h"
 
@@ -22,89 +19,43 @@ namespace {
 
 using at::Tensor;
 
-// Rows sorted by example, keeping their order within one.
-struct GroupedRows {
-  std::vector<int64_t> example, begin, row;
-
-  GroupedRows(const char* op, const Tensor& examples, int64_t batch) : row(examples.numel()) {
-    const auto* indices = examples.const_data_ptr<int64_t>();
-    for (size_t r = 0; r < row.size(); ++r) {
-      TORCH_CHECK_INDEX(indices[r] >= 0 && indices[r] < batch, "igfast::", op, ": example[", r, "] is ", indices[r],
-                        ", must be in [0, ", batch, ")");
-    }
-    std::iota(row.begin(), row.end(), 0);
-    std::stable_sort(row.begin(), row.end(), [&](int64_t a, int64_t b) { return indices[a] < indices[b]; });
-    for (size_t i = 0; i < row.size(); ++i) {
-      if (i == 0 || indices[row[i]] != example.back()) {
-        example.push_back(indices[row[i]]);
-        begin.push_back(static_cast<int64_t>(i));
-      }
-    }
-    begin.push_back(static_cast<int64_t>(row.size()));
-  }
-
-  igfast::RowGroups view() const {
-    return {static_cast<int64_t>(example.size()), example.data(), begin.data(), row.data()};
-  }
-};
-
-// ---------------------------------------------------------------------------------------------- operators
-
-void interpolate_out(const Tensor& x, const Tensor& baseline, const Tensor& example, const Tensor& alpha,
-                     const Tensor& out) {
-  igfast::InterpolateArgs args{};
-  if (!igfast::lay_out(args, x, baseline, example, alpha, out)) return;
-  const GroupedRows rows("interpolate", example, x.size(0));
-  args.rows = rows.view();
-  igfast::for_items(args.rows.n_groups * igfast::items_per_group(args.features), out.numel(),
-                    [&](int64_t begin, int64_t end) { igfast::interpolate_cpu(args, begin, end); });
-}
-
-Tensor interpolate(const Tensor& x, const Tensor& baseline, const Tensor& example, const Tensor& alpha,
-                   at::MemoryFormat memory_format) {
-  Tensor out = igfast::empty_rows(x, example.numel(), memory_format);
-  interpolate_out(x, baseline, example, alpha, out);
-  return out;
+Tensor interpolate(const Tensor& x, const Tensor& baseline, const Tensor& example, const Tensor& alpha) {
+  const auto kernel = [](const igfast::InterpolateArgs& args) {
+    igfast::for_items(args.n_rows * igfast::n_tiles(args.n_features), args.n_rows * args.n_features,
+                      [&](int64_t begin, int64_t end) { igfast::interpolate_cpu(args, begin, end); });
+  };
+  return igfast::interpolate_with(kernel, x, baseline, example, alpha);
 }
 
 void accumulate_(const Tensor& acc, const Tensor& grads, const Tensor& example, const Tensor& weight,
                  const std::optional<Tensor>& finite) {
-  igfast::AccumulateArgs args{};
-  if (!igfast::lay_out(args, acc, grads, example, weight, finite)) return;
-  const GroupedRows rows("accumulate_", example, acc.size(0));
-  args.rows = rows.view();
-  igfast::for_items(args.rows.n_groups * igfast::items_per_group(args.features), grads.numel(),
-                    [&](int64_t begin, int64_t end) { igfast::accumulate_cpu(args, begin, end); });
+  const auto kernel = [](igfast::AccumulateArgs args) {
+    const int64_t n_tiles = igfast::n_tiles(args.n_features), n_threads = at::get_num_threads();
+    args.n_parts = n_tiles < n_threads ? std::min(n_threads, args.n_examples) : 1;
+    igfast::for_items(args.n_parts * n_tiles, args.n_rows * args.n_features,
+                      [&](int64_t begin, int64_t end) { igfast::accumulate_cpu(args, begin, end); });
+  };
+  igfast::accumulate_with(kernel, acc, grads, example, weight, finite);
 }
 
-Tensor scale_(const Tensor& acc, const Tensor& x, const Tensor& baseline) {
-  igfast::ScaleArgs args{};
-  const bool is_empty = !igfast::lay_out(args, acc, x, baseline);
-  const int64_t batch = x.size(0);
-  auto sums = at::zeros({batch}, x.options().dtype(at::kDouble));
-  if (is_empty) return sums;
-  const int64_t per_example = igfast::items_per_group(args.features);
-  std::vector<double> partial_sums(batch * per_example);
-  args.partial_sums = partial_sums.data();
-  igfast::for_items(batch * per_example, acc.numel(),
-                    [&](int64_t begin, int64_t end) { igfast::scale_cpu(args, begin, end); });
-  auto* total = sums.mutable_data_ptr<double>();
-  for (int64_t item = 0; item < batch * per_example; ++item) total[item / per_example] += partial_sums[item];
-  return sums;
+void scale_(const Tensor& acc, const Tensor& x, const Tensor& baseline) {
+  const auto kernel = [](const igfast::ScaleArgs& args) {
+    igfast::for_items(args.n_examples * igfast::n_tiles(args.n_features), args.n_examples * args.n_features,
+                      [&](int64_t begin, int64_t end) { igfast::scale_cpu(args, begin, end); });
+  };
+  igfast::scale_with(kernel, acc, x, baseline);
 }
 
 }  // namespace
 
 TORCH_LIBRARY(igfast, m) {
-  m.def("interpolate(Tensor x, Tensor baseline, Tensor example, Tensor alpha, MemoryFormat memory_format) -> Tensor");
-  m.def("interpolate.out(Tensor x, Tensor baseline, Tensor example, Tensor alpha, *, Tensor(a!) out) -> ()");
+  m.def("interpolate(Tensor x, Tensor baseline, Tensor example, Tensor alpha) -> Tensor");
   m.def("accumulate_(Tensor(a!) acc, Tensor grads, Tensor example, Tensor weight, Tensor(b!)? finite=None) -> ()");
-  m.def("scale_(Tensor(a!) acc, Tensor x, Tensor baseline) -> Tensor");
+  m.def("scale_(Tensor(a!) acc, Tensor x, Tensor baseline) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(igfast, CPU, m) {
   m.impl("interpolate", &interpolate);
-  m.impl("interpolate.out", &interpolate_out);
   m.impl("accumulate_", &accumulate_);
   m.impl("scale_", &scale_);
 }
@@ -160,5 +111,5 @@ PYBIND11_MODULE(_C, m) {
         "Begins host_pool_peak_in_use() anew, and returns it as it was.");
   m.def("set_host_pool_limit", &igfast::set_host_pool_limit,
         "Makes this thread's requests beyond it fail; negative for none. Returns the one before.");
-  igfast::define_lean_functions(m);
+  igfast::lean::define_all(m);
 }

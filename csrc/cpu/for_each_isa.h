@@ -7,6 +7,7 @@
 // Whatever the kernels include from outside comes first, out of their namespaces and targets.
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #include <immintrin.h>

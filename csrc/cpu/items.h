@@ -3,36 +3,30 @@
 
 namespace igfast::IGFAST_ISA {
 
-template <typename T>
-IGFAST_INLINE T* at(const Operand& operand, int64_t offset) {
-  return static_cast<T*>(operand.data) + offset;
-}
-
-// Where one work item lies: a stretch of the innermost dimension at one outer index of one group.
+// A work item: a stretch of the features of one row, example or part of the examples.
 struct Item {
-  int64_t group;
-  int64_t outer;       // flat index over sizes[0 .. n_dims - 2)
-  int64_t inner;       // first element of the stretch in the innermost dimension
-  int64_t inner_size;  // elements in it, at most kTile
+  int64_t n_features;
+  int64_t row;
+  int64_t first;  // feature
+  int64_t n;      // features, at most kTile
 
-  IGFAST_INLINE Item(const Features& features, int64_t index) {
-    const int64_t tile = index % features.n_tiles;
-    group = index / features.n_tiles / features.n_outer;
-    outer = index / features.n_tiles % features.n_outer;
-    inner = tile * kTile;
-    const int64_t left = features.sizes[features.n_dims - 1] - inner;
-    inner_size = left < kTile ? left : kTile;
+  IGFAST_INLINE Item(int64_t n_features, int64_t index)
+      : n_features(n_features), row(index / n_tiles(n_features)), first(index % n_tiles(n_features) * kTile) {
+    n = n_features - first < kTile ? n_features - first : kTile;
   }
 
-  // Elements from the operand's first element to the item's first, at the given example or row.
-  IGFAST_INLINE int64_t offset(const Features& features, const Operand& operand, int64_t batch_index) const {
-    int64_t result = batch_index * operand.batch_stride + inner * operand.strides[features.n_dims - 1];
-    int64_t rest = outer;
-    for (int32_t d = features.n_dims - 3; d >= 0; --d) {
-      result += rest % features.sizes[d] * operand.strides[d];
-      rest /= features.sizes[d];
-    }
-    return result;
+  template <typename T>
+  IGFAST_INLINE T* of(void* rows, int64_t r) const {
+    return static_cast<T*>(rows) + r * n_features + first;
+  }
+  template <typename T>
+  IGFAST_INLINE const T* of(const void* rows, int64_t r) const {
+    return static_cast<const T*>(rows) + r * n_features + first;
+  }
+  template <typename T>
+  IGFAST_INLINE const T* of(const Baseline& baseline, int64_t example) const {
+    const auto* data = static_cast<const T*>(baseline.data);
+    return baseline.is_number ? data : data + example * baseline.stride + first;
   }
 };
 

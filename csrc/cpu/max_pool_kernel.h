@@ -1,9 +1,15 @@
 // Max pooling and its gradient. Between the two there is one byte for each output: the number of its largest cell in
 // the window, counted along the width first.
-#include "pool_windows.h"
 #include "vector.h"
 
 namespace igfast::IGFAST_ISA {
+
+// The position in the output of the window that starts at `start` in the input along dimension d, or -1.
+inline int64_t window_at(const MaxPoolArgs& args, int d, int64_t start) {
+  const int64_t padded = start + args.padding[d];
+  const bool exists = padded >= 0 && padded % args.stride[d] == 0 && padded / args.stride[d] < args.output[d];
+  return exists ? padded / args.stride[d] : -1;
+}
 
 // The cells of a window that lie in the input, along one dimension: [begin, end) of the kernel. Where there is padding,
 // `start`, the position of cell 0, may lie outside.
@@ -21,6 +27,15 @@ struct CellRange {
   // Division takes as long as a whole window does otherwise, and almost all steps are 1.
   static IGFAST_INLINE int64_t divided_up(int64_t n, int64_t step) { return step == 1 ? n : (n + step - 1) / step; }
 };
+
+// Lanes `stride` elements apart.
+template <typename T>
+IGFAST_INLINE Vector<T> load_strided(const T* from, int64_t stride) {
+  if (stride == 1) return load_contiguous(from);
+  Math<T> lanes[kLanes<T>];
+  for (int64_t lane = 0; lane < kLanes<T>; ++lane) lanes[lane] = load(from[lane * stride]);
+  return load_contiguous(lanes);
+}
 
 // Of two equal cells the earlier wins, and a NaN over anything before it, as in PyTorch.
 template <typename V, typename W>
@@ -100,11 +115,11 @@ IGFAST_INLINE void max_pool_line(const MaxPoolArgs& args, int64_t item, int64_t 
     const bool are_whole = column + kLanes<T> <= args.output[2] && widths.start >= 0 &&
                            widths.start + (kLanes<T> - 1) * stride + (width - 1) * step < args.input[2];
     if (are_whole) {
-      auto largest = load_vector(lines.at[0] + widths.start, stride);
+      auto largest = load_strided(lines.at[0] + widths.start, stride);
       WordVector<T> winner = WordVector<T>{} + static_cast<Word<T>>(lines.cell[0]);
       for (int64_t line = 0; line < lines.n; ++line) {
         for (int64_t w = line == 0 ? 1 : 0; w < width; ++w) {
-          challenge(largest, winner, load_vector(lines.at[line] + widths.start + w * step, stride),
+          challenge(largest, winner, load_strided(lines.at[line] + widths.start + w * step, stride),
                     WordVector<T>{} + static_cast<Word<T>>(lines.cell[line] + w));
         }
       }

@@ -34,7 +34,6 @@ typedef uint64_t ULongVector __attribute__((vector_size(IGFAST_VECTOR_BYTES)));
 typedef uint16_t UShortVector __attribute__((vector_size(IGFAST_VECTOR_BYTES / 2)));
 typedef uint8_t UByteVector __attribute__((vector_size(IGFAST_VECTOR_BYTES / 4)));
 typedef uint8_t HalfUByteVector __attribute__((vector_size(IGFAST_VECTOR_BYTES / 8)));
-typedef float HalfFloatVector __attribute__((vector_size(IGFAST_VECTOR_BYTES / 2)));
 
 template <typename M>
 struct VectorType {
@@ -207,57 +206,11 @@ IGFAST_INLINE void store_bytes(uint8_t* to, WordVector<T> words) {
   std::memcpy(to, &bytes, sizeof(bytes));
 }
 
-// Lanes `stride` elements apart. Called with a literal stride wherever speed matters, so the branches fold away.
-template <typename T>
-IGFAST_INLINE Vector<T> load_vector(const T* from, int64_t stride) {
-  if (stride == 1) return load_contiguous(from);
-  if (stride == 0) return load(*from) - Vector<T>{};  // which keeps a -0
-  Math<T> lanes[kLanes<T>];
-  for (int64_t lane = 0; lane < kLanes<T>; ++lane) lanes[lane] = load(from[lane * stride]);
-  return load_contiguous(lanes);
-}
-
-template <typename T>
-IGFAST_INLINE void store_vector(T* to, int64_t stride, Vector<T> v) {
-  if (stride == 1) return store_contiguous(to, v);
-  Math<T> lanes[kLanes<T>];
-  store_contiguous(lanes, v);
-  for (int64_t lane = 0; lane < kLanes<T>; ++lane) store(&to[lane * stride], lanes[lane]);
-}
-
 template <typename M, typename V>
 IGFAST_INLINE M sum_of_lanes(V v) {
   M sum = 0;
   for (size_t lane = 0; lane < sizeof(V) / sizeof(v[0]); ++lane) sum += v[lane];
   return sum;
-}
-
-// Between float and double; g++ 12 makes five instructions of __builtin_convertvector here, the machine has one.
-#if IGFAST_VECTOR_BYTES == 64
-IGFAST_INLINE DoubleVector widen(HalfFloatVector v) {
-  return bit_cast<DoubleVector>(_mm512_maskz_cvtps_pd(0xff, bit_cast<__m256>(v)));
-}
-IGFAST_INLINE HalfFloatVector narrowed(DoubleVector v) {
-  return bit_cast<HalfFloatVector>(_mm512_maskz_cvtpd_ps(0xff, bit_cast<__m512d>(v)));
-}
-#elif IGFAST_VECTOR_BYTES == 32
-IGFAST_INLINE DoubleVector widen(HalfFloatVector v) {
-  return bit_cast<DoubleVector>(_mm256_cvtps_pd(bit_cast<__m128>(v)));
-}
-IGFAST_INLINE HalfFloatVector narrowed(DoubleVector v) {
-  return bit_cast<HalfFloatVector>(_mm256_cvtpd_ps(bit_cast<__m256d>(v)));
-}
-#else
-IGFAST_INLINE DoubleVector widen(HalfFloatVector v) { return __builtin_convertvector(v, DoubleVector); }
-IGFAST_INLINE HalfFloatVector narrowed(DoubleVector v) { return __builtin_convertvector(v, HalfFloatVector); }
-#endif
-
-// The lanes of a vector as float64, added in pairs of halves where they are floats.
-IGFAST_INLINE DoubleVector widen_and_fold(DoubleVector v) { return v; }
-IGFAST_INLINE DoubleVector widen_and_fold(FloatVector v) {
-  HalfFloatVector halves[2];
-  std::memcpy(halves, &v, sizeof(v));
-  return widen(halves[0]) + widen(halves[1]);
 }
 
 // Calls KERNEL<T>(args, begin, end) for the T that args.dtype names.

@@ -111,48 +111,24 @@ __device__ inline void store_bytes(uint8_t* to, const uint8_t (&lanes)[n]) {
   *reinterpret_cast<typename WordOf<n>::type*>(to) = word;
 }
 
-template <typename T>
-__device__ inline T* at(const Operand& operand, int64_t offset) {
-  return static_cast<T*>(operand.data) + offset;
-}
-
 __device__ inline int64_t thread_index() {
   return static_cast<int64_t>(blockIdx.x) * static_cast<int64_t>(blockDim.x) + static_cast<int64_t>(threadIdx.x);
 }
 
-// Elements from the first feature of an operand to the index-th, counted in the order of `features`. A stretch that is
-// wider than one feature lies in a flat operand.
-template <int width>
-__device__ inline int64_t offset_of(const Features& features, const Operand& operand, int64_t index) {
-  if constexpr (width > 1) return index * width * operand.strides[features.n_dims - 1];
-  int64_t offset = 0;
-  for (int32_t d = features.n_dims - 1; d >= 0; --d) {
-    offset += index % features.sizes[d] * operand.strides[d];
-    index /= features.sizes[d];
+// A stretch of an example's baseline.
+template <int n, typename T>
+__device__ inline void load_baseline(T (&lanes)[n], const Baseline& baseline, int64_t example, int64_t first) {
+  const auto* data = static_cast<const T*>(baseline.data);
+  if (baseline.is_number) {
+    for (int k = 0; k < n; ++k) lanes[k] = *data;
+  } else {
+    load(lanes, data + example * baseline.stride + first);
   }
-  return offset;
-}
-
-inline int64_t n_features(const Features& features) {
-  int64_t n = 1;
-  for (int32_t d = 0; d < features.n_dims; ++d) n *= features.sizes[d];
-  return n;
 }
 
 inline bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % kVectorBytes == 0; }
 
-// Whether an operand's features are one stretch, every `width` of which begin at a multiple of 16 bytes; so is one that
-// is a single number.
-template <typename T>
-bool is_flat(const Features& features, const Operand& operand, int64_t width) {
-  const int32_t inner = features.n_dims - 1;
-  for (int32_t d = 0; d < inner; ++d) {
-    if (features.sizes[d] != 1) return false;
-  }
-  if (operand.strides[inner] == 0) return true;
-  return operand.strides[inner] == 1 && features.sizes[inner] % width == 0 && operand.batch_stride % width == 0 &&
-         is_aligned(operand.data);
-}
+inline bool is_aligned(const Baseline& baseline) { return baseline.is_number || is_aligned(baseline.data); }
 
 inline int64_t n_blocks(int64_t n_threads) { return (n_threads + kThreads - 1) / kThreads; }
 

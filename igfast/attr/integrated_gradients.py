@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar, overload
 
@@ -188,20 +187,10 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
 
         Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, eq. 1 and 3; the delta is that of Proposition 1.
         """
+        arguments = dict(locals())
         why = self._why_captum()
         if why:
-            arguments = {
-                "inputs": inputs,
-                "baselines": baselines,
-                "target": target,
-                "additional_forward_args": additional_forward_args,
-                "n_steps": n_steps,
-                "method": method,
-                "internal_batch_size": internal_batch_size,
-                "return_convergence_delta": return_convergence_delta,
-            }
-            captums = functools.partial(captum.attr.IntegratedGradients.attribute.__wrapped__, self)
-            return left_to_captum(why, self._options, captums, arguments, return_report)
+            return left_to_captum(why, captum.attr.IntegratedGradients, arguments)
         with_graph = torch.is_grad_enabled() and self.multiplies_by_inputs and _require_grad(inputs, baselines)
         # Out of inference mode, under which nothing can be differentiated, for callers that are in it.
         with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,7 +12,8 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from igfast.errors import ArgumentError, ArgumentTypeError, LayerError
-from igfast.memory import MemoryUse, is_out_of_memory
+from igfast.memory.recovery import is_out_of_memory
+from igfast.memory.scope import MemoryUse
 from igfast.model.forward import ForwardFunction, as_tuple, copied
 from igfast.model.independence import distance
 from igfast.model.partial import FromLayer
@@ -128,21 +128,9 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients):
 
         Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, eq. 1 and 3; the delta is that of Proposition 1.
         """
+        arguments = dict(locals())
         if _OPTIONS_OF_CAPTUM & {name for name, value in (grad_kwargs or {}).items() if value}:
-            arguments = {
-                "inputs": inputs,
-                "baselines": baselines,
-                "target": target,
-                "additional_forward_args": additional_forward_args,
-                "n_steps": n_steps,
-                "method": method,
-                "internal_batch_size": internal_batch_size,
-                "return_convergence_delta": return_convergence_delta,
-                "attribute_to_layer_input": attribute_to_layer_input,
-                "grad_kwargs": grad_kwargs,
-            }
-            captums = functools.partial(captum.attr.LayerIntegratedGradients.attribute.__wrapped__, self)
-            return left_to_captum("grad_kwargs asks for a graph", self._options, captums, arguments, return_report)
+            return left_to_captum("grad_kwargs asks for a graph", captum.attr.LayerIntegratedGradients, arguments)
         layers = self.layer if isinstance(self.layer, list) else [self.layer]
         device_ids = self.device_ids or getattr(self.forward_func, "device_ids", None)
         with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
@@ -243,7 +231,6 @@ def _read(forward: ForwardFunction, xs: Values, tap: LayerTap, memory: MemoryUse
     row_bytes = sum(x.nbytes for x in xs) // batch
 
     def read(rows: slice) -> tuple[list[Values], Any]:
-        """The values and the output for some examples."""
         if rows.stop - rows.start == n_parts:
             args = tuple(map(copied, (*xs, *forward.args)))
         else:

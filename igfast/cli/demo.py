@@ -16,7 +16,7 @@ from captum.attr import visualization
 import igfast
 from igfast.cli.measurement import Job, Measurement, measure
 from igfast.cli.photograph import CAT_CLASSES, DemoError, load_network, load_photograph, to_picture
-from igfast.memory import available_bytes
+from igfast.memory.machine import available_bytes
 
 _SIDE = 224
 _LARGE_SIDES = (512, 768, 1024, 1536, 2048, 3072, 4096)

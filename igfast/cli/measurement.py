@@ -17,7 +17,7 @@ import torch
 
 import igfast
 from igfast.cli.photograph import BLACK, DemoError, load_network, load_photograph
-from igfast.memory import peak_memory
+from igfast.memory.peak import peak_memory
 
 
 @dataclass(frozen=True)

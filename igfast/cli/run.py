@@ -52,11 +52,8 @@ def _counting() -> Iterator[Counter[str]]:
     originals = {cls: cls.attribute for cls in _CLASSES}
 
     def counted(name: str, attribute: Callable[..., Any]) -> Callable[..., Any]:
-        """The method, counting."""
-
         @functools.wraps(attribute)
         def count(*args: Any, **kwargs: Any) -> Any:
-            """Counts and calls."""
             calls[name] += 1
             return attribute(*args, **kwargs)
 

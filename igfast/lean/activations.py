@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from igfast._C import lean_gate, lean_gate_
-from igfast.lean._handlers import NOTHING_TO_SAVE, Plain, refuses
+from igfast.lean.handlers import NOTHING_TO_SAVE, Plain, refuses
 from igfast.ops._load import kernels_for
 
 

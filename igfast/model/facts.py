@@ -12,8 +12,8 @@ from torch import Tensor
 
 from igfast.errors import IgfastError, InputError
 from igfast.lean import compiled
-from igfast.memory import free_memory, is_out_of_memory
-from igfast.model.convolutions import ConvolutionWatch
+from igfast.memory.recovery import free_memory, is_out_of_memory
+from igfast.model.channels_last import ConvolutionWatch, in_channels_last
 from igfast.model.forward import ForwardFunction
 from igfast.model.independence import WORTH_A_CLOSER_LOOK, RowsDependError, distance, rounding
 from igfast.model.state import Remembered, module_of, modules_behind
@@ -31,7 +31,7 @@ class Facts:
     Attributes:
         why_whole: why its rows belong together; empty while they are taken to be independent.
         output_dim: dimensions of an output of several rows; None where that is not known.
-        gains_channels_last: whether it has convolutions that are faster on channels-last images.
+        gains_channels_last: whether it has convolutions that are faster on channels-last images, and the same outputs.
         agrees: in which ways rows were seen to have the outputs of a step of their own.
         not_lean: why lean execution does not fit it; empty unless that was found out.
         most_rows: of a chunk that fitted after a larger one did not; None if none was too large.
@@ -99,11 +99,35 @@ def discover(evaluator: ForwardFunction) -> tuple[Facts, Any]:
         return Facts(why_whole, gains_channels_last=watch.gains), None
     if why_whole:
         evaluator.n_entries(output)
-        return Facts(why_whole, gains_channels_last=watch.gains), output
-    output_dim = output.dim() if isinstance(output, Tensor) else None
-    if output_dim is None or not _drops_one_row(evaluator, output):
-        return Facts(evaluator.why_output_is_joint(output), output_dim, watch.gains), output
-    return Facts("", output_dim + 1, watch.gains), output.unsqueeze(0)
+        return Facts(why_whole), output
+    if isinstance(output, Tensor):
+        if _drops_one_row(evaluator, output):
+            output = output.unsqueeze(0)
+        evaluator.output_dim = output.dim()
+    why_whole = evaluator.why_output_is_joint(output)
+    gains = watch.gains and not why_whole and _takes_channels_last(evaluator, output)
+    return Facts(why_whole, evaluator.output_dim, gains), output
+
+
+def _takes_channels_last(evaluator: ForwardFunction, output: Any) -> bool:
+    """Whether the caller's own call has the same output, up to rounding, with channels-last images.
+
+    Compared here, where neither gradients nor accumulators take memory, and on the caller's own inputs.
+    """
+    images = tuple(map(in_channels_last, evaluator.inputs.x))
+    if all(image is x for image, x in zip(images, evaluator.inputs.x, strict=True)):
+        return False
+    before = random_state(evaluator.inputs.device)
+    try:
+        other = evaluator.comparable(evaluator.output(images, evaluator.all_examples()))
+    except Exception as error:  # a model may raise anything for another layout: `view` does
+        if is_out_of_memory(error):
+            free_memory(evaluator.inputs.device)
+        return False
+    finally:
+        before.restore()
+    own = evaluator.comparable(output)
+    return distance(other, own) <= rounding((own, *images))
 
 
 def _drops_one_row(evaluator: ForwardFunction, output: Tensor) -> bool:
@@ -120,21 +144,20 @@ def _drops_one_row(evaluator: ForwardFunction, output: Tensor) -> bool:
 
 @dataclass
 class Guard:
-    """Sees to it that rows are stacked, split or laid out otherwise only where that leaves the outputs as they are.
+    """Sees to it that rows are stacked or split only where that leaves the outputs as they are.
 
-    Each way is checked once, with the first chunk that goes it.
+    Each way is checked once, with the first chunk that goes it. Layouts were compared before (`discover`); a gradient
+    in another layout counts as a way of its own only because a model may refuse it.
 
     Attributes:
         evaluator: the model; its inputs are not one joint example.
         agrees: the ways that were checked.
-        layouts: of the caller's inputs.
         pending: the ways of the present chunk that were not.
         unchecked: the ways for which there was no memory to compare.
     """
 
     evaluator: ForwardFunction
     agrees: set[str]
-    layouts: list[torch.memory_format]
     pending: set[str] = field(default_factory=set)
     unchecked: set[str] = field(default_factory=set)
 
@@ -150,7 +173,7 @@ class Guard:
         if SPLIT in self.pending:
             self._check_split(n_rows)
             self._found({SPLIT})
-        self.evaluator.keeps_output = bool(self.pending)
+        self.evaluator.keeps_output = STACKED in self.pending
 
     def after(self, points: tuple[Tensor, ...]) -> None:
         """After the gradient of a chunk: checks that a step alone has the outputs that it had in the chunk.
@@ -158,9 +181,9 @@ class Guard:
         Raises:
             RowsDependError: it has others.
         """
-        if self.pending:
+        if STACKED in self.pending:
             self._check_step(points)
-            self._found(self.pending.copy())
+        self._found(self.pending.copy())
         self.evaluator.keeps_output, self.evaluator.kept_output = False, None
 
     def _found(self, ways: set[str]) -> None:
@@ -171,8 +194,7 @@ class Guard:
         evaluator = self.evaluator
         x, example = evaluator.inputs.x, evaluator.all_examples()
 
-        def among_others() -> Tensor:
-            """The outputs of the examples in a batch of as many, the others replaced by the first."""
+        def among_others() -> Tensor:  # the same examples in a batch of as many, the others replaced by the first
             index = torch.where(example < n_rows, example, 0)
             return evaluator.comparable(evaluator.output(tuple(p.index_select(0, index) for p in x), index))[:n_rows]
 
@@ -208,12 +230,9 @@ class Guard:
         example = evaluator.all_examples()[:n_each]
 
         def alone(evaluate: Callable[..., Any]) -> Tensor:
-            """The outputs of the step alone."""
-            own = (point[step].clone(memory_format=layout) for point, layout in zip(points, self.layouts, strict=True))
-            return evaluator.comparable(evaluate(tuple(own), example))
+            return evaluator.comparable(evaluate(tuple(point[step].clone() for point in points), example))
 
-        def among_others() -> Tensor:
-            """Its outputs in a chunk of as many rows, all of which are the step's."""
+        def among_others() -> Tensor:  # the step repeated, in a chunk of as many rows
             index = torch.arange(n_rows, device=example.device) % n_each
             repeated = tuple(torch.empty_like(point).copy_(point[step].index_select(0, index)) for point in points)
             return evaluator.comparable(evaluator.output_with_graph(repeated, example[index]))[step]
@@ -231,7 +250,7 @@ class Guard:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            self.unchecked |= self.pending
+            self.unchecked.add(STACKED)
         finally:
             before.restore()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from igfast.errors import ArgumentTypeError, IgfastError, InputError, InputTypeError, OutputError
 from igfast.lean import LeanExecution
-from igfast.memory import is_out_of_memory
+from igfast.memory.recovery import is_out_of_memory
 from igfast.model.independence import RowsDependError
 from igfast.request.inputs import Inputs, describe
 from igfast.request.target import Target
@@ -137,7 +137,6 @@ class ForwardFunction:
         """The output as `gradient` computes it: PyTorch may compute another one where no graph is recorded."""
 
         def forward() -> Any:
-            """Drops the graph."""
             with torch.enable_grad():
                 leaves = tuple(point.detach().requires_grad_() for point in points)
                 with self.lean.uncounted(), self.lean.active():

@@ -54,7 +54,6 @@ class FromLayer(ForwardFunction):
         records = torch.is_grad_enabled()
 
         def call() -> Any:
-            """The whole forward pass."""
             return self.forward_func(*args)
 
         if not records or self._records_throughout:

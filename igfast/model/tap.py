@@ -82,7 +82,6 @@ class LayerTap:
         seen: dict[int, dict[torch.device, Values]] = {}
 
         def act(index: int, value: Any) -> None:
-            """Keeps the value; a copy where what follows may work in place on it."""
             values = self._tensors(index, value)
             if values[0].device in seen.setdefault(index, {}):
                 raise LayerError(self._called_again(index))
@@ -112,7 +111,6 @@ class LayerTap:
         scattered = self._scatter(values)
 
         def act(index: int, value: Any) -> Any:
-            """Returns the new values in the old ones' place."""
             device = self._tensors(index, value)[0].device
             if (index, device) in reached:
                 raise LayerError(self._called_again(index))

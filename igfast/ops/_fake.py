@@ -7,19 +7,13 @@ from torch import Tensor
 
 
 @torch.library.register_fake("igfast::interpolate")
-def _interpolate(
-    x: Tensor,
-    baseline: Tensor,  # noqa: ARG001
-    example: Tensor,
-    alpha: Tensor,  # noqa: ARG001
-    memory_format: torch.memory_format,
-) -> Tensor:
-    return torch.empty((example.shape[0], *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=memory_format)
-
-
-@torch.library.register_fake("igfast::interpolate.out")
-def _interpolate_out(x: Tensor, baseline: Tensor, example: Tensor, alpha: Tensor, *, out: Tensor) -> None:
-    """Writes `out`; nothing to say about its shape."""
+def _interpolate(x: Tensor, baseline: Tensor, example: Tensor, alpha: Tensor) -> Tensor:  # noqa: ARG001
+    rows = x.new_empty((example.shape[0], *x.shape[1:]))
+    for memory_format in (torch.channels_last, torch.channels_last_3d):
+        is_channels_last = x.dim() == (4 if memory_format is torch.channels_last else 5) and not x.is_contiguous()
+        if is_channels_last and x.is_contiguous(memory_format=memory_format):
+            return rows.contiguous(memory_format=memory_format)
+    return rows
 
 
 @torch.library.register_fake("igfast::accumulate_")
@@ -28,8 +22,8 @@ def _accumulate_(acc: Tensor, grads: Tensor, example: Tensor, weight: Tensor, fi
 
 
 @torch.library.register_fake("igfast::scale_")
-def _scale_(acc: Tensor, x: Tensor, baseline: Tensor) -> Tensor:  # noqa: ARG001
-    return torch.empty(x.shape[:1], dtype=torch.float64, device=x.device)
+def _scale_(acc: Tensor, x: Tensor, baseline: Tensor) -> None:
+    """Writes `acc`; nothing to say about its shape."""
 
 
 @torch.library.register_fake("igfast::lean_gate")

@@ -18,14 +18,7 @@ def _per_row(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (like.dim() - 1))
 
 
-def interpolate(
-    x: Tensor,
-    baseline: Tensor,
-    example: Tensor,
-    alpha: Tensor,
-    memory_format: torch.memory_format = torch.contiguous_format,
-    out: Tensor | None = None,
-) -> Tensor:
+def interpolate(x: Tensor, baseline: Tensor, example: Tensor, alpha: Tensor) -> Tensor:
     """As `igfast.ops.interpolate`."""
     ends = _rows_of(x, example), _rows_of(baseline, example)
     a = _per_row(alpha, x)
@@ -33,10 +26,7 @@ def interpolate(
     math = torch.float64 if x.dtype is torch.float32 else torch.promote_types(x.dtype, torch.float32)
     rows = (ends[1].to(math) + a.to(math) * (ends[0].to(math) - ends[1].to(math))).to(x.dtype)
     # The ends themselves, without rounding, and without the other end's NaN.
-    rows = torch.where(a == 0, ends[1], torch.where(a == 1, ends[0], rows))
-    if out is None:
-        return rows.contiguous(memory_format=memory_format)
-    return out.copy_(rows)
+    return torch.where(a == 0, ends[1], torch.where(a == 1, ends[0], rows))
 
 
 def accumulate_(acc: Tensor, grads: Tensor, example: Tensor, weight: Tensor, finite: Tensor | None = None) -> None:
@@ -47,13 +37,12 @@ def accumulate_(acc: Tensor, grads: Tensor, example: Tensor, weight: Tensor, fin
         finite.logical_and_(torch.isfinite(grads).flatten(1).all(dim=1) if grads.dim() > 1 else torch.isfinite(grads))
 
 
-def scale_(acc: Tensor, x: Tensor, baseline: Tensor) -> Tensor:
+def scale_(acc: Tensor, x: Tensor, baseline: Tensor) -> None:
     """As `igfast.ops.scale_`."""
     acc.mul_(x.to(acc.dtype) - baseline.to(acc.dtype))
-    return sum_examples(acc)
 
 
 def sum_examples(acc: Tensor) -> Tensor:
-    """Each example's sum over all features, (batch,), in double precision: what `scale_` returns, without scaling."""
+    """Each example's sum over all features, (batch,), in double precision."""
     wide = torch.complex128 if acc.is_complex() else torch.float64
     return acc.unsqueeze(-1).flatten(1).sum(dim=1, dtype=wide)

@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 
 from igfast.errors import ArgumentError
-from igfast.memory import MemoryUse, memory_lent, parse_memory_budget
+from igfast.memory.budget import parse_memory_budget
+from igfast.memory.scope import MemoryUse, memory_scope
 
 Lean = Literal["auto", True, False]
 
@@ -38,4 +39,4 @@ class Options:
 
     def memory(self, device: torch.device) -> AbstractContextManager[MemoryUse]:
         """Lends the memory that the budget allows."""
-        return memory_lent(device, parse_memory_budget(self.memory_budget))
+        return memory_scope(device, parse_memory_budget(self.memory_budget))

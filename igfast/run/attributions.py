@@ -10,12 +10,12 @@ from igfast.model.forward import ForwardFunction
 
 
 def scale(evaluator: ForwardFunction, sums: tuple[Tensor, ...], multiply_by_inputs: bool) -> tuple[Tensor, ...]:
-    """The attributions, contiguous, from the sums, which may be overwritten."""
+    """The attributions, from the sums of gradients, which are overwritten."""
     inputs = evaluator.inputs
     if multiply_by_inputs:
         for acc, x, baseline in zip(sums, inputs.x, inputs.baselines, strict=True):
             ops.scale_(acc.unsqueeze(0) if inputs.joint else acc, x, baseline)
-    return tuple(acc.contiguous() for acc in sums)
+    return sums
 
 
 def convergence_delta(attributions: tuple[Tensor, ...], at_input: Tensor, at_baseline: Tensor) -> Tensor:

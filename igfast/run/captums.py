@@ -3,43 +3,36 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
 from igfast.errors import ArgumentError, LeanError
-from igfast.request.options import Options
 from igfast.run.report import LeanReport, RunReport
 
 
-def left_to_captum(
-    why: str, options: Options, attribute: Callable[..., Any], arguments: dict[str, Any], with_report: bool
-) -> Any:
-    """What Captum's `attribute` returns.
+def left_to_captum(why: str, captums: type, given: dict[str, Any]) -> Any:
+    """Returns what the `attribute` of a class of Captum's returns.
 
     Args:
         why: why the call is left to it, for the report and for errors.
-        options: igfast's own.
-        attribute: Captum's method, bound.
-        arguments: its arguments by name.
-        with_report: whether a report is to be returned, too.
+        captums: the class.
+        given: the arguments of igfast's `attribute` by name, `self` and `return_report` among them.
 
     Raises:
         LeanError: lean execution is required.
         ArgumentError: the quadrature rule is one that Captum does not have.
     """
-    if options.lean is True:
+    arguments = {name: value for name, value in given.items() if name != "return_report"}
+    if given["self"]._options.lean is True:
         raise LeanError(f"lean=True, but lean execution is not possible: {why}")
-    if arguments["method"] == "trapezoid":
+    if given["method"] == "trapezoid":
         raise ArgumentError(f"method='trapezoid' is not one of Captum's rules, and the call is left to Captum: {why}")
     began = time.perf_counter()
-    result = attribute(**arguments)
-    if not with_report:
+    result = captums.attribute.__wrapped__(**arguments)  # type: ignore[attr-defined]
+    if not given["return_report"]:
         return result
-    inputs = arguments["inputs"]
-    given = inputs if isinstance(inputs, tuple) else (inputs,)
-    device = next((str(x.device) for x in given if isinstance(x, Tensor)), "unknown")
+    inputs = given["inputs"] if isinstance(given["inputs"], tuple) else (given["inputs"],)
     report = RunReport(
         n_rows=0,
         n_evaluations=0,
@@ -49,8 +42,8 @@ def left_to_captum(
         peak_bytes=None,
         budget_bytes=None,
         seconds=time.perf_counter() - began,
-        device=device,
+        device=next((str(x.device) for x in inputs if isinstance(x, Tensor)), "unknown"),
         kernels="none",
         notes=(f"computed by Captum's own code: {why}",),
     )
-    return (*result, report) if arguments["return_convergence_delta"] else (result, report)
+    return (*result, report) if given["return_convergence_delta"] else (result, report)

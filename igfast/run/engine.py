@@ -14,7 +14,8 @@ from torch import Tensor
 
 from igfast import ops
 from igfast.errors import IgfastMemoryError, warn
-from igfast.memory import MemoryUse, free_memory, is_out_of_memory
+from igfast.memory.recovery import free_memory, is_out_of_memory
+from igfast.memory.scope import MemoryUse
 from igfast.rng import random_state
 from igfast.run.path import Path
 from igfast.run.plan import ChunkPlan
@@ -181,7 +182,7 @@ def integrate(
         rule: nodes and weights.
         evaluator: the model.
         loop: how many rows a chunk has, and what is done where they do not fit.
-        sums: an accumulator of zeros for each path (`Path.zeros`).
+        sums: an accumulator of zeros for each path.
         before: called with the number of rows of each chunk; what it raises ends the loop.
         after: called with the path points of each chunk once their gradients are there; what it raises ends the loop.
         on_rows: called after each chunk with the number of its rows; None for nothing.

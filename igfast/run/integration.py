@@ -15,7 +15,9 @@ from tqdm.auto import tqdm
 from igfast import ops
 from igfast.errors import IgfastError, warn
 from igfast.lean import LeanExecution, why_not
-from igfast.memory import MemoryUse, is_out_of_memory
+from igfast.memory.recovery import is_out_of_memory
+from igfast.memory.scope import MemoryUse
+from igfast.model.channels_last import may_be_channels_last
 from igfast.model.facts import Facts, Guard, discover, key_of, remembered
 from igfast.model.forward import ForwardFunction
 from igfast.model.independence import RowsDependError
@@ -26,10 +28,12 @@ from igfast.request.inputs import warn_if_not_finite
 from igfast.request.options import Options
 from igfast.rng import random_state
 from igfast.run.engine import Integral, Loop, integrate
-from igfast.run.path import Path, may_be_channels_last
+from igfast.run.path import accumulator, straight_line
 from igfast.run.plan import CPU, PARALLEL, ChunkPlan
 from igfast.run.quadrature import Rule
 from igfast.run.report import LeanReport, RunReport
+
+_NOT_CHANNELS_LAST = "forward_func does not take channels-last images"
 
 
 @dataclass
@@ -69,7 +73,7 @@ class Run:
         inputs = self.evaluator.inputs
         input_not_finite = warn_if_not_finite(inputs)
         with self.memory.for_results():
-            sums = tuple(_accumulator(x.squeeze(0) if inputs.joint else x) for x in inputs.x)
+            sums = tuple(accumulator(x.squeeze(0) if inputs.joint else x) for x in inputs.x)
         self.memory.reserve(sum(acc.nbytes for acc in sums))
         if inputs.batch == 0:
             self._integral = Integral(sums, None)
@@ -144,6 +148,8 @@ class Run:
             if output is None:
                 self._facts_key = None  # a call that has more memory may find out more
                 self._notes.append("the inputs do not fit in one forward pass: their rows are taken to be independent")
+                if self._facts.gains_channels_last:
+                    self._notes.append("no memory to compare outputs of channels-last images")
         evaluator.explains_integers = False
         return self._facts
 
@@ -186,7 +192,7 @@ class Run:
             before.restore()  # and out of the handler, whose traceback holds what the failed chunk held
             for acc in sums:
                 acc.zero_()
-            if plan.channels_last:
+            if said == _NOT_CHANNELS_LAST:
                 facts = replace(facts, gains_channels_last=False)
             else:
                 measured = said
@@ -205,14 +211,7 @@ class Run:
         # On a GPU, PyTorch's batch norms are slow on channels-last images, lean ones are not: a ResNet-50 took 0.85 of
         # the time (bfloat16 0.82) and 0.8 of the memory, without lean execution 1.22 of the time (16 images, H200).
         gains = is_on_cpu or not self.evaluator.lean.off_because
-        contiguous = all(Path(x, x).memory_format is torch.contiguous_format for x in inputs.x)
-        channels_last = (
-            facts.gains_channels_last
-            and gains
-            and contiguous
-            and not inputs.joint
-            and any(map(may_be_channels_last, inputs.x))
-        )
+        channels_last = facts.gains_channels_last and gains and any(map(may_be_channels_last, inputs.x))
         if inputs.joint:
             return ChunkPlan(1, n_rows, 1, row_bytes)
         plan = ChunkPlan(inputs.batch, n_rows, 1, row_bytes, channels_last, most_rows=facts.most_rows)
@@ -225,9 +224,9 @@ class Run:
 
     def _run(self, rule: Rule, sums: tuple[Tensor, ...], plan: ChunkPlan, facts: Facts) -> Facts:
         inputs = self.evaluator.inputs
-        paths = [Path(x, baseline) for x, baseline in zip(inputs.x, inputs.baselines, strict=True)]
+        paths = list(map(straight_line, inputs.x, inputs.baselines))
         loop = self._loop(plan)
-        guard = Guard(self.evaluator, set(facts.agrees), [path.memory_format for path in paths])
+        guard = Guard(self.evaluator, set(facts.agrees))
         guarded: dict[str, Any] = {}
         if not inputs.joint:
             guarded = {"before": lambda n_rows: guard.before(n_rows, loop.plan.channels_last), "after": guard.after}
@@ -262,11 +261,10 @@ class Run:
         evaluator = self.evaluator
         inputs = evaluator.inputs
         plan = ChunkPlan(1, inputs.batch, inputs.batch, inputs.row_bytes)
-        paths = [Path(x, baseline) for x, baseline in zip(inputs.x, inputs.baselines, strict=True)]
+        paths = list(map(straight_line, inputs.x, inputs.baselines))
         example = evaluator.all_examples()
 
         def output(rows: slice) -> Any:
-            """Of some examples."""
             n_rows = rows.stop - rows.start
             if n_rows == inputs.batch:
                 return evaluator.with_entries(whole(), example)
@@ -276,10 +274,6 @@ class Run:
 
         parts = [part for _, part in self._loop(plan).over(inputs.batch, output)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _accumulator(x: Tensor) -> Tensor:
-    return Path(x, x).zeros()
 
 
 def _why_refused(error: Exception, plan: ChunkPlan) -> str:
@@ -292,7 +286,7 @@ def _why_refused(error: Exception, plan: ChunkPlan) -> str:
     if isinstance(error, (RowsDependError, IgfastError)) or is_out_of_memory(error):
         return ""
     if plan.channels_last:  # it may call `view` on its input
-        return "forward_func does not take channels-last images"
+        return _NOT_CHANNELS_LAST
     said = f"{type(error).__name__}: {error}".splitlines()[0]
     return f"forward_func does not take other numbers of path points in one batch than there are examples ({said})"
 

@@ -8,19 +8,7 @@ import torch
 from torch import Tensor
 
 from igfast import ops
-
-CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-"""The layouts of images and volumes with their channels last in memory, by number of dimensions."""
-
-
-def may_be_channels_last(x: Tensor) -> bool:
-    """Whether a model is to see `x` channels-last where that is a choice.
-
-    Not in float64, where an EfficientNet-Lite0 takes 2.2 times as long so, a ResNet-50 and a VGG-16 0.95. And PyTorch's
-    float64 convolutions of channels-last images with all cells equal, as many baselines have them, differ in the last
-    digit from place to place: a max pool that follows has other winners than in the caller's layout.
-    """
-    return x.dim() in CHANNELS_LAST and x.dtype not in (torch.float64, torch.complex128)
+from igfast.model.channels_last import CHANNELS_LAST, in_channels_last
 
 
 @dataclass(frozen=True)
@@ -38,23 +26,19 @@ class Path:
     def points(self, example: Tensor, alpha: Tensor, channels_last: bool) -> Tensor:
         """The path points of some rows, (rows, *features), as a new tensor: a model may keep what it is given.
 
-        They have the layout of x, so that a model that was given channels-last images gets channels-last points, or
-        are channels-last if so asked and that exists for x.
+        A model that was given channels-last images gets channels-last points. Others get them where `channels_last`
+        asks for it and x may be so.
         """
-        channels_last = channels_last and may_be_channels_last(self.x)
-        memory_format = CHANNELS_LAST[self.x.dim()] if channels_last else self.memory_format
-        return ops.interpolate(self.x, self.baseline, example, alpha, memory_format)
+        points = ops.interpolate(self.x, self.baseline, example, alpha)
+        return in_channels_last(points) if channels_last else points
 
-    @property
-    def memory_format(self) -> torch.memory_format:
-        """The layout of x."""
-        if self.x.dim() in CHANNELS_LAST and not self.x.is_contiguous():
-            memory_format = CHANNELS_LAST[self.x.dim()]
-            if self.x.is_contiguous(memory_format=memory_format):
-                return memory_format
-        return torch.contiguous_format
 
-    def zeros(self) -> Tensor:
-        """A new accumulator, (batch, *features), laid out as the path points are."""
-        dtype = ops.accumulator_dtype(self.x.dtype)
-        return torch.zeros_like(self.x, dtype=dtype, memory_format=self.memory_format)
+def straight_line(x: Tensor, baseline: Tensor) -> Path:
+    """The path from a baseline to x, which is copied once here if the operators would copy it for each chunk."""
+    is_dense = x.is_contiguous() or (x.dim() in CHANNELS_LAST and x.is_contiguous(memory_format=CHANNELS_LAST[x.dim()]))
+    return Path(x if is_dense else x.contiguous(), baseline)
+
+
+def accumulator(x: Tensor) -> Tensor:
+    """Zeros to sum gradients in, shaped as x, contiguous, at least float32."""
+    return torch.zeros(x.shape, dtype=ops.accumulator_dtype(x.dtype), device=x.device)

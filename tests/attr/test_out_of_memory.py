@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import igfast
-from igfast.lean._recompute import recomputed, repeated_blocks
+from igfast.lean.recompute import recomputed, repeated_blocks
 from tests import models
 from tests.oracle import relative_difference
 

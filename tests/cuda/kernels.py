@@ -15,7 +15,6 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
-MAX_DIMS = 16
 DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
 ACTIVATIONS = {"relu": 0, "hardtanh": 1, "leaky_relu": 2, "threshold": 3}
 i32, i64, f64, pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
@@ -26,16 +25,16 @@ def struct(**fields):
 
 
 # csrc/kernels.h
-Features = struct(n_dims=i32, sizes=i64 * MAX_DIMS, n_outer=i64, n_tiles=i64)
-Operand = struct(data=pointer, batch_stride=i64, strides=i64 * MAX_DIMS)
-Rows = struct(n_rows=i64, n_examples=i64, example=pointer)
+Baseline = struct(data=pointer, stride=i64, is_number=ctypes.c_bool)
 InterpolateArgs = struct(
-    dtype=i32, features=Features, x=Operand, baseline=Operand, out=Operand, rows=Rows, alpha=pointer
-)
+    dtype=i32, n_rows=i64, n_examples=i64, n_features=i64, x=pointer, baseline=Baseline, example=pointer,
+    alpha=pointer, out=pointer,
+)  # fmt: skip
 AccumulateArgs = struct(
-    dtype=i32, features=Features, acc=Operand, grads=Operand, rows=Rows, weight=pointer, finite=pointer, links=pointer
-)
-ScaleArgs = struct(dtype=i32, features=Features, acc=Operand, x=Operand, baseline=Operand, partial_sums=pointer)
+    dtype=i32, n_rows=i64, n_examples=i64, n_features=i64, acc=pointer, grads=pointer, example=pointer,
+    weight=pointer, finite=pointer, n_parts=i64, links=pointer,
+)  # fmt: skip
+ScaleArgs = struct(dtype=i32, n_examples=i64, n_features=i64, acc=pointer, x=pointer, baseline=Baseline)
 GateArgs = struct(
     dtype=i32,
     n_elements=i64,
@@ -103,7 +102,6 @@ def library():
         "max_pool_grad",
     ):
         getattr(loaded, name).restype = ctypes.c_char_p
-    loaded.scale_scratch.restype = i64
     return loaded
 
 
@@ -112,57 +110,42 @@ def run(name, *args):
     assert failure is None, failure
 
 
-def features_of(shape, *tensors):
-    """Of (batch, *features): all features as one dimension where that is what all tensors have, else one for each."""
-    sizes = list(shape[1:]) or [1]
-    flat = all(t.dim() == 0 or t[0].is_contiguous() for t in tensors)
-    if flat:
-        sizes = [torch.Size(sizes).numel()]
-    sizes = [1] * (2 - len(sizes)) + sizes
-    return Features(len(sizes), (i64 * MAX_DIMS)(*sizes)), flat
+def baseline_of(baseline, n_features):
+    """Of a contiguous baseline."""
+    is_shared = baseline.dim() == 0 or len(baseline) == 1
+    return Baseline(baseline.data_ptr(), 0 if is_shared else n_features, baseline.dim() == 0)
 
 
-def operand(tensor, batch, features, flat):
-    strides = [0] * features.n_dims
-    if tensor.dim() == 0:
-        return Operand(tensor.data_ptr(), 0, (i64 * MAX_DIMS)(*strides))
-    if flat:
-        strides[-1] = 1
-    elif tensor.dim() > 1:
-        strides[-(tensor.dim() - 1) :] = tensor.stride()[1:]
-    batch_stride = 0 if tensor.shape[0] == 1 and batch != 1 else tensor.stride(0)
-    return Operand(tensor.data_ptr(), batch_stride, (i64 * MAX_DIMS)(*strides))
-
-
-def interpolate(x, baseline, example, alpha, out):
-    features, flat = features_of(x.shape, x, baseline, out)
-    batch = x.shape[0]
-    operands = [operand(t, n, features, flat) for t, n in ((x, batch), (baseline, batch), (out, len(example)))]
-    rows = Rows(len(example), batch, example.data_ptr())
-    args = InterpolateArgs(DTYPES[x.dtype], features, *operands, rows, alpha.data_ptr())
+def interpolate(x, baseline, example, alpha):
+    """Of contiguous tensors."""
+    n_features = x[0].numel()
+    out = torch.full((len(example), *x.shape[1:]), float("nan")).to(x.dtype)
+    args = InterpolateArgs(
+        DTYPES[x.dtype], len(example), len(x), n_features, x.data_ptr(), baseline_of(baseline, n_features),
+        example.data_ptr(), alpha.data_ptr(), out.data_ptr(),
+    )  # fmt: skip
     run("interpolate", ctypes.byref(args))
     return out
 
 
 def accumulate_(acc, grads, example, weight, finite=None):
-    features, flat = features_of(acc.shape, acc, grads)
-    operands = operand(acc, len(acc), features, flat), operand(grads, len(grads), features, flat)
+    """Of contiguous tensors."""
     links = torch.full((len(acc) + len(grads),), -1)
-    rows = Rows(len(grads), len(acc), example.data_ptr())
     marks = None if finite is None else finite.data_ptr()
-    args = AccumulateArgs(DTYPES[grads.dtype], features, *operands, rows, weight.data_ptr(), marks, links.data_ptr())
+    args = AccumulateArgs(
+        DTYPES[grads.dtype], len(grads), len(acc), acc[0].numel(), acc.data_ptr(), grads.data_ptr(),
+        example.data_ptr(), weight.data_ptr(), marks, 1, links.data_ptr(),
+    )  # fmt: skip
     run("accumulate", ctypes.byref(args))
 
 
 def scale_(acc, x, baseline):
-    features, flat = features_of(x.shape, acc, x, baseline)
-    batch = len(x)
-    scratch = torch.full((library().scale_scratch(ctypes.byref(features), i64(batch)),), float("nan")).double()
-    sums = torch.full((batch,), float("nan"), dtype=torch.float64)
-    operands = [operand(t, batch, features, flat) for t in (acc, x, baseline)]
-    args = ScaleArgs(DTYPES[x.dtype], features, *operands, scratch.data_ptr())
-    run("scale", ctypes.byref(args), i64(batch), pointer(sums.data_ptr()))
-    return sums
+    """Of contiguous tensors."""
+    n_features = x[0].numel()
+    args = ScaleArgs(
+        DTYPES[x.dtype], len(x), n_features, acc.data_ptr(), x.data_ptr(), baseline_of(baseline, n_features)
+    )
+    run("scale", ctypes.byref(args))
 
 
 def gate(x, activation, low=0.0, high=0.0, slope=0.0):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-OPERATORS = ("interpolate", "interpolate.out", "accumulate_", "scale_", "lean_gate", "lean_gate_", "lean_max_pool")
+OPERATORS = ("interpolate", "accumulate_", "scale_", "lean_gate", "lean_gate_", "lean_max_pool")
 
 
 def main() -> None:

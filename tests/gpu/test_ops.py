@@ -35,10 +35,8 @@ def test_interpolate(shape, layout, dtype):
     x = layout(shape, dtype)
     for baseline in baselines(shape, dtype, layout):
         wanted = reference.interpolate(x, baseline, example, alpha)
-        for out_layout in (contiguous, channels_last):
-            out = on_gpu(out_layout(wanted.shape, dtype))
-            ops.interpolate(on_gpu(x), on_gpu(baseline), example.cuda(), alpha.cuda(), out=out)
-            torch.testing.assert_close(out.cpu(), wanted, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+        got = ops.interpolate(on_gpu(x), on_gpu(baseline), example.cuda(), alpha.cuda())
+        torch.testing.assert_close(got.cpu(), wanted, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -75,10 +73,9 @@ def test_scale(shape, layout, dtype):
     for baseline in baselines(shape, dtype, layout):
         wanted = contiguous(shape, ops.accumulator_dtype(dtype))
         acc = on_gpu(wanted)
-        sums = ops.scale_(acc, on_gpu(x), on_gpu(baseline))
-        wanted_sums = reference.scale_(wanted, x, baseline)
+        ops.scale_(acc, on_gpu(x), on_gpu(baseline))
+        reference.scale_(wanted, x, baseline)
         torch.testing.assert_close(acc.cpu(), wanted, rtol=ACC_TOLERANCE[dtype], atol=ACC_TOLERANCE[dtype])
-        torch.testing.assert_close(sums.cpu(), wanted_sums, rtol=1e-5, atol=1e-5 * max(1, wanted[0].numel()) ** 0.5)
 
 
 def test_results_are_the_same_every_time():
@@ -89,10 +86,9 @@ def test_results_are_the_same_every_time():
     for _ in range(3):
         acc = torch.zeros_like(x)
         ops.accumulate_(acc, grads, example, weight)
-        results.append((acc, ops.scale_(acc, x, torch.zeros((), device="cuda"))))
-    for acc, sums in results[1:]:
-        assert torch.equal(acc, results[0][0])
-        assert torch.equal(sums, results[0][1])
+        results.append(acc)
+    for acc in results[1:]:
+        assert torch.equal(acc, results[0])
 
 
 GATES = {
@@ -119,7 +115,7 @@ def test_lean_calls_equal_plain_ones(name, layout, dtype):
 
 
 def check_lean_equals_plain(function, leaf):
-    from igfast.lean._mode import LeanMode
+    from igfast.lean.mode import LeanMode
 
     wanted = function(leaf * 1)
     grad = torch.randint_like(wanted, 1, 8)  # whose sums are exact: PyTorch adds up halves in half
@@ -136,7 +132,7 @@ def check_lean_equals_plain(function, leaf):
 @pytest.mark.parametrize("layout", [contiguous, channels_last])
 @pytest.mark.parametrize("shape", [(2, 64, 128, 128), (2, 37, 130, 131), (4096, 512), (2, 16, 8, 64, 65)])
 def test_batch_norms_equal_those_in_float64(shape, layout, dtype):
-    from igfast.lean._mode import LeanMode
+    from igfast.lean.mode import LeanMode
 
     x = on_gpu(layout(shape, dtype)).requires_grad_()
     weight, bias, mean = torch.randn(3, shape[1], device="cuda", dtype=dtype)

@@ -10,7 +10,7 @@ from igfast.ops._load import kernels_loaded
 
 assert kernels_loaded()
 from igfast import _C  # noqa: E402
-from igfast.lean._mode import LeanMode  # noqa: E402
+from igfast.lean.mode import LeanMode  # noqa: E402
 from tests.lean.calls import CALLS, IMAGE  # noqa: E402
 from tests.ops import cases  # noqa: E402
 

@@ -15,8 +15,8 @@ from tests import models
 from tests.oracle import naive_integrated_gradients, relative_difference
 
 assert kernels_loaded()
-from igfast.lean._handlers import refuses  # noqa: E402
-from igfast.lean._mode import LeanMode  # noqa: E402
+from igfast.lean.handlers import refuses  # noqa: E402
+from igfast.lean.mode import LeanMode  # noqa: E402
 
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64)
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from igfast.ops._load import kernels_loaded
 
 assert kernels_loaded()
-from igfast.lean._mode import LeanMode  # noqa: E402
+from igfast.lean.mode import LeanMode  # noqa: E402
 from tests.ops import cases  # noqa: E402
 
 POOLS = {2: F.max_pool2d, 3: F.max_pool3d}

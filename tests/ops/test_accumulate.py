@@ -79,7 +79,7 @@ def test_nothing_to_add():
     [
         ({"acc": torch.zeros(2, 5, dtype=torch.float64)}, TypeError, "acc must be Float for Float, got Double"),
         ({"acc": torch.zeros(2, 4)}, ValueError, r"grads has shape \[2, 5\]"),
-        ({"acc": torch.zeros(1, 1).expand(2, 5)}, ValueError, "acc must not overlap itself"),
+        ({"acc": torch.zeros(1, 1).expand(2, 5)}, ValueError, "acc must be contiguous or channels-last"),
         ({"weight": torch.zeros(3, dtype=torch.float64)}, ValueError, r"must have shape \(2\)"),
         ({"example": torch.tensor([0, 5])}, IndexError, r"example\[1\] is 5"),
         ({"finite": torch.ones(2)}, ValueError, "finite must be contiguous uint8"),

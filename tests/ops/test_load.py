@@ -128,5 +128,5 @@ def run_tests(names, **environment):
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
 def test_operators_on_narrower_instruction_sets(isa):
-    lean = "../lean/test_max_pool", "../lean/test_shortcuts"
+    lean = "../lean/test_max_pool", "../lean/test_winograd"
     run_tests(("test_interpolate", "test_accumulate", "test_scale", *lean), IGFAST_CPU_ISA=isa)

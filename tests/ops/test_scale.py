@@ -15,43 +15,19 @@ def test_equals_reference(shape, layout, dtype):
         for baseline in baselines(shape, dtype, layout):
             acc = acc_layout(shape, ops.accumulator_dtype(dtype))
             wanted = acc.clone()
-            sums, wanted_sums = ops.scale_(acc, x, baseline), reference.scale_(wanted, x, baseline)
+            ops.scale_(acc, x, baseline)
+            reference.scale_(wanted, x, baseline)
             torch.testing.assert_close(acc, wanted, rtol=ACC_TOLERANCE[dtype], atol=ACC_TOLERANCE[dtype])
-            # float64 sums of up to 5000 terms of size 1: rounding differs by their order, and by one rounding a term
-            torch.testing.assert_close(sums, wanted_sums, rtol=1e-6, atol=1e-4 if dtype is not torch.float64 else 1e-11)
 
 
 def test_formula_by_hand():
     acc = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    sums = ops.scale_(acc, torch.tensor([[3.0, 3.0], [5.0, 0.0]]), torch.full((), 1.0))
+    ops.scale_(acc, torch.tensor([[3.0, 3.0], [5.0, 0.0]]), torch.full((), 1.0))
     assert acc.tolist() == [[2.0, 4.0], [12.0, -4.0]]
-    assert sums.dtype is torch.float64
-    assert sums.tolist() == [6.0, 8.0]
-
-
-def test_sum_is_float64():
-    # In float32 the ones would vanish beside 1e8.
-    acc = torch.ones(1, 3001)
-    acc[0, 0] = 1e8
-    assert ops.scale_(acc, torch.ones(1, 3001), torch.zeros(())).tolist() == [1e8 + 3000]
-
-
-def test_result_does_not_depend_on_threads():
-    x, acc = torch.randn(2, 100_000), torch.randn(2, 100_000)
-    sums = []
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            sums.append(ops.scale_(acc.clone(), x, torch.zeros(())))
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(sums[0], sums[1])
-    assert torch.equal(sums[0], sums[2])
 
 
 def test_empty_batch():
-    assert ops.scale_(torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(())).shape == (0,)
+    ops.scale_(torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(()))
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,9 @@
 #include "../../../csrc/cuda/scale_cuda.cu"
 
 extern "C" {
-const char* interpolate(const igfast::CudaInterpolateArgs* args) { return igfast::interpolate_cuda(*args, nullptr); }
-const char* accumulate(const igfast::CudaAccumulateArgs* args) { return igfast::accumulate_cuda(*args, nullptr); }
-int64_t scale_scratch(const igfast::Features* features, int64_t n_examples) {
-  return igfast::scale_scratch_cuda(*features, n_examples);
-}
-const char* scale(const igfast::ScaleArgs* args, int64_t n_examples, double* sums) {
-  return igfast::scale_cuda(*args, n_examples, sums, nullptr);
-}
+const char* interpolate(const igfast::InterpolateArgs* args) { return igfast::interpolate_cuda(*args, nullptr); }
+const char* accumulate(const igfast::AccumulateArgs* args) { return igfast::accumulate_cuda(*args, nullptr); }
+const char* scale(const igfast::ScaleArgs* args) { return igfast::scale_cuda(*args, nullptr); }
 const char* gate(const igfast::GateArgs* args) { return igfast::gate_cuda(*args, nullptr); }
 const char* gate_grad(const igfast::GateArgs* args) { return igfast::gate_grad_cuda(*args, nullptr); }
 const char* batch_norm(const igfast::BatchNormArgs* args) { return igfast::batch_norm_cuda(*args, nullptr); }

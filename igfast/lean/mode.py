@@ -10,10 +10,16 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from igfast.lean import activations, affine, pooling
-from igfast.lean._handlers import Plain
+from igfast.lean import activations, batch_norm, convolution, linear, pooling
+from igfast.lean.handlers import Plain
 
-_TABLE: dict[Callable[..., Any], Callable[..., Any]] = {**affine.TABLE, **activations.TABLE, **pooling.TABLE}
+_TABLE: dict[Callable[..., Any], Callable[..., Any]] = {
+    **activations.TABLE,
+    **batch_norm.TABLE,
+    **convolution.TABLE,
+    **linear.TABLE,
+    **pooling.TABLE,
+}
 _saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 _ORDINARY = frozenset({torch.Tensor, torch.nn.Parameter})
 _DIFFERENTIATES = frozenset({torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward})

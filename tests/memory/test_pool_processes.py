@@ -17,11 +17,13 @@ def in_a_process(code):
 
 FREED_BY_THE_ALLOCATOR_OF_THE_TIME = """
 import torch
-from igfast import memory
+from igfast.memory.machine import resident_bytes
+from igfast.memory.recovery import give_back_freed_blocks
+from igfast.memory.scope import memory_scope
 device = torch.device("cpu")
 image = torch.randn(1, 8, 300, 300)
 before = image.to_mkldnn()
-with memory.memory_lent(device, None):
+with memory_scope(device, None):
     inside = image.to_mkldnn()
     other = image.to_mkldnn()
     del before
@@ -30,7 +32,7 @@ assert torch.equal(inside.to_dense(), image)
 after = image.to_mkldnn()
 del inside
 del after
-with memory.memory_lent(device, None):
+with memory_scope(device, None):
     del image
 print(torch.randn(300, 300).shape)
 """
@@ -46,12 +48,16 @@ import os
 import signal
 import threading
 import torch
-from igfast import _C, memory
+from igfast import _C
+from igfast.memory import scope
+from igfast.memory.machine import resident_bytes
+from igfast.memory.recovery import give_back_freed_blocks
+from igfast.memory.scope import memory_scope
 
 is_over = threading.Event()
 
 def work():
-    with memory.memory_lent(torch.device("cpu"), None):
+    with memory_scope(torch.device("cpu"), None):
         while not is_over.is_set():
             torch.empty(2**22, dtype=torch.uint8)
 
@@ -118,7 +124,9 @@ WITH_FEW_ADDRESSES = """
 import resource
 import torch
 import igfast
-from igfast import memory
+from igfast.memory.machine import resident_bytes
+from igfast.memory.recovery import give_back_freed_blocks
+from igfast.memory.scope import memory_scope
 
 def mapped():
     return int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
@@ -128,7 +136,7 @@ network = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.
 limit = mapped() + 5 * 2**30
 resource.setrlimit(resource.{resource}, (limit, limit))
 before = mapped()
-with memory.memory_lent(torch.device("cpu"), None):
+with memory_scope(torch.device("cpu"), None):
     block = torch.empty(2**20)
     print(mapped() - before)
     del block
@@ -148,23 +156,25 @@ ADDRESSES = """
 import mmap
 from pathlib import Path
 import torch
-from igfast import memory
+from igfast.memory.machine import resident_bytes
+from igfast.memory.recovery import give_back_freed_blocks
+from igfast.memory.scope import memory_scope
 
 def mapped():
     return int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
 
-memory.resident_bytes()  # loads what it needs
+resident_bytes()  # loads what it needs
 first = mapped()
-with memory.memory_lent(torch.device("cpu"), None):
+with memory_scope(torch.device("cpu"), None):
     kept = torch.ones(2**20, dtype=torch.uint8)
     large = torch.ones(2**28, dtype=torch.uint8)
     inside = mapped()
     del large
-memory.give_back_freed_blocks()
+give_back_freed_blocks()
 assert int(kept.sum()) == 2**20
-resident = memory.resident_bytes()
+resident = resident_bytes()
 del kept
-print(inside - first, mapped() - first, resident - memory.resident_bytes())
+print(inside - first, mapped() - first, resident - resident_bytes())
 """
 
 
@@ -177,7 +187,7 @@ def test_addresses_are_given_back_with_the_last_block_of_them():
 
 MANY_CALLS = """
 import torch, igfast
-from igfast.memory import resident_bytes
+from igfast.memory.machine import resident_bytes
 from torch import nn
 
 layers = [nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3)]

@@ -7,13 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from igfast import _C, memory
+from igfast import _C
+from igfast.memory import scope
+from igfast.memory.machine import resident_bytes
+from igfast.memory.recovery import give_back_freed_blocks
+from igfast.memory.scope import memory_scope
 
 MIB = 2**20
 
 
 def lent(budget=None):
-    return memory.memory_lent(torch.device("cpu"), budget)
+    return memory_scope(torch.device("cpu"), budget)
 
 
 def blocks(n_bytes=MIB, n=200):
@@ -25,18 +29,18 @@ def earlier_results(n_bytes, n):
     with lent():
         held = blocks(n_bytes, n)
         del held[: n - 1 : 2]
-    memory.give_back_freed_blocks()
+    give_back_freed_blocks()
     return held
 
 
 def test_freed_blocks_are_kept_for_later_requests_and_given_back():
     with lent():
         addresses = {block.data_ptr() for block in blocks()}
-        before = memory.resident_bytes()
+        before = resident_bytes()
         assert {block.data_ptr() for block in blocks()} == addresses
-        assert memory.resident_bytes() > before - 50 * MIB
-    memory.give_back_freed_blocks()
-    assert memory.resident_bytes() < before - 150 * MIB
+        assert resident_bytes() > before - 50 * MIB
+    give_back_freed_blocks()
+    assert resident_bytes() < before - 150 * MIB
 
 
 @pytest.mark.parametrize("n_bytes", [MIB // 2, 3 * MIB, 7 * MIB + 1000, 50 * MIB, 200 * MIB])
@@ -84,7 +88,7 @@ def test_returning_what_is_idle_leaves_blocks_intact():
             random_number.shuffle(held)
             del held[100:150], fresh
         del held[100:]
-        memory.give_back_freed_blocks()
+        give_back_freed_blocks()
         assert all((block == block[0]).all() for block in held)
     assert {int(block[0]) for block in held} > {6, 7}
 
@@ -106,20 +110,20 @@ def test_a_request_of_more_than_a_segment():
 
 @pytest.mark.parametrize(("is_long", "left"), [(True, 0), (False, 32 * MIB)])
 def test_short_calls_leave_some_pages_for_the_next_one(monkeypatch, is_long, left):
-    monkeypatch.setattr(memory, "_RETURN_ALL_AFTER_SECONDS", 0.0 if is_long else 1e9)
-    memory.give_back_freed_blocks()
-    before = memory.resident_bytes()
+    monkeypatch.setattr(scope, "_RETURN_ALL_AFTER_SECONDS", 0.0 if is_long else 1e9)
+    give_back_freed_blocks()
+    before = resident_bytes()
     with lent():
         blocks()
-    assert abs(memory.resident_bytes() - before - left) <= 5 * MIB
+    assert abs(resident_bytes() - before - left) <= 5 * MIB
     assert _C.host_pool_bytes() - _C.host_pool_bytes_in_use() >= left
     with lent() as use:
         result = blocks(n=10)
     assert 10 * MIB <= use.peak() < 14 * MIB
     del result
     assert _C.host_pool_bytes() - _C.host_pool_bytes_in_use() >= min(left, 20 * MIB)
-    memory.give_back_freed_blocks()
-    assert abs(memory.resident_bytes() - before) <= 5 * MIB
+    give_back_freed_blocks()
+    assert abs(resident_bytes() - before) <= 5 * MIB
 
 
 @pytest.mark.parametrize("n_earlier", [0, 1000])
@@ -139,24 +143,24 @@ def test_pages_that_nobody_uses_make_way(budget, n_earlier):
 )
 def test_room_beside_earlier_results_is_in_the_budget(n_bytes, n):
     earlier = earlier_results(n_bytes + n_bytes // 2, n)  # what is free behind the last may begin anywhere in a unit
-    before = memory.resident_bytes()
+    before = resident_bytes()
     with lent(64 * MIB) as use:  # 56 MiB of it for tensors
         fits = []
         with pytest.raises(torch.OutOfMemoryError):
             fits.extend(torch.ones(n_bytes, dtype=torch.uint8) for _ in range(1000))
         n_fit = len(fits)  # a failure shows no block: there is no memory for their text
         assert 52 * MIB <= n_fit * n_bytes <= 56 * MIB
-        assert memory.resident_bytes() <= before + 60 * MIB
+        assert resident_bytes() <= before + 60 * MIB
         assert use.peak() <= 56 * MIB
     assert all(block.min() == 1 for block in earlier)
 
 
 def test_earlier_results_that_are_freed_give_their_pages_back():
     held = earlier_results(MIB + MIB // 2, 100)
-    before = memory.resident_bytes()
+    before = resident_bytes()
     with lent(16 * MIB):
         del held
-        assert memory.resident_bytes() <= before - 70 * MIB
+        assert resident_bytes() <= before - 70 * MIB
         torch.ones(8 * MIB, dtype=torch.uint8)
 
 
@@ -195,7 +199,7 @@ def test_blocks_outlive_the_pool_and_the_pool_takes_foreign_ones():
         assert addresses == {block.data_ptr() for block in blocks()}  # still kept: the outer block is not over
     assert all(int(block.sum()) == MIB for block in own)
     del own
-    memory.give_back_freed_blocks()
+    give_back_freed_blocks()
 
 
 def test_the_pool_is_left_after_an_exception():
@@ -228,9 +232,9 @@ def test_the_pool_in_many_threads():
 
 
 def test_without_kernels_nothing_happens(monkeypatch):
-    monkeypatch.setattr(memory, "kernels_loaded", lambda: False)
+    monkeypatch.setattr(scope, "kernels_loaded", lambda: False)
     with lent():
-        memory.give_back_freed_blocks()
+        give_back_freed_blocks()
 
 
 def test_requests_beyond_the_budget_fail_and_the_peak_is_known():
@@ -258,7 +262,7 @@ def test_small_budgets_are_for_blocks_of_any_size(budget):
 
 
 def test_kept_blocks_are_in_the_peak_but_not_in_that_of_tensors():
-    memory.give_back_freed_blocks()
+    give_back_freed_blocks()
     with lent() as use:
         held = blocks(n=20)
         del held[::2]
@@ -272,7 +276,7 @@ def test_pages_that_went_back_count_again():
     with lent():
         blocks(300 * MIB, 1)
         with_pages = _C.host_pool_bytes()
-        memory.give_back_freed_blocks()
+        give_back_freed_blocks()
         without = _C.host_pool_bytes()
         assert without <= with_pages - 300 * MIB
         own = blocks(n=10)

@@ -1,4 +1,4 @@
-#include "host_ranges.h"
+#include "ranges.h"
 
 #include <sys/mman.h>
 #include <sys/resource.h>

@@ -72,7 +72,6 @@ def recomputed(blocks: list[nn.Module], contexts: Contexts) -> Iterator[None]:
 
 def _recomputing_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
-        """The block's forward pass, recomputed in threads that asked for that."""
         contexts = getattr(_local, "contexts", None)
         if contexts is None:
             return forward(*args, **kwargs)

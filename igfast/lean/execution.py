@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from igfast.errors import LeanError, warn
-from igfast.lean._recompute import recomputed, repeated_blocks
-from igfast.memory import is_out_of_memory
+from igfast.lean.recompute import recomputed, repeated_blocks
+from igfast.memory.recovery import is_out_of_memory
 from igfast.ops._load import kernels_loaded
 from igfast.rng import random_state
 
@@ -162,7 +162,7 @@ class LeanExecution:
 
 
 def _new_mode() -> Any:
-    from igfast.lean._mode import LeanMode  # its operators have to be loaded first, see why_not
+    from igfast.lean.mode import LeanMode  # its operators have to be loaded first, see why_not
 
     return LeanMode()
 

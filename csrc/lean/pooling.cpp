@@ -7,10 +7,11 @@
 #include <algorithm>
 #include <vector>
 
-#include "cuda_glue.h"
-#include "kernels.h"
-#include "lean.h"
-#include "tensors.h"
+#include "../cuda_glue.h"
+#include "../kernels.h"
+#include "../tensors.h"
+#include "node.h"
+#include "python.h"
 
 namespace igfast::lean {
 
@@ -250,51 +251,9 @@ Tensor pad(const Tensor& input, IntArrayRef pad, std::string_view mode) {
       [&] { return make_node<PadBackward>(pad, mode == "reflect", input); });
 }
 
-struct ConstantPadBackward final : Node {
-  at::DimVector pad;
-
-  explicit ConstantPadBackward(IntArrayRef pad) : pad(at::DimVector(pad)) {}
-
-  Tensor input_gradient(Tensor grad) override {
-    std::vector<int64_t> crop(pad.begin(), pad.end());
-    for (auto& n : crop) n = -n;
-    return at::constant_pad_nd(grad, crop);
-  }
-};
-
-// PyTorch fills the whole output before it copies the input into it; this fills what is around. The copy comes first,
-// since all threads share it: whoever touches memory first may have to wait for its pages.
-Tensor padded(const Tensor& input, IntArrayRef pad, double value) {
-  at::DimVector sizes(input.sizes());
-  const auto dim_of = [&](size_t pair) { return input.dim() - 1 - static_cast<int64_t>(pair); };
-  for (size_t pair = 0; 2 * pair < pad.size(); ++pair) sizes[dim_of(pair)] += pad[2 * pair] + pad[2 * pair + 1];
-  Tensor output = at::empty(sizes, input.options().memory_format(input.suggest_memory_format()));
-  Tensor inner = output;
-  std::vector<Tensor> border;
-  for (size_t pair = pad.size() / 2; pair-- > 0;) {
-    const int64_t dim = dim_of(pair), n = input.size(dim), before = pad[2 * pair], after = pad[2 * pair + 1];
-    if (before > 0) border.push_back(inner.narrow(dim, 0, before));
-    if (after > 0) border.push_back(inner.narrow(dim, before + n, after));
-    inner = inner.narrow(dim, before, n);
-  }
-  inner.copy_(input);
-  for (auto& part : border) part.fill_(value);
-  return output;
-}
-
-Tensor constant_pad(const Tensor& input, IntArrayRef pad, double value) {
-  const bool fits = pad.size() % 2 == 0 && static_cast<int64_t>(pad.size()) <= 2 * input.dim();
-  TORCH_CHECK_VALUE(fits && std::all_of(pad.begin(), pad.end(), [](int64_t n) { return n >= 0; }),
-                    "igfast::lean_constant_pad: pad must be pairs of numbers, none negative, for as many dimensions as "
-                    "the input has or less, got ",
-                    pad, " for ", input.sizes());
-  return run(input, [&] { return padded(input, pad, value); }, [&] { return make_node<ConstantPadBackward>(pad); });
-}
-
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(igfast, m) {
-  m.def("lean_constant_pad(Tensor input, int[] pad, float value) -> Tensor");
   m.def(
       "lean_max_pool(Tensor input, int[] kernel, int[] stride, int[] padding, int[] dilation, bool ceil_mode) -> "
       "Tensor");
@@ -313,8 +272,14 @@ TORCH_LIBRARY_IMPL(igfast, Autograd, m) { m.impl("lean_max_pool", &max_pool); }
 TORCH_LIBRARY_IMPL(igfast, CompositeImplicitAutograd, m) {
   m.impl("lean_avg_pool", &avg_pool);
   m.impl("lean_adaptive_avg_pool", &adaptive_avg_pool);
-  m.impl("lean_constant_pad", &constant_pad);
   m.impl("lean_pad", &pad);
+}
+
+void define_pooling(pybind11::module& m) {
+  expose(m, "lean_max_pool", &max_pool);
+  expose(m, "lean_avg_pool", &avg_pool);
+  expose(m, "lean_adaptive_avg_pool", &adaptive_avg_pool);
+  expose(m, "lean_pad", &pad);
 }
 
 }  // namespace igfast::lean

@@ -13,7 +13,7 @@
 // It is PyTorch's allocator while an attribution runs, and passes the requests of all other threads on to the one
 // before it without a lock. It stays while any of its blocks is alive (a hook may keep an activation): oneDNN frees its
 // buffers by whatever allocator PyTorch has by then. Freeing never allocates, and so never fails.
-#include "host_pool.h"
+#include "pool.h"
 
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
@@ -28,7 +28,7 @@
 #include <unordered_map>
 #include <utility>
 
-#include "host_ranges.h"
+#include "ranges.h"
 
 namespace igfast {
 namespace {
@@ -48,7 +48,7 @@ struct Block {
   Entry entry;  // for when it is free
 };
 
-std::mutex mutex;  // of all up to the atomics, and of csrc/host_ranges.cpp
+std::mutex mutex;  // of all up to the atomics, and of csrc/memory/ranges.cpp
 std::atomic<int64_t> n_users = 0;
 
 // Never destroyed: tensors may be freed after static objects.

@@ -6,10 +6,11 @@
 
 #include <cmath>
 
-#include "cuda_glue.h"
-#include "kernels.h"
-#include "lean.h"
-#include "tensors.h"
+#include "../cuda_glue.h"
+#include "../kernels.h"
+#include "../tensors.h"
+#include "node.h"
+#include "python.h"
 
 namespace igfast::lean {
 namespace {
@@ -131,5 +132,7 @@ TORCH_LIBRARY_FRAGMENT(igfast, m) {
 }
 
 TORCH_LIBRARY_IMPL(igfast, CompositeImplicitAutograd, m) { m.impl("lean_batch_norm", &batch_norm); }
+
+void define_batch_norm(pybind11::module& m) { expose(m, "lean_batch_norm", &batch_norm); }
 
 }  // namespace igfast::lean

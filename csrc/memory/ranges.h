@@ -1,5 +1,5 @@
 // Ranges of addresses of our own: which are idle, and which have pages. Its callers hold the lock of
-// csrc/host_pool.cpp.
+// csrc/memory/pool.cpp.
 #pragma once
 
 #include <cstddef>

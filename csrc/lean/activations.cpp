@@ -1,0 +1,126 @@
+// Lean execution of gates, which are piecewise linear activations: their gradient keeps one bit for each element.
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include "../cuda_glue.h"
+#include "../kernels.h"
+#include "../tensors.h"
+#include "node.h"
+#include "python.h"
+
+namespace igfast::lean {
+namespace {
+
+int64_t n_blocks(const Tensor& tensor) { return (tensor.numel() + kGateBlock - 1) / kGateBlock; }
+
+Activation activation_of(std::string_view name) {
+  if (name == "relu") return Activation::kRelu;
+  if (name == "hardtanh") return Activation::kHardtanh;
+  if (name == "leaky_relu") return Activation::kLeakyRelu;
+  TORCH_CHECK_VALUE(name == "threshold",
+                    "igfast::lean_gate: activation must be relu, hardtanh, leaky_relu or threshold, got ", name);
+  return Activation::kThreshold;
+}
+
+struct GateBackward final : Node {
+  GateArgs args;
+  Shape shape;
+
+  GateBackward(const GateArgs& args, const Tensor& input, const Tensor& bits) : args(args), shape(input) { save(bits); }
+
+  Tensor input_gradient(Tensor grad) override {
+    Tensor bits = unpack(0);
+    Tensor to;
+    // Bits are in the memory order of the input; a gradient in another (one that was expanded, say) is copied into it.
+    if (grad.strides() != IntArrayRef(shape.strides) || !grad.is_non_overlapping_and_dense()) {
+      to = at::empty_strided(shape.sizes, shape.strides, shape.options);
+      to.copy_(grad);
+      grad = to;
+    } else {
+      to = is_ours(grad) ? grad : at::empty_strided(shape.sizes, shape.strides, shape.options);
+    }
+    args.from = grad.const_data_ptr();
+    args.to = to.mutable_data_ptr();
+    args.bits = bits.mutable_data_ptr<uint8_t>();
+    if (to.is_cuda()) {
+      gate_grad_on_cuda("lean_gate", args, to.device());
+    } else {
+      for_items(n_blocks(grad), grad.numel(), [&](int64_t begin, int64_t end) { gate_grad_cpu(args, begin, end); });
+    }
+    return to;
+  }
+};
+
+// Writes the activation of `x` to `y`, both dense and of the same strides, and returns the bits.
+Tensor gate_forward(GateArgs& args, const Tensor& x, const Tensor& y) {
+  args.n_elements = x.numel();
+  Tensor bits = at::empty({n_blocks(x) * kGateBytes}, x.options().dtype(at::kByte));
+  args.from = x.const_data_ptr();
+  args.to = y.mutable_data_ptr();
+  args.bits = bits.mutable_data_ptr<uint8_t>();
+  if (x.is_cuda()) {
+    gate_on_cuda("lean_gate", args, x.device());
+  } else {
+    for_items(n_blocks(x), x.numel(), [&](int64_t begin, int64_t end) { gate_cpu(args, begin, end); });
+  }
+  return bits;
+}
+
+GateArgs gate_args(const Tensor& x, std::string_view activation, double low, double high, double slope) {
+  check_has_kernels("lean_gate", x);
+  const auto dtype = dtype_of("lean_gate", "x", x);
+  return {dtype, 0, nullptr, nullptr, nullptr, activation_of(activation), low, high, slope};
+}
+
+Tensor gate(const Tensor& x, std::string_view activation, double low, double high, double slope) {
+  GateArgs args = gate_args(x, activation, low, high, slope);
+  Tensor y, bits;
+  return run(
+      x,
+      [&] {
+        const bool dense = x.is_non_overlapping_and_dense();
+        y = dense ? at::empty_strided(x.sizes(), x.strides(), x.options()) : x.clone();
+        bits = gate_forward(args, dense ? x : y, y);
+        return y;
+      },
+      [&] { return make_node<GateBackward>(args, y, bits); });
+}
+
+Tensor& gate_(Tensor& x, std::string_view activation, double low, double high, double slope) {
+  GateArgs args = gate_args(x, activation, low, high, slope);
+  Tensor y = x, bits;
+  return run_in_place(
+      x,
+      [&] {
+        const bool dense = x.is_non_overlapping_and_dense();
+        if (!dense) y = x.clone();
+        bits = gate_forward(args, y, y);
+        if (!dense) x.copy_(y);
+      },
+      [&] { return make_node<GateBackward>(args, y, bits); });
+}
+
+void implement(torch::Library& m) {
+  m.impl("lean_gate", &gate);
+  m.impl("lean_gate_", &gate_);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(igfast, m) {
+  m.def("lean_gate(Tensor x, str activation, float low, float high, float slope) -> Tensor");
+  m.def("lean_gate_(Tensor(a!) x, str activation, float low, float high, float slope) -> Tensor(a!)");
+}
+
+TORCH_LIBRARY_IMPL(igfast, CPU, m) { implement(m); }
+#ifdef IGFAST_CUDA
+TORCH_LIBRARY_IMPL(igfast, CUDA, m) { implement(m); }
+#endif
+TORCH_LIBRARY_IMPL(igfast, Autograd, m) { implement(m); }
+
+void define_activations(pybind11::module& m) {
+  expose(m, "lean_gate", &gate);
+  expose(m, "lean_gate_", &gate_);
+}
+
+}  // namespace igfast::lean

@@ -1,0 +1,91 @@
+// Lean execution of linear maps and of products with a weight: their gradient keeps the weight alone.
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include "node.h"
+#include "python.h"
+
+namespace igfast::lean {
+namespace {
+
+// grad @ weight, for y = x @ weight^T
+struct MatmulBackward final : Node {
+  bool transposed_weight;
+
+  MatmulBackward(const Tensor& weight, bool transposed_weight) : transposed_weight(transposed_weight) { save(weight); }
+
+  Tensor input_gradient(Tensor grad) override {
+    const Tensor weight = unpack(0);
+    return at::matmul(grad, transposed_weight ? weight : weight.t());
+  }
+};
+
+// at::linear, by the route that it takes when the weight needs a gradient: at::matmul asks the transposed weight for
+// that before it chooses between one matrix product and one for each entry of the batch, which round differently.
+Tensor linear_forward(const Tensor& input, const Tensor& weight, const optional<Tensor>& bias) {
+  if (input.dim() < 3 || input.is_contiguous()) return at::linear(input, weight, bias);
+  Tensor transposed = weight.t();
+  transposed.set_requires_grad(weight.requires_grad());
+  Tensor output = at::matmul(input, transposed);
+  return bias.has_value() ? output.add_(*bias) : output;
+}
+
+Tensor linear(const Tensor& input, const Tensor& weight, const optional<Tensor>& bias) {
+  return run(
+      input, [&] { return linear_forward(input, weight, bias); },
+      [&] { return make_node<MatmulBackward>(weight, true); }, weight, bias);
+}
+
+Tensor matmul(const Tensor& input, const Tensor& weight) {
+  return run(
+      input, [&] { return at::matmul(input, weight); }, [&] { return make_node<MatmulBackward>(weight, false); },
+      weight);
+}
+
+Tensor addmm(const Tensor& bias, const Tensor& input, const Tensor& weight) {
+  return run(
+      input, [&] { return at::addmm(bias, input, weight); }, [&] { return make_node<MatmulBackward>(weight, false); },
+      weight, bias);
+}
+
+struct MulBackward final : Node {
+  at::DimVector sizes;
+
+  MulBackward(const Tensor& input, const Tensor& weight) : sizes(at::DimVector(input.sizes())) { save(weight); }
+
+  Tensor input_gradient(Tensor grad) override {
+    const Tensor weight = unpack(0);
+    if (is_ours(grad) && grad.sizes() == IntArrayRef(sizes)) return grad.mul_(weight);
+    return at::sum_to(grad.mul(weight), sizes);
+  }
+};
+
+Tensor mul(const Tensor& input, const Tensor& weight) {
+  return run(
+      input, [&] { return at::mul(input, weight); }, [&] { return make_node<MulBackward>(input, weight); }, weight);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(igfast, m) {
+  m.def("lean_linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor");
+  m.def("lean_matmul(Tensor input, Tensor weight) -> Tensor");
+  m.def("lean_addmm(Tensor bias, Tensor input, Tensor weight) -> Tensor");
+  m.def("lean_mul(Tensor input, Tensor weight) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(igfast, CompositeImplicitAutograd, m) {
+  m.impl("lean_linear", &linear);
+  m.impl("lean_matmul", &matmul);
+  m.impl("lean_addmm", &addmm);
+  m.impl("lean_mul", &mul);
+}
+
+void define_linear(pybind11::module& m) {
+  expose(m, "lean_linear", &linear);
+  expose(m, "lean_matmul", &matmul);
+  expose(m, "lean_addmm", &addmm);
+  expose(m, "lean_mul", &mul);
+}
+
+}  // namespace igfast::lean

@@ -1,0 +1,58 @@
+"""Linear maps and products with weights: they keep the weights, which the model holds anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from igfast._C import lean_addmm, lean_linear, lean_matmul, lean_mul
+from igfast.lean.handlers import NOTHING_TO_SAVE, Plain, is_parameter, refuses
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | Plain:
+    why = refuses(input, weight)
+    if why is not None or weight.dim() != 2:
+        return NOTHING_TO_SAVE if why is None else why
+    return lean_linear(input, weight, bias)  # type: ignore[no-any-return]
+
+
+def _matmul(input: Tensor, other: Tensor) -> Tensor | Plain:
+    """Only with a matrix of weights on the right; the product of two activations needs both."""
+    if not is_parameter(other) or other.dim() != 2 or input.dim() < 2:
+        return NOTHING_TO_SAVE
+    why = refuses(input, other)
+    return lean_matmul(input, other) if why is None else why
+
+
+def _addmm(input: Tensor, mat1: Tensor, mat2: Tensor, **scales: Any) -> Tensor | Plain:
+    if scales or not is_parameter(mat2) or not is_parameter(input):
+        return NOTHING_TO_SAVE
+    why = refuses(mat1, mat2)
+    return lean_addmm(input, mat1, mat2) if why is None else why
+
+
+def _mul(input: Any, other: Any, **options: Any) -> Tensor | Plain:
+    """Only with weights on one side."""
+    if is_parameter(input):
+        input, other = other, input
+    if options or not is_parameter(other) or is_parameter(input) or not isinstance(input, Tensor):
+        return NOTHING_TO_SAVE
+    why = refuses(input, other)
+    return lean_mul(input, other) if why is None else why
+
+
+TABLE: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.linear: _linear,
+    torch.matmul: _matmul,
+    Tensor.matmul: _matmul,
+    torch.mm: _matmul,
+    Tensor.mm: _matmul,
+    torch.addmm: _addmm,
+    Tensor.addmm: _addmm,
+    torch.mul: _mul,
+    Tensor.mul: _mul,
+}
