@@ -1,4 +1,4 @@
-// The one contract between the operators (library.cpp, cuda_glue.cpp) and the kernels (cpu/, cuda/): plain structs and
+// The one contract between the operators (library.cpp, lean/) and the kernels (cpu/, cuda/): plain structs and
 // launcher prototypes. No torch header here or in any kernel file, so a kernel compiles in seconds and can be read
 // without knowing PyTorch.
 //

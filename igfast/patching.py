@@ -19,6 +19,7 @@ _OURS: dict[type, type] = {
 }
 _CAPTUMS = {ours: theirs for theirs, ours in _OURS.items()}
 _active: list[CaptumPatch] = []
+_igfasts_own: set[tuple[str, str]] = set()  # names, by module, that were igfast's classes before the first patch
 
 
 @dataclass
@@ -43,8 +44,8 @@ class CaptumPatch:
     def undo(self) -> None:
         """Puts Captum's classes back; a second call does nothing.
 
-        Modules of Captum that were imported in the meantime get them too. A name that was bound to something else since
-        is left alone.
+        So do the names that modules got from Captum in the meantime. A name that was bound to something else since is
+        left alone.
         """
         for container, key, theirs in reversed(self._undo):
             if _get(container, key) is _OURS[theirs]:
@@ -53,10 +54,10 @@ class CaptumPatch:
         if self in _active:
             _active.remove(self)
         if not _active:
-            for module in _modules("captum"):
+            for module in _modules():
                 for name, value in list(vars(module).items()):
                     for ours, theirs in _CAPTUMS.items():
-                        if value is ours:
+                        if value is ours and (module.__name__, name) not in _igfasts_own:
                             vars(module)[name] = theirs
 
     def _replace(self, container: Any, key: Any, label: str) -> None:
@@ -81,8 +82,12 @@ def patch_captum() -> CaptumPatch:
         A handle: `undo()`, or `with patch_captum(): ...`.
     """
     patch = CaptumPatch()
+    if not _active:
+        _igfasts_own.clear()
     for module in _modules():
         for name, value in list(vars(module).items()):
+            if not _active and any(value is ours for ours in _CAPTUMS):
+                _igfasts_own.add((module.__name__, name))
             label = f"{module.__name__}.{name}"
             if _is_captums(value):
                 patch._replace(vars(module), name, label)
@@ -118,9 +123,7 @@ def _get(container: Any, key: Any) -> Any:
         return None
 
 
-def _modules(package: str = "") -> list[ModuleType]:
-    """The loaded modules, of one package or all but igfast's own."""
+def _modules() -> list[ModuleType]:
+    """The loaded modules, all but igfast's own."""
     modules = [m for m in sys.modules.copy().values() if isinstance(m, ModuleType) and isinstance(vars(m), dict)]
-    if package:
-        return [m for m in modules if m.__name__.split(".")[0] == package]
     return [m for m in modules if m.__name__.split(".")[0] != "igfast"]

@@ -68,6 +68,20 @@ def test_modules_of_captum_imported_meanwhile_get_captums_class_back():
         del sys.modules[module.__name__]
 
 
+def test_a_name_that_was_igfasts_before_stays_so_and_one_from_captum_does_not():
+    module = types.ModuleType("user_module")
+    module.Ours = igfast.IntegratedGradients
+    sys.modules[module.__name__] = module
+    try:
+        with igfast.patch_captum():
+            exec("from captum.attr import IntegratedGradients as Theirs", vars(module))
+            assert module.Theirs is igfast.IntegratedGradients
+        assert module.Theirs is CAPTUMS
+        assert module.Ours is igfast.IntegratedGradients
+    finally:
+        del sys.modules[module.__name__]
+
+
 def test_a_name_that_was_bound_to_something_else_is_left_alone():
     module = types.ModuleType("user_module")
     module.Explainer = CAPTUMS

@@ -2,8 +2,8 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
-#include "../cuda_glue.h"
 #include "../kernels.h"
+#include "../on_cuda.h"
 #include "../tensors.h"
 #include "node.h"
 #include "python.h"
@@ -42,8 +42,8 @@ struct GateBackward final : Node {
     args.from = grad.const_data_ptr();
     args.to = to.mutable_data_ptr();
     args.bits = bits.mutable_data_ptr<uint8_t>();
-    if (to.is_cuda()) {
-      gate_grad_on_cuda("lean_gate", args, to.device());
+    if (to.is_cuda() && to.numel() > 0) {
+      on_cuda<gate_grad_cuda>("lean_gate", args, to.device());
     } else {
       for_items(n_blocks(grad), grad.numel(), [&](int64_t begin, int64_t end) { gate_grad_cpu(args, begin, end); });
     }
@@ -58,8 +58,8 @@ Tensor gate_forward(GateArgs& args, const Tensor& x, const Tensor& y) {
   args.from = x.const_data_ptr();
   args.to = y.mutable_data_ptr();
   args.bits = bits.mutable_data_ptr<uint8_t>();
-  if (x.is_cuda()) {
-    gate_on_cuda("lean_gate", args, x.device());
+  if (x.is_cuda() && x.numel() > 0) {
+    on_cuda<gate_cuda>("lean_gate", args, x.device());
   } else {
     for_items(n_blocks(x), x.numel(), [&](int64_t begin, int64_t end) { gate_cpu(args, begin, end); });
   }

@@ -4,43 +4,14 @@
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <torch/library.h>
 
-#include <cmath>
-
-#include "../cuda_glue.h"
 #include "../kernels.h"
+#include "../on_cuda.h"
 #include "../tensors.h"
 #include "node.h"
 #include "python.h"
 
 namespace igfast::lean {
 namespace {
-
-// weight / sqrt(variance + eps). In a plain loop, since each operator of PyTorch takes a few microseconds.
-template <typename T>
-Tensor scale_on_cpu(const Tensor& variance, const optional<Tensor>& weight, double eps) {
-  Tensor scale = at::empty(variance.sizes(), variance.options().memory_format(at::MemoryFormat::Contiguous));
-  const auto of_variance = variance.accessor<T, 1>();
-  auto* to = scale.mutable_data_ptr<T>();
-  for (int64_t c = 0; c < variance.numel(); ++c) to[c] = 1 / std::sqrt(of_variance[c] + static_cast<T>(eps));
-  if (weight.has_value()) {
-    const auto of_weight = weight->accessor<T, 1>();
-    for (int64_t c = 0; c < variance.numel(); ++c) to[c] *= of_weight[c];
-  }
-  return scale;
-}
-
-// What a batch norm multiplies each channel by, (channels,).
-Tensor scale_of(const Tensor& variance, const optional<Tensor>& weight, double eps) {
-  const auto dtype = variance.scalar_type();
-  const bool are_alike = !weight.has_value() || (weight->scalar_type() == dtype && weight->sizes() == variance.sizes());
-  const bool has_loop = dtype == at::kFloat || dtype == at::kDouble;
-  if (has_loop && are_alike && variance.is_cpu() && variance.dim() == 1 && !at::isTensorSubclassLike(variance)) {
-    return dtype == at::kFloat ? scale_on_cpu<float>(variance, weight, eps)
-                               : scale_on_cpu<double>(variance, weight, eps);
-  }
-  Tensor scale = at::rsqrt(variance + eps);
-  return weight.has_value() ? scale.mul_(*weight) : scale;
-}
 
 // The constants of a batch norm; those of its gradient have no mean and no bias.
 struct Constants {
@@ -97,12 +68,14 @@ struct BatchNormBackward final : Node {
     const Constants constants{weight, std::nullopt, std::nullopt, variance, eps};
     if (has_cuda_kernel(grad, constants)) {
       const Tensor to = is_ours(grad) ? grad : at::empty_like(grad);
-      batch_norm_grad_on_cuda("lean_batch_norm", batch_norm_args(grad, to, constants), grad.device());
+      on_cuda<batch_norm_grad_cuda>("lean_batch_norm", batch_norm_args(grad, to, constants), grad.device());
       return to;
     }
     at::DimVector per_channel(grad.dim(), 1);
     per_channel[1] = -1;
-    const Tensor scale = scale_of(variance, weight, eps).view(per_channel);
+    Tensor scale = at::rsqrt(variance + eps);
+    if (has_weight) scale.mul_(*weight);
+    scale = scale.view(per_channel);
     return is_ours(grad) ? grad.mul_(scale) : grad.mul(scale);
   }
 };
@@ -115,7 +88,7 @@ Tensor batch_norm(const Tensor& input, const optional<Tensor>& weight, const opt
         const Constants constants{weight, bias, mean, variance, eps};
         if (has_cuda_kernel(input, constants)) {
           Tensor output = at::empty_like(input);
-          batch_norm_on_cuda("lean_batch_norm", batch_norm_args(input, output, constants), input.device());
+          on_cuda<batch_norm_cuda>("lean_batch_norm", batch_norm_args(input, output, constants), input.device());
           return output;
         }
         return at::batch_norm(input, weight, bias, mean, variance, /*training=*/false, /*momentum=*/0.0, eps,

@@ -7,8 +7,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "../cuda_glue.h"
 #include "../kernels.h"
+#include "../on_cuda.h"
 #include "../tensors.h"
 #include "node.h"
 #include "python.h"
@@ -87,7 +87,7 @@ std::tuple<Tensor, Tensor> max_pool_with_cells(const Window& window, const Tenso
   const MaxPoolArgs args = max_pool_args(window, x.sizes(), format, x, output, cells);
   if (output.numel() == 0) return {output, cells};
   if (x.is_cuda()) {
-    max_pool_on_cuda("lean_max_pool", args, x.device());
+    on_cuda<max_pool_cuda>("lean_max_pool", args, x.device());
     return {output, cells};
   }
   const int64_t line_size = args.output[2] * (args.channels_last ? args.n_channels : 1);
@@ -103,7 +103,7 @@ Tensor max_pool_grad(const Window& window, const Shape& input, at::MemoryFormat 
   const MaxPoolArgs args = max_pool_args(window, input.sizes, format, grad, result, dense_cells);
   if (result.numel() == 0) return result;
   if (result.is_cuda()) {
-    max_pool_grad_on_cuda("lean_max_pool", args, result.device());
+    on_cuda<max_pool_grad_cuda>("lean_max_pool", args, result.device());
     return result;
   }
   const int64_t item_size = args.input[2] * (args.channels_last ? args.n_channels : args.input[0] * args.input[1]);

@@ -169,6 +169,10 @@ class ForwardFunction:
         """The target's values: (rows,), or of a whole step as many as the output has entries."""
         return self.target.select_of_step(output) if self.inputs.joint else self.target.select(output, example)
 
+    def value(self, points: tuple[Tensor, ...], example: Tensor) -> Tensor:
+        """The target's values at path points, (rows,), forward only."""
+        return self.values(self.output(points, example), example)
+
     def gradient(self, points: tuple[Tensor, ...], example: Tensor) -> tuple[Tensor, ...]:
         """Gradients of the target with respect to path points.
 

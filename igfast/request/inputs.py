@@ -101,20 +101,26 @@ def _floating(x: Tensor) -> Tensor:
     return x if x.is_floating_point() or x.is_complex() else x.to(torch.get_default_dtype())
 
 
-def _baseline_for(index: int, baseline: object, x: Tensor) -> Tensor:
+def check_baseline(index: int, baseline: object, x: Tensor) -> Tensor:
+    """A baseline that is a tensor, detached, once its shape and device are those of an input."""
     name = f"baselines[{index}]"
-    if isinstance(baseline, (int, float)):
-        return torch.full((), baseline, dtype=x.dtype, device=x.device)
     if not isinstance(baseline, Tensor):
         raise ArgumentTypeError(f"{name} must be a tensor or a number; got {describe(baseline)}")
     allowed = f"{tuple(x.shape)} or {(1, *x.shape[1:])}, or a number"
     if baseline.dim() != x.dim() or baseline.shape[1:] != x.shape[1:] or baseline.shape[0] not in (1, x.shape[0]):
         raise BaselineError(f"{name} must have the shape of inputs[{index}], {allowed}; got {describe(baseline)}")
-    if baseline.is_complex() and not x.is_complex():
-        raise BaselineError(f"{name} is complex, but inputs[{index}] is {describe(x)}")
     if baseline.device != x.device:
         raise BaselineError(f"{name} is on {baseline.device}, but inputs[{index}] is on {x.device}")
-    return baseline.detach().to(x.dtype)
+    return baseline.detach()
+
+
+def _baseline_for(index: int, baseline: object, x: Tensor) -> Tensor:
+    if isinstance(baseline, (int, float)):
+        return torch.full((), baseline, dtype=x.dtype, device=x.device)
+    checked = check_baseline(index, baseline, x)
+    if checked.is_complex() and not x.is_complex():
+        raise BaselineError(f"baselines[{index}] is complex, but inputs[{index}] is {describe(x)}")
+    return checked.to(x.dtype)
 
 
 def one_for_each(baselines: Any, n_inputs: int) -> tuple[Any, ...]:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from igfast.errors import ArgumentTypeError, BaselineError, InputError, InputTypeError
-from igfast.request.inputs import Inputs, describe, one_for_each
+from igfast.errors import InputError, InputTypeError
+from igfast.request.inputs import Inputs, check_baseline, describe, one_for_each
 
 
 @dataclass(frozen=True)
@@ -57,16 +57,6 @@ def parse_model_inputs(inputs: Any, baselines: Any) -> ModelInputs:
 
 
 def _baseline(index: int, baseline: object, x: Tensor) -> Tensor:
-    name = f"baselines[{index}]"
     if isinstance(baseline, (int, float)):
         return torch.full_like(x, baseline)
-    if not isinstance(baseline, Tensor):
-        raise ArgumentTypeError(f"{name} must be a tensor or a number; got {describe(baseline)}")
-    if baseline.dim() != x.dim() or baseline.shape[1:] != x.shape[1:] or baseline.shape[0] not in (1, x.shape[0]):
-        raise BaselineError(
-            f"{name} must have the shape of inputs[{index}], {tuple(x.shape)} or {(1, *x.shape[1:])}, or be a number; "
-            f"got {describe(baseline)}"
-        )
-    if baseline.device != x.device:
-        raise BaselineError(f"{name} is on {baseline.device}, but inputs[{index}] is on {x.device}")
-    return torch.empty_like(x).copy_(baseline.detach())
+    return torch.empty_like(x).copy_(check_baseline(index, baseline, x))

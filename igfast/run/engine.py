@@ -25,7 +25,10 @@ _Result = TypeVar("_Result")
 
 
 class Evaluator(Protocol):
-    """What the engine asks of a model: gradients at path points."""
+    """What the engine asks of a model: values and gradients at path points."""
+
+    def value(self, points: tuple[Tensor, ...], example: Tensor) -> Tensor:
+        """Each row's value, (rows,); the example of each row is (rows,) int64."""
 
     def gradient(self, points: tuple[Tensor, ...], example: Tensor) -> tuple[Tensor, ...]:
         """Gradients of each row's value, shaped as the path points; the example of each row is (rows,) int64."""

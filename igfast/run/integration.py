@@ -105,11 +105,7 @@ class Run:
             facts = self._known()
             self._remember(facts)
             self._take(facts)
-        evaluator = self.evaluator
-        examples = evaluator.all_examples()
-        at_input = self._at_end(1.0, evaluator.own_output)
-        at_baseline = self._at_end(0.0, evaluator.baseline_output)
-        return evaluator.values(at_input, examples), evaluator.values(at_baseline, examples)
+        return self._at_end(1.0, self.evaluator.own_output), self._at_end(0.0, self.evaluator.baseline_output)
 
     def results(self, attributions: Any, delta: Tensor | None, with_report: bool) -> Any:
         """What `attribute` returns: the attributions alone, or a tuple with what else was asked for."""
@@ -256,23 +252,23 @@ class Run:
         shapes = ", ".join(str((1, *x.shape[1:])) for x in self.evaluator.inputs.x)
         return Loop(plan, self.memory, self.evaluator.save_memory, f"one path point, {shapes},", self._notes)
 
-    def _at_end(self, alpha: float, whole: Callable[[], Any]) -> Any:
-        """The output at one end of the paths: of the caller's own call, or in parts where that does not fit."""
+    def _at_end(self, alpha: float, whole: Callable[[], Any]) -> Tensor:
+        """The target's values at one end of the paths: of the own call, or in parts where that does not fit."""
         evaluator = self.evaluator
         inputs = evaluator.inputs
         plan = ChunkPlan(1, inputs.batch, inputs.batch, inputs.row_bytes)
         paths = list(map(straight_line, inputs.x, inputs.baselines))
         example = evaluator.all_examples()
 
-        def output(rows: slice) -> Any:
+        def values(rows: slice) -> Tensor:
             n_rows = rows.stop - rows.start
             if n_rows == inputs.batch:
-                return evaluator.with_entries(whole(), example)
+                return evaluator.values(evaluator.with_entries(whole(), example), example)
             alphas = torch.full((n_rows,), alpha, dtype=torch.float64, device=inputs.device)
             points = tuple(path.points(example[rows], alphas, channels_last=False) for path in paths)
-            return evaluator.comparable(evaluator.output(points, example[rows]))
+            return evaluator.value(points, example[rows])
 
-        parts = [part for _, part in self._loop(plan).over(inputs.batch, output)]
+        parts = [part for _, part in self._loop(plan).over(inputs.batch, values)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
