@@ -1,17 +1,18 @@
-# make demo        sets up and explains a photograph, with Captum beside it
+# make demo        sets up and attributes a photograph, with igfast and with Captum
 # make test        sets up and runs the tests
-# make check       format, lint, types
-# make cuda-check  compiles, links and loads the CUDA kernels, where there is nvcc; needs no GPU
-# make gpu-test    the tests that need a GPU, with PYTHON and the igfast that is built for it
-# make gpu-sanitize  those of the kernels under compute-sanitizer
+# make check       checks format, lint and types
+# make cuda-check  compiles, links and loads the CUDA kernels; needs nvcc and no GPU
+# make sanitize    runs the tests of lean execution and of the pool, on a build with AddressSanitizer and UBSan
+# make gpu-test    runs the tests that need a GPU, with PYTHON and the igfast that is built for that interpreter
+# make gpu-sanitize  runs the GPU tests of the kernels under compute-sanitizer
 # make gpu-bench   writes benchmarks/results/<name of the GPU>.jsonl
-# make gpu-package  build/gpu-package: igfast for GPU_TORCH and GPU_PYTHON, for a machine without network; needs no GPU
-# make gpu-first OUT=folder  on such a machine: tests and measurements in parts of known length
+# make gpu-package  builds igfast for GPU_TORCH and GPU_PYTHON, for a GPU machine without network; needs no GPU
+# make gpu-first OUT=folder  runs tests and measurements on such a machine, in parts of limited length
 # make bench       writes benchmarks/results/*.jsonl
-# make setup       .venv with everything the tests need, igfast installed in it in editable form
+# make setup       makes .venv with everything the tests need, and igfast in editable form
 #
-# PYTHON names the interpreter to make .venv with, TORCH the torch to install (TORCH="torch==2.12.0"). pip's own
-# environment variables (PIP_INDEX_URL and friends) are honoured, for instance to take torch's CPU wheels.
+# PYTHON names the interpreter that makes .venv, TORCH the torch to install (TORCH="torch==2.12.0"). pip's environment
+# variables (PIP_INDEX_URL and others) are honoured, for instance to install torch's CPU wheels.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -22,7 +23,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := $(wildcard csrc/* csrc/*/*)
 FORMATTED := $(filter %.cpp %.h %.cu %.cuh,$(SOURCES)) $(wildcard tests/cuda/emulated/*)
 
-.PHONY: setup test demo check cuda-check gpu-test gpu-sanitize gpu-bench gpu-package gpu-first format bench clean
+.PHONY: setup test demo check cuda-check sanitize gpu-test gpu-sanitize gpu-bench gpu-package gpu-first format bench clean
 
 setup: $(STAMP)/igfast
 
@@ -38,7 +39,7 @@ $(STAMP)/packages: pyproject.toml $(STAMP)/torch
 
 $(STAMP)/igfast: setup.py $(SOURCES) $(STAMP)/packages
 	$(PIP) --no-build-isolation -e ".[demo,dev]"
-	$(PIP) --no-deps "transformers-interpret==0.10.0"  # whose releases ask for transformers below 5, which it runs with
+	$(PIP) --no-deps "transformers-interpret==0.10.0"  # its metadata asks for transformers below 5, but it runs with 5
 	touch $@
 
 test: setup
@@ -58,12 +59,24 @@ cuda-check: setup
 		--build-lib build/cuda-check --build-temp build/cuda-check
 	$(BIN)/python -m tests.cuda.load_build build/cuda-check
 
+# The tests run on a copy of the sources beside that build. Memory that Python or torch leak is not looked for.
+SANITIZE := build/sanitize
+sanitize: setup
+	mkdir -p $(SANITIZE)
+	cp -r igfast tests pyproject.toml $(SANITIZE)
+	rm -f $(SANITIZE)/igfast/_C*.so
+	IGFAST_CUDA=0 IGFAST_SANITIZE=1 $(BIN)/python setup.py --quiet build_ext --build-lib $(SANITIZE) \
+		--build-temp build/sanitize-objects
+	cd $(SANITIZE) && IGFAST_REQUIRE_KERNELS=1 ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+		$(abspath $(BIN))/python -m pytest tests/lean tests/memory tests/ops
+
 gpu-test gpu-sanitize gpu-bench: export IGFAST_REQUIRE_KERNELS := 1
 gpu-test gpu-sanitize: export IGFAST_REQUIRE_GPU := 1
 gpu-test:
 	$(PYTHON) -m pytest tests/gpu tests/cuda
 
-# Blocks of PyTorch's allocator lie in larger ones, whose ends the sanitizer does not know.
+# PyTorch's caching allocator cuts blocks from larger ones, and the sanitizer cannot see where such a block ends.
 gpu-sanitize: export PYTORCH_NO_CUDA_MEMORY_CACHING := 1
 gpu-sanitize: SANITIZED := $(PYTHON) -m pytest tests/gpu/test_ops.py -m "gpu and not large"
 gpu-sanitize:
@@ -73,7 +86,7 @@ gpu-sanitize:
 gpu-bench:
 	$(PYTHON) -m benchmarks.bench_gpu
 
-# A folder for PYTHONPATH: the compiled operators, igfast's metadata, and what a machine for PyTorch may lack.
+# The package is a folder for PYTHONPATH: the compiled operators, igfast's metadata, and Captum.
 GPU_PYTHON ?= python3.12
 GPU_TORCH ?= torch==2.11.0
 GPU_ARCHITECTURES ?= 9.0

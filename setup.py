@@ -19,12 +19,14 @@ from torch.utils import cpp_extension
 
 CHECKS_CUDA = os.environ.get("IGFAST_CUDA") == "check"
 WARNINGS_ARE_ERRORS = os.environ.get("IGFAST_WERROR") == "1"
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+SANITIZED = os.environ.get("IGFAST_SANITIZE") == "1"  # `make sanitize`
 CUDA_SOURCES = sorted(str(path) for path in Path("csrc/cuda").glob("*.cu"))
 CPU_SOURCES = sorted(str(path) for path in Path("csrc").rglob("*.cpp"))
 HEADERS = sorted(str(path) for pattern in ("*.h", "*.cuh") for path in Path("csrc").rglob(pattern))
 
 
-# Built for as far as CUDA's compiler knows them; the first and the last as PTX too, for devices between and after them.
+# Only those that nvcc knows are built. The first and the last are also built as PTX, for devices between and after.
 ARCHITECTURES = ("5.0", "6.0", "7.0", "7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "11.0", "12.0")
 
 
@@ -142,15 +144,16 @@ def make_extension() -> cpp_extension.CppExtension:
         # -Wno-psabi: g++ notes that 64-byte vectors are passed differently without AVX-512; ours are always inlined.
         extra_compile_args=["-O3", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
         + (["-Werror"] if WARNINGS_ARE_ERRORS else [])
+        + ([*SANITIZERS, "-O1", "-fno-omit-frame-pointer"] if SANITIZED else [])
         + [f"-isystem{path}" for path in system_includes],
-        extra_link_args=["-fopenmp", "-s"],
+        extra_link_args=["-fopenmp", *(SANITIZERS if SANITIZED else ["-s"])],
     )
     extension.include_dirs = []
     extension.cuda_sources = CUDA_SOURCES if has_cuda else []
     if has_cuda:
         built_for = ",".join(architectures(nvcc()))
         extension.define_macros += [("IGFAST_CUDA", None), ("IGFAST_CUDA_ARCHITECTURES", f'"{built_for}"')]
-        extension.libraries.append("cudart")  # the one that torch has loaded, by its name
+        extension.libraries.append("cudart")  # the dynamic loader finds the one that torch has loaded, by name
         extension.library_dirs += library_folders(nvcc())
         if CHECKS_CUDA:
             extension.runtime_library_dirs += library_folders(nvcc())

@@ -1,8 +1,8 @@
-"""What each mechanism of the CPU gains: whole calls without it, beside calls with everything.
+"""Measures what each CPU mechanism gains: whole calls without the mechanism, beside calls with everything.
 
-Five networks, 20 steps. A mechanism is taken out by patching igfast in this process, one at a time; the instruction set
-is chosen by an environment variable, in processes of their own. What gains less than 3 % on every network is to be
-removed. Writes results/ablation.jsonl.
+Five networks, 20 steps. Patches of igfast in this process take out one mechanism at a time. An environment variable
+chooses the instruction set, in separate processes. A mechanism that gains less than 3 % on every network is to be
+removed. Writes results/ablation.jsonl. Cases "removed since" are of mechanisms that went for that reason.
 """
 
 from __future__ import annotations
@@ -47,21 +47,6 @@ class PlainConvolution(torch.autograd.Function):
         return (of_input, *[None] * (2 + len(ctx.options)))
 
 
-class PlainLinear(torch.autograd.Function):
-    """A linear map with one matrix product as its gradient, whatever rows of it are zero."""
-
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
-        """PyTorch's linear map."""
-        ctx.weight = weight
-        return torch.nn.functional.linear(input, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        """The gradient of the input alone."""
-        return grads[0] @ ctx.weight, None, None
-
-
 @contextmanager
 def without_convolution_gradient(applies: Callable[..., bool], hits: list[str]) -> Iterator[None]:
     """PyTorch's gradient for the convolutions that a function picks by weight and stride."""
@@ -81,17 +66,6 @@ def without_convolution_gradient(applies: Callable[..., bool], hits: list[str]) 
 
 def _as_list(option: Any) -> Any:
     return list(option) if isinstance(option, (tuple, list)) else option
-
-
-def is_pointwise(weight: Tensor, stride: tuple[int, ...]) -> bool:  # noqa: ARG001
-    """Whether a convolution is one of 1x1 that has its gradient as one matrix product."""
-    return set(weight.shape[2:]) == {1} and weight.shape[1] >= 256
-
-
-def is_im2col(weight: Tensor, stride: tuple[int, ...]) -> bool:
-    """Whether a convolution has its gradient by im2col: few channels in, or windows that do not overlap."""
-    are_apart = all(s >= k >= 4 for s, k in zip(stride, weight.shape[2:], strict=True))
-    return set(weight.shape[2:]) != {1} and weight.shape[0] >= 16 and (are_apart or weight.shape[1] <= 4)
 
 
 def is_winograd(weight: Tensor, stride: tuple[int, ...]) -> bool:
@@ -122,42 +96,10 @@ def without_channels_last(hits: list[str]) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def without_zero_rows(hits: list[str]) -> Iterator[None]:
-    """Gradients of linear maps with all their rows, zero or not."""
-    from igfast.lean import linear as family
-
-    def linear(*arguments: Any) -> Any:
-        hits.append("linear")
-        return PlainLinear.apply(*arguments)
-
-    with patch.object(family, "lean_linear", linear):
-        yield
-
-
-@contextmanager
-def without_border(hits: list[str]) -> Iterator[None]:
-    """PyTorch's own constant padding."""
-    from igfast.lean import pooling
-
-    has_quick_border = pooling._has_quick_border
-
-    def never(*arguments: Any) -> bool:
-        hits.extend(["pad"] * has_quick_border(*arguments))
-        return False
-
-    with patch.object(pooling, "_has_quick_border", never):
-        yield
-
-
 MECHANISMS: dict[str, Callable[[list[str]], Any]] = {
     "host pool": without_pool,
     "channels-last": without_channels_last,
-    "1x1 convolutions as products": partial(without_convolution_gradient, is_pointwise),
-    "im2col for few channels and patches": partial(without_convolution_gradient, is_im2col),
     "Winograd for 3x3": partial(without_convolution_gradient, is_winograd),
-    "zero rows skipped": without_zero_rows,
-    "border of constant padding": without_border,
 }
 
 

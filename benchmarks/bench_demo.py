@@ -1,4 +1,4 @@
-"""The demo, with its picture and numbers kept: results/demo.jsonl and results/demo.png."""
+"""Runs the demo, and keeps its numbers and picture as results/demo.jsonl and results/demo.png."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""On an NVIDIA GPU: operators against a copy on the device, networks against Captum, the largest image that fits.
+"""Measures on an NVIDIA GPU: operators against a device copy, networks against Captum, the largest image that fits.
 
-Writes results/<name of the GPU>.jsonl. Times are of work that was waited for; peaks are what PyTorch's allocator held
-at most beyond what it held before the call.
+Writes results/<name of the GPU>.jsonl. A time ends when the GPU has finished its work. A peak is the most that
+PyTorch's allocator held during the call, beyond what the allocator held before.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from igfast.ops._load import kernels_for
 OPERATOR_MB = 256
 CALLS_PER_SAMPLE = 10
 ROUNDS = 3
-SAMPLE_SECONDS = 0.02  # of calls that are timed together
+SAMPLE_SECONDS = 0.02  # about, of calls that are timed together
 SIDE_UNIT = 32
 SEVERAL_INPUTS = ("ResNet-50, 224x224", "CNN of 5 layers, 32x32", "MLP of 6 layers")
 Records = list[dict[str, Any]]
@@ -79,7 +79,7 @@ def lean_operators(device: torch.device, dtype: torch.dtype, megabytes: int) -> 
     x = torch.randn(1, 64, side, side, device=device, dtype=dtype)
     x = x.contiguous(memory_format=torch.channels_last)
     constants = [torch.rand(64, device=device, dtype=dtype) + 0.5 for _ in range(4)]
-    forward: dict[str, tuple[Callable[[Any], Any], int, int]] = {  # bytes that a forward and a backward pass move
+    forward: dict[str, tuple[Callable[[Any], Any], int, int]] = {  # bytes moved by the forward and the backward pass
         "gate": (lambda t: torch.ops.igfast.lean_gate(t, "relu", 0.0, 0.0, 0.0), *[2 * x.nbytes + x.numel() // 8] * 2),
         "max pool": (
             lambda t: torch.ops.igfast.lean_max_pool(t, [3, 3], [2, 2], [1, 1], [1, 1], False),
@@ -225,7 +225,7 @@ def measure_largest_image(device: torch.device, first: int = 1024) -> Records:
         try:
             image = torch.randn(1, 3, side, side, device=device)
             library.IntegratedGradients(network).attribute(image, target=3, n_steps=2, **options)
-        except Exception as error:  # beyond 2^31 elements of a tensor, libraries refuse in ways of their own
+        except Exception as error:  # for tensors beyond 2^31 elements, libraries raise errors of their own
             if side <= first and not is_out_of_memory(error):
                 raise
             reasons.append(f"{side}: {type(error).__name__}: {error}".splitlines()[0])

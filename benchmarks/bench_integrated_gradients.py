@@ -1,7 +1,6 @@
-"""ResNet-50 at 224x224, 50 steps: a call without options against Captum's, and against Captum tuned.
+"""ResNet-50 at 224x224, 50 steps: igfast without options against Captum without options, and against Captum tuned.
 
-Times are taken in one process, in turns; peak memory in a process for each case. Writes
-results/integrated_gradients.jsonl.
+Calls take turns in one process; each peak is of a separate process. Writes results/integrated_gradients.jsonl.
 """
 
 from __future__ import annotations

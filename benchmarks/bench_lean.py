@@ -1,7 +1,7 @@
-"""What a call of an operator of lean execution takes beyond the plain call, on tensors too small to matter.
+"""Measures the overhead of a lean operator's call over the plain call, on tensors too small to matter.
 
-Part of it is PyTorch's own: a mode that sees every call and passes it on costs that. Writes results/lean.jsonl:
-microseconds for a forward pass, and for one with its gradient.
+Part of the overhead is PyTorch's dispatch to a mode, which a mode that only passes calls on measures. Writes
+results/lean.jsonl: microseconds of a forward pass, and of a forward pass with its gradient.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from benchmarks import harness
 from igfast.ops import build_info
 
-CALLS = 300  # that are timed together
+CALLS = 300  # timed together
 CHANNELS = 8
 
 
@@ -61,7 +61,7 @@ class Passing(TorchFunctionMode):
 
 def modes() -> dict[str, Callable[[], AbstractContextManager[Any]]]:
     """What the calls are made in."""
-    from igfast.lean.mode import LeanMode  # there is none without kernels
+    from igfast.lean.mode import LeanMode  # the import needs the compiled operators
 
     return {"plain": nullcontext, "mode": Passing, "lean": LeanMode}
 

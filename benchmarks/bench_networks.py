@@ -1,7 +1,7 @@
-"""Five networks, 50 steps: a call without options, Captum's, and Captum tuned; lean execution on and off.
+"""Five networks, 50 steps: igfast and Captum without options, and Captum tuned; lean execution on and off.
 
-igfast's calls come before, between and after those of Captum, in one process; of Captum's sizes, those that may be the
-best take all rounds, as the call without options does. Writes results/networks.jsonl.
+igfast's calls come before, between and after those of Captum, in one process. Captum without options takes part in all
+rounds, and so does each size of Captum that may be the fastest. Writes results/networks.jsonl.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ def lean_ratio(call: Callable[..., Any]) -> float:
     return harness.ratio(seconds["on"], seconds["off"])
 
 
-def measure(name: str, rounds: int) -> list[dict[str, Any]]:
+BUSY = ", beside a busy process"
+
+
+def measure(name: str, rounds: int, suffix: str) -> list[dict[str, Any]]:
     """A record for each provider."""
     call = NETWORKS[name]()
     ratio = lean_ratio(call)
@@ -47,7 +50,7 @@ def measure(name: str, rounds: int) -> list[dict[str, Any]]:
         times = harness.percentiles(taken)
         to_ours = ratios.get(provider, 1.0)
         print(f"{name:<30} {provider:<32} {times['p50']:7.2f} s {to_ours:6.2f} x {taken}", flush=True)
-        record = {"benchmark": "networks", "case": f"{name}, {N_STEPS} steps, float32", "network": name}
+        record = {"benchmark": "networks", "case": f"{name}, {N_STEPS} steps, float32{suffix}", "network": name}
         of_provider = {"provider": provider, "seconds": times, "time_ratio": to_ours, "rounds": len(taken)}
         records.append({**record, **of_provider, "lean_ratio": ratio})
     return records
@@ -58,9 +61,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--busy", action="store_true", help="while another process keeps one core busy")
     options = parser.parse_args()
     for name in options.networks:
-        print(harness.update("networks", measure(name, options.rounds)), flush=True)
+        with harness.beside_a_busy_process(options.busy):
+            records = measure(name, options.rounds, BUSY if options.busy else "")
+        print(harness.update("networks", records), flush=True)
 
 
 if __name__ == "__main__":

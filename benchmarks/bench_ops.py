@@ -1,4 +1,4 @@
-"""The operators against a torch copy that moves the same bytes (reads plus writes), at 2 MB and 200 MB of rows.
+"""Measures the operators against a torch copy of the same bytes (reads plus writes), at 2 MB and 200 MB of rows.
 
 Writes results/ops.jsonl.
 """

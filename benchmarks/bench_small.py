@@ -1,7 +1,7 @@
-"""Small models, 50 steps: where what is done around the model can take as long as the model itself.
+"""Small models, 50 steps, on which the work around the model can take as long as the model itself.
 
-Captum without options and with each size that may be its best; a sample is the mean of several calls, the providers
-take turns. Writes results/small.jsonl.
+igfast against Captum without options, and with each size that may be the fastest. A sample is the mean of several
+calls, and the providers take turns. Writes results/small.jsonl.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ import torch
 
 import igfast
 from benchmarks import cases, harness
+from benchmarks.bench_networks import BUSY
 
 N_STEPS = 50
-CAPTUM_STEPS = (5, 10, 25, 50)  # in a chunk, whose size is that many times the examples
+CAPTUM_STEPS = (5, 10, 25, 50)  # internal_batch_size is this many times the number of examples
 ROUNDS = 40
 SECONDS_PER_SAMPLE = 0.05
 
-MODELS: dict[str, tuple[Callable[[], tuple[torch.nn.Module, torch.Tensor]], int]] = {  # and the number of examples
+MODELS: dict[str, tuple[Callable[[], tuple[torch.nn.Module, torch.Tensor]], int]] = {  # model, number of examples
     "MLP of 6 layers, 1 example": (cases.small_mlp, 1),
     "MLP of 6 layers, 100 examples": (cases.small_mlp, 100),
     "CNN of 5 layers, 1 image of 32x32": (cases.small_cnn, 1),
 }
 
 
-def measure(name: str) -> list[dict[str, Any]]:
+def measure(name: str, suffix: str) -> list[dict[str, Any]]:
     """A record for each provider."""
     make, n_examples = MODELS[name]
     network, example = make()
@@ -44,7 +45,7 @@ def measure(name: str) -> list[dict[str, Any]]:
         times = harness.percentiles([seconds / n_calls for seconds in taken])
         to_ours = harness.ratio(taken, samples["igfast"])
         print(f"{name:<36} {provider:<32} {1e3 * times['p50']:8.2f} ms {to_ours:6.2f} x", flush=True)
-        record = {"benchmark": "small", "case": f"{name}, {N_STEPS} steps, float32", "network": name}
+        record = {"benchmark": "small", "case": f"{name}, {N_STEPS} steps, float32{suffix}", "network": name}
         records.append({**record, "provider": provider, "seconds": times, "time_ratio": to_ours, "rounds": ROUNDS})
     return records
 
@@ -53,9 +54,12 @@ def main() -> None:
     """Measures all models, or some beside the records of the others, and writes the records."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--busy", action="store_true", help="while another process keeps one core busy")
     options = parser.parse_args()
     for name in options.models:
-        print(harness.update("small", measure(name)), flush=True)
+        with harness.beside_a_busy_process(options.busy):
+            records = measure(name, BUSY if options.busy else "")
+        print(harness.update("small", records), flush=True)
 
 
 if __name__ == "__main__":

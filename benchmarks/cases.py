@@ -1,4 +1,4 @@
-"""The networks that are measured."""
+"""The networks that the benchmarks measure, and calls of both libraries on them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def resnet50(side: int = 224) -> tuple[nn.Module, Tensor]:
     model = Logits(ResNetForImageClassification(ResNetConfig(num_labels=1000)))
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # a plain average over the batches seen
+            module.momentum = None  # calibrates with a plain average over batches
     model.train()
     with torch.no_grad():
         model(torch.randn(4, 3, 224, 224))
@@ -82,7 +82,7 @@ def convnext() -> tuple[nn.Module, Tensor]:
     from transformers import ConvNextConfig, ConvNextForImageClassification
 
     torch.manual_seed(0)
-    # Layers are scaled by 1e-6 before training, and a network without them is no ConvNeXt.
+    # The default scale of layers before training, 1e-6, would all but remove them from the network.
     config = ConvNextConfig(num_labels=1000, layer_scale_init_value=0.1)
     return Logits(ConvNextForImageClassification(config)).eval(), torch.randn(1, 3, 224, 224)
 

@@ -1,4 +1,4 @@
-"""What is measured on a GPU: networks, so many inputs each, a dtype; and the calls that compete."""
+"""What the GPU benchmarks measure: networks, a number of inputs and a dtype for each, and Captum's calls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks import cases
 from igfast.run import integration as _integration
 
 N_STEPS = 50
-CAPTUM_STEPS = (2, 5, 10, 25)  # of all inputs in one of its calls; without options it takes all 50
+CAPTUM_STEPS = (2, 5, 10, 25)  # of all inputs in one forward pass; Captum without options takes all 50
 
 
 def _images(make: Callable[..., tuple[nn.Module, Tensor]], side: int) -> tuple[nn.Module, tuple[int, ...]]:

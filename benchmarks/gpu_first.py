@@ -1,7 +1,7 @@
-"""Everything that a GPU has to show, in parts of known length: for a machine that can be had for minutes.
+"""Runs all tests and measurements of the GPU in parts of limited length, on a machine available for minutes only.
 
-A part that fails or takes too long does not keep the next from running. Each writes what it has to its own log and
-record files at once. build/gpu-package (`make gpu-package`) is used if it is there and loads, else igfast is built.
+A part that fails or takes too long does not keep the next from running. Each part writes its own log and record files
+at once. build/gpu-package (`make gpu-package`) is used if that folder exists and loads; otherwise igfast is built.
 """
 
 from __future__ import annotations

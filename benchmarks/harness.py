@@ -1,4 +1,4 @@
-"""What the benchmarks share: alternating timings, peak memory in a process of its own, records with their origin."""
+"""Functions that the benchmarks share: alternating timings, measurements in separate processes, records with origin."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import igfast
 from igfast.ops import build_info
 
 RESULTS = Path(__file__).parent / "results"
-_MAY_BE_FASTEST = 1.15  # times the least: what is this close may come first in the next round
+_MAY_BE_FASTEST = 1.15  # times the lowest ratio: calls this close may be the fastest in the next round
 
 
 def _run(*command: str) -> str:
@@ -144,6 +145,19 @@ def beside(
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:
     """The 20th, 50th and 80th percentile."""
     return {f"p{p}": float(np.percentile(seconds, p)) for p in (20, 50, 80)}
+
+
+@contextmanager
+def beside_a_busy_process(is_wanted: bool) -> Iterator[None]:
+    """Runs the block while another process keeps one core busy, if that is wanted."""
+    command = [sys.executable, "-c", "while True: pass"]
+    process = subprocess.Popen(command) if is_wanted else None
+    try:
+        yield
+    finally:
+        if process is not None:
+            process.kill()
+            process.wait()
 
 
 def in_own_process(module: str, *arguments: str) -> dict[str, Any]:

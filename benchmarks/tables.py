@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks import harness
+from benchmarks.bench_networks import BUSY
 
 
 def _providers(name: str, call: str) -> list[str]:
@@ -37,15 +38,14 @@ def text() -> list[str]:
 def memory() -> list[str]:
     """Large images: peaks, and igfast's over those of the others."""
     records = [r for r in harness.read("memory") if r["side"] == 1024]
-    lines = [
-        "| network | igfast | captum, internal_batch_size=1 | inference | captum / igfast | igfast / inference |",
-        "|---|---|---|---|---|---|",
-    ]
+    providers = ("igfast", "captum, internal_batch_size=1", "inference", "inference, mmap threshold 128 KiB")
+    lines = [f"| network | {' | '.join(providers)} | captum / igfast | igfast / inference |", "|---|" + "---|" * 6]
     for network in dict.fromkeys(r["network"] for r in records):
         peaks = {r["provider"]: r["peak_bytes"] for r in records if r["network"] == network}
-        ours, captums, inference = peaks["igfast"], peaks["captum, internal_batch_size=1"], peaks["inference"]
-        mib = " | ".join(f"{peak / 2**20:.0f} MiB" for peak in (ours, captums, inference))
-        lines.append(f"| {network} | {mib} | {captums / ours:.1f} x | {ours / inference:.1f} x |")
+        ours, captums, *inference = (peaks[provider] for provider in providers)
+        mib = " | ".join(f"{peaks[provider] / 2**20:.0f} MiB" for provider in providers)
+        ratios = ", ".join(f"{ours / peak:.1f} x" for peak in inference)
+        lines.append(f"| {network} | {mib} | {captums / ours:.1f} x | {ratios} |")
     return lines
 
 
@@ -58,9 +58,11 @@ def within_budget() -> list[str]:
     return lines
 
 
-def _beside_captum(name: str, unit: str, per_second: int) -> Iterator[tuple[dict[str, Any], str]]:
+def _beside_captum(
+    name: str, unit: str, per_second: int, is_busy: bool = False
+) -> Iterator[tuple[dict[str, Any], str]]:
     """Igfast's record of each network, and its line: times of igfast, Captum and Captum's best size, and ratios."""
-    records = harness.read(name)
+    records = [r for r in harness.read(name) if r["case"].endswith(BUSY) == is_busy]
     for network in dict.fromkeys(r["network"] for r in records):
         ours, captums, *tuned = (r for r in records if r["network"] == network)
         best = min(tuned, key=lambda r: float(r["time_ratio"]))
@@ -86,6 +88,26 @@ def small() -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     return lines + [line for _, line in _beside_captum("small", "ms", 1000)]
+
+
+def busy() -> list[str]:
+    """As `networks`, while another process keeps one core busy."""
+    lines = [
+        "| network | igfast | captum | captum, best size | captum / igfast | best / igfast |",
+        "|---|---|---|---|---|---|",
+    ]
+    return lines + [line for _, line in _beside_captum("networks", "s", 1, is_busy=True)]
+
+
+def ablation() -> list[str]:
+    """The time of a call without each mechanism over that of a call with everything."""
+    records = harness.read("ablation")
+    networks = list(dict.fromkeys(r["network"] for r in records))
+    lines = [f"| without | {' | '.join(networks)} |", "|---|" + "---|" * len(networks)]
+    for title in dict.fromkeys(r["without"] for r in records if r["without"] != "everything"):
+        ratios = {r["network"]: f"{r['time_ratio']:.2f} x" for r in records if r["without"] == title}
+        lines.append(f"| {title} | {' | '.join(ratios.get(network, '-') for network in networks)} |")
+    return lines
 
 
 def gpu() -> list[str]:
@@ -142,7 +164,20 @@ def operators() -> list[str]:
     return lines
 
 
-TABLES = (demo, memory, within_budget, integrated_gradients, networks, small, text, operators, gpu, gpu_operators)
+TABLES = (
+    demo,
+    memory,
+    within_budget,
+    integrated_gradients,
+    networks,
+    busy,
+    small,
+    text,
+    operators,
+    ablation,
+    gpu,
+    gpu_operators,
+)
 
 if __name__ == "__main__":
     print("\n\n".join("\n".join(table()) for table in TABLES))

@@ -1,24 +1,22 @@
-// The one contract between the operators (library.cpp, lean/) and the kernels (cpu/, cuda/): plain structs and
-// launcher prototypes. No torch header here or in any kernel file, so a kernel compiles in seconds and can be read
-// without knowing PyTorch.
+// The contract between the operators (library.cpp, lean/) and the kernels (cpu/, cuda/): plain structs and launcher
+// prototypes. Neither this header nor any kernel includes a torch header, so a kernel compiles in seconds.
 //
-// A *row* is one path point: the triple (example, alpha, weight). Tensors of shape (batch, *features) and
-// (rows, *features) are dense here, and all of an operator have one memory order. So each example and each row is
-// n_features elements, one after the other.
+// A *row* is one path point: (example, alpha, weight). Tensors of shape (batch, *features) and (rows, *features) are
+// dense, and all tensors of an operator share one memory order. So an example or a row is n_features consecutive
+// elements.
 #pragma once
 
 #include <cstdint>
 
 namespace igfast {
 
-// Features that one work item handles at a time. The accumulator's stretch stays in a 32 KB first-level cache while the
-// rows stream past.
+// Features of one work item: the accumulators stay in a 32 KB first-level cache while the rows stream past.
 constexpr int64_t kTile = 1024;
 
 enum class DType : int32_t { kHalf, kBFloat16, kFloat, kDouble };
 
-// A baseline of all examples. Example e has its own at data + e * stride elements; `is_number` means that data is one
-// element, the baseline of all features.
+// The baselines of all examples. The baseline of example e begins at data + e * stride elements. If `is_number`, data
+// is one element, the baseline of every feature.
 struct Baseline {
   const void* data;
   int64_t stride;  // n_features, or 0 where all examples share one
@@ -45,7 +43,7 @@ struct AccumulateArgs {
   const int64_t* example;  // [n_rows]
   const double* weight;    // [n_rows]
   uint8_t* finite;         // [n_rows] or null
-  int64_t n_parts;         // CPU: parts of the examples that threads share
+  int64_t n_parts;         // CPU: into how many parts the examples are split for threads
   int64_t* links;          // CUDA: scratch, [n_examples + n_rows]
 };
 
@@ -58,15 +56,15 @@ struct ScaleArgs {
   Baseline baseline;
 };
 
-// Activations whose gradient is 1 where a gate is open and `slope` elsewhere (0 but for leaky_relu).
+// Activations with gradient 1 where a gate is open, and `slope` elsewhere (0 except for leaky_relu).
 enum class Activation : int32_t {
-  kRelu,       // open where not x <= 0, so that a NaN passes, as in PyTorch; elsewhere 0
+  kRelu,       // open unless x <= 0, so that a NaN passes, as in PyTorch; elsewhere 0
   kHardtanh,   // open where low < x < high (on CUDA for a NaN too, as in PyTorch); elsewhere the nearer bound
   kLeakyRelu,  // open where x > 0; elsewhere x * slope
-  kThreshold,  // open where not x <= low; elsewhere high
+  kThreshold,  // open unless x <= low; elsewhere high
 };
 
-constexpr int64_t kGateBlock = 512;  // elements that share kGateBytes bytes of bits, on the CPU
+constexpr int64_t kGateBlock = 512;  // elements whose gates take kGateBytes bytes, on the CPU
 constexpr int64_t kGateBytes = kGateBlock / 8;
 
 // Forward: to = activation(from), bits = gates. Backward: to = from where a gate is open, from * slope elsewhere.
@@ -76,18 +74,18 @@ struct GateArgs {
   int64_t n_elements;
   const void* from;
   void* to;
-  uint8_t* bits;  // [ceil(n_elements / kGateBlock) * kGateBytes]; their order is the device's
+  uint8_t* bits;  // [ceil(n_elements / kGateBlock) * kGateBytes]; CPU and CUDA order bits differently
   Activation activation;
   double low, high, slope;
 };
 
-// CUDA. Forward: to = the batch norm of from in eval mode. Backward: to = the gradient of the input, from = that of the
-// output. `to` may be `from`.
+// CUDA only. Forward: to = the batch norm of from in eval mode. Backward: from = the gradient of the output, to = that
+// of the input. `to` may be `from`.
 struct BatchNormArgs {
   DType dtype;         // of all arrays
-  bool channels_last;  // the channels of a position lie side by side, else the positions of a channel
+  bool channels_last;  // consecutive elements are channels of a position, else positions of a channel
   int64_t n_channels;
-  int64_t n_positions;  // of a channel in an example
+  int64_t n_positions;  // of one channel in one example
   int64_t n_elements;
   const void* from;
   void* to;
@@ -95,12 +93,12 @@ struct BatchNormArgs {
   double eps;
 };
 
-constexpr int kMostCells = 256;  // of a pooling window, so that a byte can number them
+constexpr int kMostCells = 256;  // the largest pooling window: a byte numbers its cells
 
-// Windows of a max pool, no wider than the input, each of which has a cell in it. Forward: to = the largest cell of
-// each window, cell = its number in the window. Backward: to = the gradient of the input, from = that of the output.
-// Arrays are dense, of order (batch, channels, depth, height, width) or, if channels_last, (batch, depth, height,
-// width, channels).
+// A max pool. Each window is no wider than the input and has a cell in the input. Forward: to = the largest value of
+// each window, cell = the number of that value's cell. Backward: from = the gradient of the output, to = that of the
+// input. Arrays are dense, in the order (batch, channels, depth, height, width) or, if channels_last, (batch, depth,
+// height, width, channels).
 struct MaxPoolArgs {
   DType dtype;  // of from and to
   bool channels_last;
@@ -112,23 +110,23 @@ struct MaxPoolArgs {
   uint8_t* cell;  // of the output's shape
 };
 
-// Winograd's F(2x2, 3x3): an image in patches of 4x4 cells, two apart, each of which gives 2x2 cells of the result.
+// Winograd's F(2x2, 3x3): each patch of 4x4 image cells, two cells apart, gives 2x2 cells of the result.
 struct WinogradArgs {
   DType dtype;  // float or double
   int64_t n_channels;
   int64_t height, width;           // of the image
   int64_t tiles_high, tiles_wide;  // of an example
   int64_t before[2];               // cells by which the first patch begins above and left of the image
-  int64_t first_tile, n_tiles;     // of a band, which `tiles` holds: (example, row, column), the column fastest
+  int64_t first_tile, n_tiles;     // the band in `tiles`; tiles are numbered (example, row, column), the column fastest
   void* image;                     // [batch][height][width][n_channels]
   void* tiles;                     // [16][n_tiles][n_channels]
 };
 
-// CPU: a launcher does the work items [begin, end).
+// CPU: a launcher runs the work items [begin, end).
 inline int64_t n_tiles(int64_t n_features) { return (n_features + kTile - 1) / kTile; }
 
-// Work items are (row, tile) and (example, tile), the tile fastest; for accumulate (part, tile), where part p of P has
-// the examples from p * n_examples / P to (p + 1) * n_examples / P.
+// Work items are (row, tile) to interpolate, (example, tile) to scale and (part, tile) to accumulate, the tile fastest.
+// Part p of P has the examples from p * n_examples / P to (p + 1) * n_examples / P.
 void interpolate_cpu(const InterpolateArgs& args, int64_t begin, int64_t end);
 void scale_cpu(const ScaleArgs& args, int64_t begin, int64_t end);
 void accumulate_cpu(const AccumulateArgs& args, int64_t begin, int64_t end);
@@ -137,19 +135,19 @@ void accumulate_cpu(const AccumulateArgs& args, int64_t begin, int64_t end);
 void gate_cpu(const GateArgs& args, int64_t begin, int64_t end);
 void gate_grad_cpu(const GateArgs& args, int64_t begin, int64_t end);
 
-// Work items of the forward function are lines of the output: (batch, channel unless those are last, depth, height),
-// the height fastest; of the gradient lines of the input, (batch, depth, height), or planes, (batch, channel).
+// Forward, work items are lines of the output: (batch, depth, height) if channels_last, else (batch, channel, depth,
+// height). Backward: lines of the input if channels_last, else planes, (batch, channel).
 void max_pool_cpu(const MaxPoolArgs& args, int64_t begin, int64_t end);
 void max_pool_grad_cpu(const MaxPoolArgs& args, int64_t begin, int64_t end);
 
-// Work items are tiles of the band. The first transforms patches of the image to tiles, B^T d B; the second products of
-// tiles to 2x2 cells of an image whose first ones are at its corner, A^T m A.
+// Work items are tiles of the band. winograd_tiles_cpu computes tiles from patches of the image, B^T d B.
+// winograd_image_cpu computes 2x2 image cells, from the corner on, from products of tiles, A^T m A.
 void winograd_tiles_cpu(const WinogradArgs& args, int64_t begin, int64_t end);
 void winograd_image_cpu(const WinogradArgs& args, int64_t begin, int64_t end);
 
-// CUDA: a launcher puts its work on `stream`, a cudaStream_t of the current device, and does not wait for it. It
-// returns null or what CUDA says went wrong. There is work to do: no size is 0. All arrays are in the device's memory.
-// A kernel that meets an example outside of [0, n_examples) stops the device (assert).
+// CUDA: a launcher enqueues its work on `stream`, a cudaStream_t of the current device. The launcher returns null or
+// CUDA's error message. No size is 0. All arrays are in device memory. An example outside of [0, n_examples) fails an
+// assert on the device.
 const char* interpolate_cuda(const InterpolateArgs& args, void* stream);
 const char* accumulate_cuda(const AccumulateArgs& args, void* stream);
 const char* scale_cuda(const ScaleArgs& args, void* stream);
@@ -161,7 +159,7 @@ const char* batch_norm_grad_cuda(const BatchNormArgs& args, void* stream);
 const char* max_pool_cuda(const MaxPoolArgs& args, void* stream);
 const char* max_pool_grad_cuda(const MaxPoolArgs& args, void* stream);
 
-// The instruction sets that the CPU kernels are compiled for; cpu_isa() is the one that this machine runs.
+// The instruction sets that the CPU kernels are compiled for. cpu_isa() returns the one to use on this machine.
 enum class Isa : int32_t { kBaseline, kAvx2, kAvx512 };
 Isa cpu_isa();
 

@@ -1,6 +1,5 @@
-// The operators on path points: schemas, argument checks, CPU and CUDA. And the pybind11 module igfast._C. The sources
-// that include torch headers, which take half a minute each to compile, are this one, lean/*.cpp and memory/pool.cpp;
-// the kernels see kernels.h alone.
+// The operators on path points (schemas, argument checks, CPU and CUDA) and the pybind11 module igfast._C. Only this
+// file, lean/*.cpp and memory/pool.cpp include torch headers and so take half a minute each to compile.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <pybind11/pybind11.h>
@@ -43,8 +42,8 @@ void check_device(const char* op, at::Device device, at::TensorList tensors) {
   }
 }
 
-// The per-row arrays: `example` int64 and `values` (alpha or weight) float64, both of length n_rows. On the CPU the
-// examples are looked at, too; a kernel on CUDA stops the device.
+// Checks the per-row arrays: `example` int64 and `values` (alpha or weight) float64, both of length n_rows. The
+// examples' values are checked only on the CPU; CUDA kernels assert them.
 void check_rows(const char* op, const Tensor& example, const Tensor& values, int64_t n_rows, int64_t n_examples) {
   TORCH_CHECK_TYPE(example.scalar_type() == at::kLong && values.scalar_type() == at::kDouble, "igfast::", op,
                    ": example must be int64 and alpha or weight float64, got ", example.scalar_type(), " and ",
@@ -71,7 +70,7 @@ void check_baseline(const char* op, const Tensor& baseline, const Tensor& x) {
                     baseline.size(0), " examples, must have 1 or ", x.size(0));
 }
 
-// A baseline in a memory order: itself, or a copy.
+// Returns a baseline in a memory order, copied only where necessary.
 Tensor ordered(const Tensor& baseline, at::MemoryFormat order) {
   return baseline.dim() == 0 ? baseline : baseline.contiguous(order);
 }
@@ -208,8 +207,8 @@ const char* isa_name(igfast::Isa isa) {
 }  // namespace
 }  // namespace igfast
 
-// Found by igfast/ops/_load.py in the file's bytes before the module is imported: a build for another torch version may
-// fail to load, or worse, load.
+// igfast/ops/_load.py reads this string from the file before the import. A build for another torch version may fail to
+// load or, worse, load and misbehave.
 extern "C" __attribute__((used, visibility("default"))) const char igfast_built_for_torch[] =
     "igfast-built-for-torch=" TORCH_VERSION ";";
 
@@ -230,21 +229,22 @@ PYBIND11_MODULE(_C, m) {
       "What this binary was built with: version, torch, compiler, isa (as dispatched on this machine), cuda, "
       "cuda_architectures (compute capabilities, with commas).");
   m.def("enter_host_pool", &igfast::enter_host_pool, pybind11::call_guard<pybind11::gil_scoped_release>(),
-        "Makes PyTorch allocate from the pool on the CPU; False if it cannot.");
+        "Makes PyTorch allocate from the pool in this thread; False if its CPU allocator was replaced.");
   m.def("leave_host_pool", &igfast::leave_host_pool, pybind11::call_guard<pybind11::gil_scoped_release>(),
-        "Undoes one enter_host_pool; returns how many are left.");
+        "Undoes one enter_host_pool; returns how many are left in all threads.");
   m.def("empty_host_pool", &igfast::empty_host_pool, pybind11::arg("kept") = 0,
-        pybind11::call_guard<pybind11::gil_scoped_release>(),
-        "Returns pages that nobody uses to the system, all but so many bytes of them.");
-  m.def("host_pool_bytes", &igfast::host_pool_bytes, "Bytes of the pool's pages, in use or kept.");
-  m.def("host_pool_peak", &igfast::host_pool_peak, "The most of host_pool_bytes() since the pool was entered.");
-  m.def("host_pool_bytes_in_use", &igfast::host_pool_bytes_in_use, "Bytes of the pool's blocks that are in use.");
-  m.def("host_pool_peak_in_use", &igfast::host_pool_peak_in_use, "The most of those since the pool was entered.");
+        pybind11::call_guard<pybind11::gil_scoped_release>(), "Decommits all free pages but `kept` bytes of them.");
+  m.def("host_pool_bytes", &igfast::host_pool_bytes, "Returns the committed bytes of the pool, in use or free.");
+  m.def("host_pool_peak", &igfast::host_pool_peak,
+        "Returns the highest host_pool_bytes() since the first user entered.");
+  m.def("host_pool_bytes_in_use", &igfast::host_pool_bytes_in_use, "Returns the bytes of the blocks in use.");
+  m.def("host_pool_peak_in_use", &igfast::host_pool_peak_in_use,
+        "Returns the highest host_pool_bytes_in_use() since it was restarted.");
   m.def("pause_host_pool", &igfast::pause_host_pool,
-        "Sends this thread's requests past the pool, or no longer. Returns what was so before.");
+        "Sends this thread's requests past the pool, or no longer; returns the previous setting.");
   m.def("restart_host_pool_peak", &igfast::restart_host_pool_peak,
-        "Begins host_pool_peak_in_use() anew, and returns it as it was.");
+        "Restarts host_pool_peak_in_use() at the bytes in use; returns the previous peak.");
   m.def("set_host_pool_limit", &igfast::set_host_pool_limit,
-        "Makes this thread's requests beyond it fail; negative for none. Returns the one before.");
+        "Makes this thread's requests beyond it fail; negative for no limit. Returns the previous limit.");
   igfast::lean::define_all(m);
 }

@@ -1,5 +1,5 @@
-// Launches of CUDA kernels on a device's current stream. The stream comes through c10, so that no CUDA header is needed
-// here and a CPU build of torch compiles it too.
+// Launches CUDA kernels on a device's current stream. The stream comes from c10, so this file needs no CUDA header and
+// compiles with a CPU build of torch.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -17,7 +17,7 @@ constexpr bool kHasCuda = false;
 #define IGFAST_CUDA_ARCHITECTURES ""
 #endif
 
-// Calls a launcher of kernels.h; there is none in a build without CUDA.
+// Calls a launcher of kernels.h. A build without CUDA has none, and raises an error.
 template <auto launcher, typename Args>
 void on_cuda([[maybe_unused]] const char* op, [[maybe_unused]] const Args& args, at::Device device) {
   if constexpr (kHasCuda) {

@@ -1,4 +1,4 @@
-// Tensors as the kernels see them.
+// Dtypes and parallel loops for the kernels' tensors.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -22,10 +22,10 @@ inline DType dtype_of(const char* op, const char* name, const at::Tensor& tensor
   }
 }
 
-// Below about this many element updates a second thread costs more than it saves (2 cores, 2.1 GHz: 10 us to wake one).
+// Below about this many element updates, a second thread does not pay (2 cores, 2.1 GHz: waking a thread takes 10 us).
 constexpr int64_t kGrainElements = 32768;
 
-// Runs `launch(begin, end)` over all items, which are alike and update `n_elements` together.
+// Runs `launch(begin, end)` in parallel over items of equal size, which update `n_elements` in total.
 template <typename Launch>
 void for_items(int64_t n_items, int64_t n_elements, const Launch& launch) {
   const int64_t per_item = n_elements / std::max<int64_t>(1, n_items);

@@ -1,7 +1,7 @@
 """Every error and warning that igfast raises itself.
 
-Each error is an `IgfastError`, an ordinary Python error of its kind, and what Captum 0.9 raises in the same place, so
-that handlers written for Captum keep working. That is why several also derive from `AssertionError`.
+Each error is an `IgfastError` and a built-in error of its kind. Each error also derives from what Captum 0.9 raises in
+the same place, often `AssertionError`, so that handlers written for Captum keep working.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import warnings
 
 
 class IgfastError(Exception):
-    """Base of all errors that igfast raises on its own account; a model's own errors pass through unchanged."""
+    """Base of all errors that igfast raises itself; a model's own errors pass through unchanged."""
 
     def __str__(self) -> str:
         # KeyError, a base of OutputTypeError, would print the message in quotes.
@@ -55,7 +55,7 @@ class OutputTypeError(OutputError, TypeError, AttributeError, KeyError):
 
 
 class LayerError(IgfastError, ValueError, AssertionError, RuntimeError):
-    """A layer is not reached, is called several times, or has no path through what it takes in or gives out."""
+    """A layer is not reached, is called several times, or has inputs or outputs that no path can interpolate."""
 
 
 class SelectorError(ArgumentError, IndexError):
@@ -71,11 +71,11 @@ class KernelsError(IgfastError, ImportError):
 
 
 class LeanError(IgfastError, RuntimeError):
-    """`lean=True` was asked for, and the model does not take lean execution."""
+    """`lean=True` was passed, and the model does not support lean execution."""
 
 
 class IgfastMemoryError(IgfastError, MemoryError, RuntimeError):
-    """Not even one path point fits in the memory that is allowed, whatever is saved elsewhere."""
+    """The attribution does not fit in the allowed memory, even with one path point at a time."""
 
 
 class IgfastWarning(UserWarning):

@@ -1,4 +1,4 @@
-"""Swaps igfast's classes in under code that imports Captum's."""
+"""Replaces Captum's classes by igfast's in code that imports Captum."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import captum.attr
 
 from igfast.attr import IntegratedGradients, LayerIntegratedGradients, NeuronIntegratedGradients
 
-# By Captum's class, as it was when igfast was imported: its own base.
+# The keys are Captum's classes when igfast was imported, before any patch: the bases of igfast's.
 _OURS: dict[type, type] = {
     captum.attr.IntegratedGradients: IntegratedGradients,
     captum.attr.LayerIntegratedGradients: LayerIntegratedGradients,
@@ -19,16 +19,16 @@ _OURS: dict[type, type] = {
 }
 _CAPTUMS = {ours: theirs for theirs, ours in _OURS.items()}
 _active: list[CaptumPatch] = []
-_igfasts_own: set[tuple[str, str]] = set()  # names, by module, that were igfast's classes before the first patch
+_igfasts_own: set[tuple[str, str]] = set()  # (module, name) that referred to igfast's classes before the first patch
 
 
 @dataclass
 class CaptumPatch:
-    """What one call of `patch_captum` replaced; `undo` puts it back, as does leaving it as a context manager.
+    """What one call of `patch_captum` replaced; `undo`, or the end of a `with` block, puts Captum's classes back.
 
     Attributes:
-        replaced: the names that igfast's classes were put under, "module.name" or "module.name[key]".
-        not_replaced: what still refers to Captum's classes, and why it was left.
+        replaced: the names that now refer to igfast's classes, "module.name" or "module.name[key]".
+        not_replaced: the names that still refer to Captum's classes, and why.
     """
 
     replaced: list[str] = field(default_factory=list)
@@ -44,8 +44,8 @@ class CaptumPatch:
     def undo(self) -> None:
         """Puts Captum's classes back; a second call does nothing.
 
-        So do the names that modules got from Captum in the meantime. A name that was bound to something else since is
-        left alone.
+        When no other patch is active, names that modules got from Captum in the meantime are put back too. A name that
+        was bound to something else since is left alone.
         """
         for container, key, theirs in reversed(self._undo):
             if _get(container, key) is _OURS[theirs]:
@@ -70,13 +70,13 @@ class CaptumPatch:
 def patch_captum() -> CaptumPatch:
     """Puts igfast's three classes in the place of Captum's, everywhere in this process.
 
-    In Captum's own modules, and under every name in every loaded module that refers to one of them: after
-    `from captum.attr import IntegratedGradients`, in whichever file, that name is igfast's class. Modules that are
-    imported later get it from Captum. Lists and dicts at the top level of a module are looked through as well.
+    Every name in every loaded module that refers to one of Captum's classes then refers to igfast's. An example is the
+    name after `from captum.attr import IntegratedGradients`, in whichever file. Modules imported later get igfast's
+    classes from Captum. Lists and dicts at the top level of a module are searched too.
 
-    Classes that already derive from Captum's, instances that exist, and references inside of tuples, functions and
-    other objects cannot be replaced; the first two kinds of these that can be found are in `not_replaced`. Calling it
-    again is harmless and looks through modules loaded since.
+    Existing subclasses and instances of Captum's classes cannot be replaced. Nor can references inside tuples,
+    functions and other objects. `not_replaced` lists the subclasses, and tuples and sets at the top level of modules.
+    A second call is harmless and covers modules loaded since.
 
     Returns:
         A handle: `undo()`, or `with patch_captum(): ...`.
@@ -113,7 +113,7 @@ def unpatch_captum() -> None:
 
 
 def _is_captums(value: object) -> bool:
-    return any(value is theirs for theirs in _OURS)  # by identity: objects of lazy modules react to being looked at
+    return any(value is theirs for theirs in _OURS)  # by identity: hash and == may trigger a lazy module's import
 
 
 def _get(container: Any, key: Any) -> Any:
@@ -124,6 +124,5 @@ def _get(container: Any, key: Any) -> Any:
 
 
 def _modules() -> list[ModuleType]:
-    """The loaded modules, all but igfast's own."""
     modules = [m for m in sys.modules.copy().values() if isinstance(m, ModuleType) and isinstance(vars(m), dict)]
     return [m for m in modules if m.__name__.split(".")[0] != "igfast"]

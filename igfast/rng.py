@@ -1,4 +1,4 @@
-"""The random generators that a model may draw from, and how they were."""
+"""Saves and restores the random generators that a model may draw from."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 
 @dataclass(frozen=True)
 class RandomState:
-    """The generators of the CPU and, maybe, of a CUDA device, as they were.
+    """Saved states of PyTorch's generators on the CPU and, optionally, on a CUDA device.
 
     Attributes:
-        cpu: the state of PyTorch's generator on the CPU.
+        cpu: the state of the CPU's generator.
         device: a CUDA device, or None.
-        cuda: the state of its generator.
+        cuda: the state of that device's generator, or None.
     """
 
     cpu: torch.Tensor
@@ -22,14 +22,14 @@ class RandomState:
     cuda: torch.Tensor | None = None
 
     def restore(self) -> None:
-        """Puts them back."""
+        """Sets the generators to the saved states."""
         torch.set_rng_state(self.cpu)
         if self.device is not None and self.cuda is not None:
             torch.cuda.set_rng_state(self.cuda, self.device)
 
 
 def random_state(device: torch.device) -> RandomState:
-    """The state of the generators that a model on a device draws from."""
+    """Returns the current states of the generators that a model on a device draws from."""
     if device.type != "cuda":
         return RandomState(torch.get_rng_state())
     return RandomState(torch.get_rng_state(), device, torch.cuda.get_rng_state(device))

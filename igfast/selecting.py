@@ -1,4 +1,4 @@
-"""A model as a function to one part of its output."""
+"""Wraps a model as a function that returns one part of the model's output."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from igfast.errors import ArgumentTypeError, OutputTypeError
 
 
 class _Selected(nn.Module):
-    """A model and the part of its output that it returns."""
-
     def __init__(self, model: nn.Module, part: str | int) -> None:
         super().__init__()
         self.model = model
@@ -20,23 +18,22 @@ class _Selected(nn.Module):
         self.training = model.training
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The part of the model's output for these arguments."""
         return _part_of(self.model(*args, **kwargs), self.part)
 
 
 def select_output(model: Callable[..., Any], part: str | int) -> Callable[..., Any]:
-    """Wraps a model that returns a tuple, a dict or an output object, as those of Hugging Face transformers are.
+    """Wraps a model that returns a tuple, a dict or a Hugging Face output object, so that it returns one part of that.
 
     Args:
         model: a module or any function.
         part: the name or the position of what the wrapper returns: `select_output(model, "logits")`.
 
     Returns:
-        A function of the same arguments; a module, in the same mode, if `model` is one.
+        A function of the same arguments; a module, in the same mode, if `model` is a module.
 
     Raises:
         ArgumentTypeError: `part` is neither a name nor a position.
-        OutputTypeError: when it is called, if the output has no such part.
+        OutputTypeError: raised by the returned function if the output has no such part.
     """
     if not isinstance(part, (str, int)) or isinstance(part, bool):
         raise ArgumentTypeError(f"part must be a name or a position in the output; got a {type(part).__name__}")

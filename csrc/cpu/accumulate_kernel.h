@@ -1,10 +1,10 @@
-// The quadrature sum: acc[example[r]] += weight[r] * grads[r], in row order, so the result does not depend on threads.
+// The quadrature sum: acc[example[r]] += weight[r] * grads[r], in row order, so threads do not change the result.
 #include "items.h"
 
 namespace igfast::IGFAST_ISA {
 
-// Adds `weight * grads` to `acc` and returns 0, or NaN if the stretch holds a NaN or an infinity: 0 * g is 0 for every
-// other number, so the check costs one multiply-add and no second pass.
+// Adds `weight * grads` to `acc`. Returns 0, or NaN if `grads` has a NaN or an infinity. The check costs one
+// multiply-add and no second pass, because 0 * g is 0 for every finite g.
 template <typename T>
 Math<T> add_weighted(Math<T>* __restrict acc, const T* __restrict grads, int64_t n, Math<T> weight) {
   Vector<T> poisons{};

@@ -1,10 +1,10 @@
-// Compiles IGFAST_KERNEL (a header without include guard) once for each instruction set, in namespaces of their own, so
-// that one portable binary runs wide instructions where the machine has them.
+// Compiles IGFAST_KERNEL (a header without include guard) once per instruction set, each in its own namespace. So one
+// portable binary runs wide instructions where the machine has them.
 //
-// The target is set around the whole header because vector code is lowered function by function before inlining:
+// The target is set around the whole header because vector code is lowered function by function, before inlining.
 // target_clones on the outer function alone leaves 16-byte instructions inside (measured: 3 to 50 times slower).
 
-// Whatever the kernels include from outside comes first, out of their namespaces and targets.
+// What the kernels include must stay outside of their namespaces and targets.
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -44,7 +44,7 @@
 
 #endif
 
-// Calls FUNCTION of the widest instruction set that this machine has.
+// Calls FUNCTION as compiled for the instruction set of cpu_isa().
 #if IGFAST_MULTIPLE_ISA
 #define IGFAST_DISPATCH(FUNCTION, ...)                                               \
   switch (::igfast::cpu_isa()) {                                                     \

@@ -1,8 +1,7 @@
-// Piecewise linear activations and their gradients, one bit per element between the two.
+// Piecewise linear activations and their gradients, which save one bit per element.
 //
-// A block of kGateBlock elements has 64 bytes of bits: kWords words, one per lane, and bit p of word w belongs to
-// element p * kWords + w. So a vector of elements makes one bit in each lane of a vector of words: no shuffles either
-// way.
+// A block of kGateBlock elements has kWords words of bits. Bit p of word w belongs to element p * kWords + w. So each
+// lane of a vector sets bits of its own word, and neither direction needs shuffles.
 #include "vector.h"
 
 namespace igfast::IGFAST_ISA {
@@ -12,7 +11,7 @@ constexpr int64_t kPlanes = static_cast<int64_t>(8 * sizeof(Word<T>));
 template <typename T>
 constexpr int64_t kWords = kGateBlock / kPlanes<T>;
 
-// Where the gate is open: a bool for a lane, all ones or zeros in each lane of a vector.
+// Returns where the gate is open: a bool for one lane, all ones or all zeros in each lane of a vector.
 template <Activation kActivation, typename V, typename M>
 IGFAST_INLINE auto open_gate(V v, M low, M high) {
   if constexpr (kActivation == Activation::kHardtanh) {
@@ -24,7 +23,7 @@ IGFAST_INLINE auto open_gate(V v, M low, M high) {
   }
 }
 
-// What the activation returns for `v`, a lane or a vector of lanes. Written so that -0 and NaN pass as in PyTorch.
+// Returns the activation of `v`, a lane or a vector of lanes. -0 and NaN pass as in PyTorch.
 template <Activation kActivation, typename V, typename M>
 IGFAST_INLINE V activated(V v, M low, M high, M slope) {
   if constexpr (kActivation == Activation::kRelu) {

@@ -3,8 +3,8 @@
 
 namespace igfast::IGFAST_ISA {
 
-// What points are computed in: float64 for float32, so that a point is the correctly rounded one. In float32 it is off
-// by up to two units in the last place, and the attribution of a network with ReLU kinks by 10 to 20 % more
+// Points of float32 are computed in float64, so that they are correctly rounded. Computed in float32, a point is off by
+// up to two units in the last place. The attribution of a ReLU network is then off by 10 to 20 % more
 // (EfficientNet-Lite0, error against float64).
 template <typename T>
 using Point = std::conditional_t<sizeof(T) == sizeof(float), double, Math<T>>;
@@ -33,7 +33,7 @@ void interpolate_items(const InterpolateArgs& args, int64_t begin, int64_t end) 
                                                                                          args.example[item.row]);
     T* const out = item.of<T>(args.out, item.row);
     const double alpha = args.alpha[item.row];
-    // The ends themselves, without rounding and whatever the other end holds (0 * inf is NaN).
+    // The path's ends are copied, so that they are exact even if the other end is infinite (0 * inf is NaN).
     if (alpha == 1.0) {
       std::memcpy(out, x, item.n * sizeof(T));
     } else if (alpha == 0.0 && !args.baseline.is_number) {

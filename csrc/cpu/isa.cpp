@@ -12,7 +12,7 @@ Isa cpu_isa() {
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("avx512cd");
-    // For tests and bug reports: a narrower instruction set than the machine has.
+    // For tests and bug reports, the environment may choose a narrower instruction set.
     const char* wanted = std::getenv("IGFAST_CPU_ISA");
     const std::string_view limit = wanted == nullptr ? "" : wanted;
     if (limit == "baseline" || (limit == "avx2" && !avx2)) return Isa::kBaseline;

@@ -1,14 +1,14 @@
-// The walk over work items, shared by the kernels. Included once per instruction set, hence no include guard.
+// Work items of the kernels. Included once per instruction set, hence no include guard.
 #include "vector.h"
 
 namespace igfast::IGFAST_ISA {
 
-// A work item: a stretch of the features of one row, example or part of the examples.
+// A work item: consecutive features of one row, one example or one part of the examples.
 struct Item {
   int64_t n_features;
   int64_t row;
-  int64_t first;  // feature
-  int64_t n;      // features, at most kTile
+  int64_t first;  // the first of its features
+  int64_t n;      // number of its features, at most kTile
 
   IGFAST_INLINE Item(int64_t n_features, int64_t index)
       : n_features(n_features), row(index / n_tiles(n_features)), first(index % n_tiles(n_features) * kTile) {

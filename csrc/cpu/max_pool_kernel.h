@@ -1,18 +1,18 @@
-// Max pooling and its gradient. Between the two there is one byte for each output: the number of its largest cell in
-// the window, counted along the width first.
+// Max pooling and its gradient, which needs one byte per output: the number of the largest cell in the window, counted
+// along the width first.
 #include "vector.h"
 
 namespace igfast::IGFAST_ISA {
 
-// The position in the output of the window that starts at `start` in the input along dimension d, or -1.
+// Returns the output position of the window that starts at `start` in the input along dimension d, or -1.
 inline int64_t window_at(const MaxPoolArgs& args, int d, int64_t start) {
   const int64_t padded = start + args.padding[d];
   const bool exists = padded >= 0 && padded % args.stride[d] == 0 && padded / args.stride[d] < args.output[d];
   return exists ? padded / args.stride[d] : -1;
 }
 
-// The cells of a window that lie in the input, along one dimension: [begin, end) of the kernel. Where there is padding,
-// `start`, the position of cell 0, may lie outside.
+// The cells [begin, end) of a window that lie in the input, along one dimension. `start` is the input position of cell
+// 0, which may lie in the padding.
 struct CellRange {
   int64_t start, begin, end;
 
@@ -24,11 +24,11 @@ struct CellRange {
     end = left < shape.kernel[d] * step ? divided_up(left, step) : shape.kernel[d];
   }
 
-  // Division takes as long as a whole window does otherwise, and almost all steps are 1.
+  // A division takes as long as the rest of a window, and almost all steps are 1.
   static IGFAST_INLINE int64_t divided_up(int64_t n, int64_t step) { return step == 1 ? n : (n + step - 1) / step; }
 };
 
-// Lanes `stride` elements apart.
+// Loads lanes that are `stride` elements apart.
 template <typename T>
 IGFAST_INLINE Vector<T> load_strided(const T* from, int64_t stride) {
   if (stride == 1) return load_contiguous(from);
@@ -37,7 +37,7 @@ IGFAST_INLINE Vector<T> load_strided(const T* from, int64_t stride) {
   return load_contiguous(lanes);
 }
 
-// Of two equal cells the earlier wins, and a NaN over anything before it, as in PyTorch.
+// As in PyTorch, the earlier of two equal cells wins, and a NaN wins over every earlier cell.
 template <typename V, typename W>
 IGFAST_INLINE void challenge(V& largest, W& winner, V value, W cell) {
   const auto wins = (value > largest) | (value != value);
@@ -45,8 +45,7 @@ IGFAST_INLINE void challenge(V& largest, W& winner, V value, W cell) {
   winner = wins ? cell : winner;
 }
 
-// The lines of the input that the windows of one line of the output reach, first to last, by memory and number of their
-// cell 0.
+// The input lines that the windows of one output line cover: each line's address, and the number of its first cell.
 template <typename T>
 struct Lines {
   const T* at[kMostCells];
@@ -68,7 +67,7 @@ struct Lines {
   }
 };
 
-// A line of outputs whose channels lie side by side; work items are (batch, output depth, output height).
+// Computes a channels-last line of outputs. Work items are (batch, output depth, output height).
 template <typename T>
 IGFAST_INLINE void max_pool_channels(const MaxPoolArgs& args, int64_t item) {
   const Lines<T> lines(args, item, args.input[2] * args.n_channels);
@@ -103,8 +102,8 @@ IGFAST_INLINE void max_pool_channels(const MaxPoolArgs& args, int64_t item) {
   }
 }
 
-// A line of outputs of one channel; work items are (batch, channel, output depth, output height). With a literal stride
-// the loads of neighbouring windows are unrolled.
+// Computes a line of outputs of one channel. Work items are (batch, channel, output depth, output height). A literal
+// stride lets the compiler unroll the loads of neighbouring windows.
 template <typename T>
 IGFAST_INLINE void max_pool_line(const MaxPoolArgs& args, int64_t item, int64_t stride) {
   const Lines<T> lines(args, item, args.input[2]);
@@ -153,7 +152,7 @@ void max_pool_items(const MaxPoolArgs& args, int64_t begin, int64_t end) {
   }
 }
 
-// Adds the gradients of a line of outputs to the cells of one line of the input, [cell, cell + width) of the windows.
+// Adds the gradients of an output line to one input line, whose cells are [cell, cell + width) of the windows.
 template <typename T>
 IGFAST_INLINE void add_channels(T* to, const T* grad, const uint8_t* winners, int64_t cell, const MaxPoolArgs& args) {
   const int64_t n = args.n_channels, step = args.dilation[2] * n;
@@ -179,7 +178,8 @@ IGFAST_INLINE void add_channels(T* to, const T* grad, const uint8_t* winners, in
   }
 }
 
-// The gradient of one line of the input. What lies last in its window comes first: then outputs are added up in order.
+// Computes the gradient of one input line. The last cells of the windows come first, so that outputs are summed in
+// order.
 template <typename T>
 void max_pool_grad_channels(const MaxPoolArgs& args, int64_t item) {
   const int64_t line_size = args.input[2] * args.n_channels;
@@ -201,13 +201,13 @@ void max_pool_grad_channels(const MaxPoolArgs& args, int64_t item) {
   }
 }
 
-// The gradient of one channel of an example.
+// Computes the gradient of one channel of an example.
 template <typename T>
 void max_pool_grad_plane(const MaxPoolArgs& args, int64_t item) {
   const int64_t input_size = args.input[0] * args.input[1] * args.input[2];
   T* to = static_cast<T*>(args.to) + item * input_size;
   std::memset(static_cast<void*>(to), 0, input_size * sizeof(T));
-  int64_t steps[kMostCells], n = 0;  // from cell 0
+  int64_t steps[kMostCells], n = 0;  // elements from cell 0 to each cell
   for (int64_t d = 0; d < args.kernel[0]; ++d) {
     for (int64_t h = 0; h < args.kernel[1]; ++h) {
       for (int64_t w = 0; w < args.kernel[2]; ++w) {

@@ -1,6 +1,6 @@
-// Vectors of IGFAST_VECTOR_BYTES in the compiler's own vector extension, so that one source serves every instruction
-// set and nothing is left to the auto-vectoriser (which gave up on the half conversions and halved the speed of the
-// sums). Included once per instruction set by for_each_isa.h, hence no include guard.
+// Vectors of IGFAST_VECTOR_BYTES in the compiler's vector extension, so that one source serves every instruction set.
+// The auto-vectoriser did not vectorise the half conversions, and halved the speed of the sums. for_each_isa.h includes
+// this file once per instruction set, hence no include guard.
 //
 // Arithmetic is done in `Math<T>`: float for half, bfloat16 and float, double for double.
 
@@ -50,7 +50,7 @@ using Vector = typename VectorType<Math<T>>::type;
 template <typename T>
 constexpr int64_t kLanes = static_cast<int64_t>(IGFAST_VECTOR_BYTES / sizeof(Math<T>));
 
-// Unsigned integers as wide as Math<T>, and bytes, one for each lane.
+// One lane's unsigned integer, as wide as Math<T>, and vectors of those and of bytes.
 template <typename M>
 struct WordTypes {
   using word = uint32_t;
@@ -78,13 +78,12 @@ IGFAST_INLINE To bit_cast(const From& from) {
   return to;
 }
 
-// The conversions below are written once for a lane (U = uint32_t, F = float) and a vector of lanes; a vector's `?:`
-// chooses by lane. Integer arithmetic, because _Float16 would need g++ 13 for C++.
+// The conversions below serve one lane (U = uint32_t, F = float) and a vector, whose `?:` chooses by lane. The
+// arithmetic is on integers, because C++ has _Float16 only from g++ 13.
 
-// Normal numbers: shift into place and rebase the exponent (float bias 127 less half bias 15). Subnormal ones count
-// units of 2^-24, the last bit of 0.5f, so they are written there and 0.5 is taken off: no subnormal float ever meets
-// the multiplier, which would take a slow path on x86 (half gradients are often subnormal) and is flushed in some
-// modes.
+// Normal numbers are shifted into place, and their exponent is rebased (float bias 127 less half bias 15). Subnormal
+// numbers count units of 2^-24, the last bit of 0.5f: the units are written there, and 0.5 is subtracted. No subnormal
+// float is multiplied. x86 is slow at that, some modes flush to zero, and half gradients are often subnormal.
 template <typename U, typename F>
 IGFAST_INLINE F half_to_float(U bits) {
   const U units = bits & 0x7fffu;
@@ -95,8 +94,8 @@ IGFAST_INLINE F half_to_float(U bits) {
   return bit_cast<F>(((bits & 0x8000u) << 16) | (units >= 0x7c00u ? special : finite));
 }
 
-// Round to nearest, ties to even. Normal numbers are rounded by an integer addition at half's last bit; below 2^-14
-// adding 0.5 makes the float adder round at 2^-24, half's subnormal spacing. 65520 and up become infinity.
+// Rounds to nearest, ties to even. An integer addition at half's last bit rounds normal numbers. Below 2^-14, adding
+// 0.5 makes the float adder round at 2^-24, half's subnormal spacing. 65520 and up become infinity.
 template <typename U, typename F>
 IGFAST_INLINE U float_to_half(F value) {
   const U bits = bit_cast<U>(value);
@@ -113,7 +112,7 @@ IGFAST_INLINE F bfloat16_to_float(U bits) {
   return bit_cast<F>(bits << 16);
 }
 
-// Round to nearest, ties to even; every NaN becomes the quiet one.
+// Rounds to nearest, ties to even. Every NaN becomes the quiet NaN.
 template <typename U, typename F>
 IGFAST_INLINE U float_to_bfloat16(F value) {
   const U bits = bit_cast<U>(value);
@@ -168,7 +167,7 @@ IGFAST_INLINE void store_contiguous(BFloat16* to, FloatVector v) {
   store_bits(to, float_to_bfloat16<UIntVector, FloatVector>(v));
 }
 
-// The machine's own half conversions where the instruction set has them (three times faster than the ones above).
+// The machine's half conversions, where the instruction set has them, are three times faster than those above.
 #if IGFAST_VECTOR_BYTES == 64
 IGFAST_INLINE FloatVector load_contiguous(const Half* from) {
   return bit_cast<FloatVector>(
@@ -222,7 +221,7 @@ IGFAST_INLINE M sum_of_lanes(V v) {
     case DType::kDouble: return KERNEL<double>(args, begin, end);     \
   }
 
-// The same for kernels that have float and double alone.
+// The same for kernels of float and double only.
 #define IGFAST_FOR_WIDE_DTYPE(KERNEL, args, begin, end) \
   do {                                                  \
     if (args.dtype == DType::kDouble) {                 \

@@ -1,11 +1,11 @@
-// Between images and the 4x4 tiles that Winograd's F(2x2, 3x3) multiplies.
+// Transforms of images to the 4x4 tiles of Winograd's F(2x2, 3x3), and of products of tiles to images.
 #include "vector.h"
 
 namespace igfast::IGFAST_ISA {
 
 constexpr int kTileSide = 4, kTileCells = 16, kTileOutput = 2;
 
-// The first cell of a tile's patch, in its image; it may lie outside.
+// The first cell of a tile's patch. That cell may lie outside of the image.
 struct Patch {
   int64_t example, top, left;
 
@@ -15,7 +15,7 @@ struct Patch {
         left(tile % args.tiles_wide * kTileOutput - args.before[1]) {}
 };
 
-// Where the cells of a square of `kSide` begin; null outside the image. Returns whether all are inside.
+// Writes the addresses of a square of cells, null outside of the image. Returns whether all cells are inside.
 template <typename T, int kSide>
 IGFAST_INLINE bool find_cells(const WinogradArgs& args, const Patch& patch, T** cells) {
   bool all_inside = true;
@@ -29,7 +29,7 @@ IGFAST_INLINE bool find_cells(const WinogradArgs& args, const Patch& patch, T** 
   return all_inside;
 }
 
-// The rows of B^T are (1 0 -1 0), (0 1 1 0), (0 -1 1 0), (0 1 0 -1): to(i) from d(i), which both take steps of `step`.
+// Multiplies by B^T in place. The rows of B^T are (1 0 -1 0), (0 1 1 0), (0 -1 1 0), (0 1 0 -1).
 template <int kStep, typename V>
 IGFAST_INLINE void to_tile_line(V* d) {
   const V a = d[0], b = d[kStep], c = d[2 * kStep], e = d[3 * kStep];
@@ -39,7 +39,7 @@ IGFAST_INLINE void to_tile_line(V* d) {
   d[3 * kStep] = b - e;
 }
 
-// The rows of A^T are (1 1 1 0), (0 1 -1 -1).
+// Multiplies by A^T in place. The rows of A^T are (1 1 1 0), (0 1 -1 -1).
 template <int kStep, typename V>
 IGFAST_INLINE void from_tile_line(V* m) {
   const V a = m[0], b = m[kStep], c = m[2 * kStep], e = m[3 * kStep];
@@ -53,7 +53,7 @@ IGFAST_INLINE void to_tile(V* d) {
   for (int i = 0; i < kTileSide; ++i) to_tile_line<1>(d + kTileSide * i);
 }
 
-// The output lies at 0, 1, 4 and 5.
+// The 2x2 result is in elements 0, 1, 4 and 5.
 template <typename V>
 IGFAST_INLINE void from_tile(V* m) {
   for (int i = 0; i < kTileSide; ++i) from_tile_line<kTileSide>(m + i);
@@ -72,7 +72,7 @@ IGFAST_INLINE void store_cell(T* to, V value) {
   std::memcpy(to, &value, sizeof(value));
 }
 
-// One channel, or as many as there are lanes. `step` elements lie between the cells of a tile.
+// V is one channel or a vector of channels. `step` elements lie between the cells of a tile.
 template <bool kInside, typename V, typename T>
 IGFAST_INLINE void write_tile(T* const* cells, T* tile, int64_t step, int64_t channel) {
   V d[kTileCells];

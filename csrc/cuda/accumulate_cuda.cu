@@ -1,14 +1,14 @@
-// The quadrature sum: acc[example[r]] += weight[r] * grads[r]. A thread adds up a stretch of one example in row order,
-// so the result is the same every time.
+// The quadrature sum: acc[example[r]] += weight[r] * grads[r]. A thread sums consecutive features of one example in row
+// order, so the result is deterministic.
 #include "device.cuh"
 
 namespace igfast {
 namespace cuda {
 namespace {
 
-// The rows of each example as a list: args.links[e] is the first row of example e, and links[n_examples + r] the row of
-// the same example after r; n_rows ends it. Rows usually run through the examples step after step, so that the next one
-// is n_examples away.
+// Lists the rows of each example. args.links[e] is the first row of example e; links[n_examples + r] is the row of the
+// same example after r; n_rows ends a list. Rows usually cycle through the examples, so the next row of an example is
+// usually n_examples away.
 __global__ void __launch_bounds__(kThreads) link_rows(const AccumulateArgs args) {
   const int64_t index = thread_index();
   if (index >= args.n_examples + args.n_rows) return;

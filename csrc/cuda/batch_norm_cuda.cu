@@ -1,6 +1,6 @@
-// Batch normalisation in eval mode, an affine map of each channel, and its gradient. PyTorch computes the factors of
-// the gradient by four kernels of their own, and its maps take 1.5 to 2.5 times as long as a copy (H200). A thread has
-// the neighbours of one vector, or one element where channels change within vectors or those are not aligned.
+// Batch normalisation in eval mode, an affine map of each channel, and its gradient. PyTorch computes the gradient's
+// factors in four extra kernels, and its maps take 1.5 to 2.5 times as long as a copy (H200). A thread has one vector,
+// or one element where vectors would wrap around channels or positions or are not aligned.
 #include <cmath>
 
 #include "device.cuh"
@@ -12,7 +12,7 @@ namespace {
 __device__ inline float inverse_root(float v) { return rsqrtf(v); }
 __device__ inline double inverse_root(double v) { return rsqrt(v); }
 
-// A constant of a channel, or what stands for one that is not there.
+// Returns a channel's constant, or `otherwise` if there is none.
 template <typename T>
 __device__ Math<T> constant(const void* of, int64_t channel, double otherwise) {
   return of == nullptr ? static_cast<Math<T>>(otherwise) : widened(static_cast<const T*>(of)[channel]);
@@ -24,7 +24,7 @@ __device__ Math<T> scale_of(const BatchNormArgs& args, int64_t channel) {
   return constant<T>(args.weight, channel, 1) * inverse_root(variance + static_cast<Math<T>>(args.eps));
 }
 
-// The channel of an element; 64-bit division takes longer than the rest.
+// Returns the channel of an element. A 64-bit division takes longer than all the rest, so Index may be 32-bit.
 template <typename Index>
 __device__ int64_t channel_of(const BatchNormArgs& args, int64_t element) {
   const auto at = static_cast<Index>(element), channels = static_cast<Index>(args.n_channels);

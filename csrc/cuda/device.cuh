@@ -1,7 +1,7 @@
-// What the CUDA kernels share: dtypes, vectors of 16 bytes, offsets, launches. No torch header here or in any kernel.
+// Shared by the CUDA kernels: dtypes, vectors of 16 bytes, launches. No torch header here or in any kernel.
 //
-// Kernels are launched by cudaLaunchKernelEx rather than in angle brackets, so that they are C++ to any compiler:
-// tests/cuda runs them on the CPU, thread after thread. So none of them needs its threads to wait for each other.
+// cudaLaunchKernelEx launches the kernels, rather than angle brackets, so that any C++ compiler accepts them.
+// tests/cuda runs the kernels on the CPU, one thread after the other. So no kernel may synchronise its threads.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -24,7 +24,7 @@ constexpr int64_t kVectorBytes = 16;
 template <typename T>
 constexpr int kLanes = static_cast<int>(kVectorBytes / sizeof(T));
 
-// What numbers of a dtype are computed in, and accumulated in.
+// The type in which numbers of a dtype are computed and accumulated.
 template <typename T>
 struct MathOf {
   using type = float;
@@ -54,7 +54,7 @@ __device__ inline __nv_bfloat16 narrowed<__nv_bfloat16>(float v) {
   return __float2bfloat16_rn(v);
 }
 
-// n neighbours, in accesses of 16 bytes where they are that many; `from` and `to` are then aligned to it.
+// Loads and stores of n consecutive elements. If these are a multiple of 16 bytes, the address must be aligned to 16.
 template <int n, typename T>
 __device__ inline void load(T (&lanes)[n], const T* from) {
   if constexpr (n * sizeof(T) % kVectorBytes == 0) {
@@ -80,7 +80,7 @@ __device__ inline void store(T* to, const T (&lanes)[n]) {
   }
 }
 
-// n neighbouring bytes, in one access where they are 2, 4 or 8; `from` and `to` are then aligned to it.
+// Loads and stores of n consecutive bytes in one access. The address must be aligned to n, which is 1, 2, 4 or 8.
 template <int n>
 struct WordOf {
   using type = uint8_t;
@@ -115,7 +115,7 @@ __device__ inline int64_t thread_index() {
   return static_cast<int64_t>(blockIdx.x) * static_cast<int64_t>(blockDim.x) + static_cast<int64_t>(threadIdx.x);
 }
 
-// A stretch of an example's baseline.
+// Loads n features of an example's baseline, from the feature `first`.
 template <int n, typename T>
 __device__ inline void load_baseline(T (&lanes)[n], const Baseline& baseline, int64_t example, int64_t first) {
   const auto* data = static_cast<const T*>(baseline.data);
@@ -141,7 +141,7 @@ const char* launch(void (*kernel)(Parameters...), int64_t blocks_x, int64_t bloc
   config.stream = static_cast<cudaStream_t>(stream);
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
   if (error == cudaSuccess) return nullptr;
-  (void)cudaGetLastError();  // or PyTorch's next launch would report it once more
+  (void)cudaGetLastError();  // clears the error, which PyTorch's next launch would report again
   return cudaGetErrorString(error);
 }
 

@@ -1,7 +1,6 @@
-// Piecewise linear activations and their gradients, one bit per element between the two. A warp has 256 neighbours, in
-// vectors of 16 bytes that its threads take in turns, so that all of a warp's accesses are side by side. A thread's
-// eight elements have one byte: bit k belongs to the k-th of them. (The CPU's bits are in another order; they never
-// meet.)
+// Piecewise linear activations and their gradients, which save one bit per element. A warp has 256 consecutive
+// elements. The warp's threads take vectors of 16 bytes in turn, so that all accesses coalesce. Bit k of a thread's
+// byte belongs to the thread's k-th element. The CPU orders bits differently, but bits never change devices.
 #include "device.cuh"
 
 namespace igfast {
@@ -21,7 +20,7 @@ __device__ bool is_open(M v, M low, M high) {
   }
 }
 
-// Written so that -0 and NaN pass as in PyTorch.
+// -0 and NaN pass as in PyTorch.
 template <Activation activation, typename M>
 __device__ M activated(M v, M low, M high, M slope) {
   if constexpr (activation == Activation::kRelu) {
@@ -39,18 +38,18 @@ constexpr int64_t kWarp = 32;
 constexpr int64_t kGroup = kWarp * kEach;  // elements of a warp
 static_assert(kGroup / 8 <= kGateBytes && kGateBlock % kGroup == 0, "bits are allocated for whole blocks");
 
-// Where the k-th element of a thread is: its vectors are a warp's vectors apart.
+// Returns the index of a thread's k-th element. A thread's vectors are a warp's vectors apart.
 template <typename T>
 __device__ int64_t element_at(int64_t byte, int k) {
   return byte / kWarp * kGroup + k / kLanes<T> * (kWarp * kLanes<T>)+byte % kWarp * kLanes<T> + k % kLanes<T>;
 }
 
-// Whether a thread's warp has all of its elements, in whole vectors.
+// Whether the thread's warp has all of its elements, in aligned vectors.
 __device__ inline bool is_whole(int64_t byte, int64_t n_elements, bool is_aligned) {
   return is_aligned && (byte / kWarp + 1) * kGroup <= n_elements;
 }
 
-// The thread's elements; zeros in the place of those beyond the last.
+// Loads the thread's elements, and zeros beyond the last.
 template <typename T>
 __device__ void load_each(T (&lanes)[kEach], const void* from, int64_t byte, int64_t n_elements, bool is_aligned) {
   const T* first = static_cast<const T*>(from);
@@ -127,7 +126,7 @@ const char* launch_activation(const GateArgs& args, bool is_aligned, int64_t n_b
   return launch(gate_bytes<T, activation>, n_blocks(n_bytes), 1, stream, args, n_bytes, is_aligned);
 }
 
-// Of whole warps.
+// Bytes of bits, of whole warps.
 int64_t bytes_of(const GateArgs& args) { return (args.n_elements + kGroup - 1) / kGroup * kWarp; }
 
 bool are_aligned(const GateArgs& args) { return is_aligned(args.from) && is_aligned(args.to); }

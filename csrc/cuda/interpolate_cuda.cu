@@ -1,16 +1,16 @@
-// Path points: out[r] = b + alpha (x - b). A thread goes through the rows and keeps its stretch of x and b as long as
-// they are of one example; with more examples it loads them again, from the cache.
+// Path points: out[r] = b + alpha (x - b). A thread loops over rows, and keeps its features of x and b in registers
+// while the example stays the same. Otherwise the thread reloads both, from the cache.
 #include "device.cuh"
 
 namespace igfast {
 namespace cuda {
 namespace {
 
-// float64 for float32, so that a point is the correctly rounded one (csrc/cpu/interpolate_kernel.h).
+// Computed in float64 for float32, so that a point is correctly rounded (csrc/cpu/interpolate_kernel.h).
 template <typename T>
 using Point = std::conditional_t<sizeof(T) == sizeof(float), double, Math<T>>;
 
-// Blocks below which rows are spread over threads too: 8 for each multiprocessor of a large device.
+// With fewer blocks, the rows are split between threads too. 1024 is 8 per multiprocessor of a large device.
 constexpr int64_t kEnoughBlocks = 1024;
 
 template <typename T, int width>
@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kThreads)
     T out[width];
     for (int k = 0; k < width; ++k) {
       const Point<T> point = baseline[k] + static_cast<Point<T>>(alpha) * difference[k];
-      // The ends themselves, without rounding and whatever the other end holds (0 * inf is NaN).
+      // The path's ends are copied, so that they are exact even if the other end is infinite (0 * inf is NaN).
       out[k] = alpha == 0.0 ? b[k] : (alpha == 1.0 ? x[k] : narrowed<T>(static_cast<Math<T>>(point)));
     }
     store(static_cast<T*>(args.out) + r * args.n_features + index * width, out);

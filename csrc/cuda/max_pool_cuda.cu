@@ -1,6 +1,6 @@
-// Max pooling and its gradient. Between the two there is one byte for each output: the number of its largest cell in
-// the window, counted along the width first. A thread has one output or, in the gradient, one cell of the input;
-// channels-last, the neighbouring channels of one vector. The gradient gathers, so it is the same every time.
+// Max pooling and its gradient, which needs one byte per output: the number of the largest cell in the window, counted
+// along the width first. A thread has one output or, in the gradient, one input cell. If channels-last, a thread has
+// one vector of channels of that position. The gradient gathers, so the gradient is deterministic.
 #include <cmath>
 
 #include "device.cuh"
@@ -9,14 +9,14 @@ namespace igfast {
 namespace cuda {
 namespace {
 
-// Division takes as long as a window does otherwise, and almost all strides are 1 or 2.
+// A division takes as long as the rest of a window, and almost all strides are 1 or 2.
 template <typename Index>
 __device__ Index divided(Index n, Index by) {
   return by == 1 ? n : (by == 2 ? n >> 1 : n / by);
 }
 
-// Where the elements of a thread lie. A plane is the sizes of one example and channel or, channels-last, of one example
-// with all its channels. A block lies within one depth of one plane, so that its threads divide little.
+// The position of a thread's elements. A plane is one channel of an example or, if channels-last, a whole example. A
+// block lies within one depth of one plane, which saves divisions.
 template <typename Index>
 struct Place {
   int64_t plane;
@@ -43,24 +43,23 @@ struct Place {
     exists = at[1] < static_cast<Index>(sizes[1]);
   }
 
-  // Elements from the beginning of a dense tensor of these sizes to this thread's part of its plane.
+  // Returns where, in a dense tensor of these sizes, the thread's part of its plane begins.
   __device__ int64_t begin(const int64_t (&sizes)[3]) const {
     return plane * (sizes[0] * sizes[1] * sizes[2] * step) + channel;
   }
 
-  // Elements from there to a position.
+  // Returns the offset of a position from begin().
   __device__ Index offset(const int64_t (&sizes)[3], Index d, Index h, Index w) const {
     return ((d * static_cast<Index>(sizes[1]) + h) * static_cast<Index>(sizes[2]) + w) * step;
   }
 };
 
-// The positions along one dimension that belong to another.
 template <typename Index>
 struct Range {
   Index begin, end;
 };
 
-// The cells of a window that lie in the input: [begin, end) of the kernel.
+// Returns the cells of a window that lie in the input: [begin, end) of the kernel.
 template <typename Index>
 __device__ Range<Index> cells_of_window(const MaxPoolArgs& args, int d, Index output) {
   const auto step = static_cast<Index>(args.dilation[d]), kernel = static_cast<Index>(args.kernel[d]);
@@ -70,7 +69,7 @@ __device__ Range<Index> cells_of_window(const MaxPoolArgs& args, int d, Index ou
           left < kernel * step ? divided(left + step - 1, step) : kernel};
 }
 
-// The windows that may hold a cell of the input: [begin, end) of the output.
+// Returns the windows that may hold a cell of the input: [begin, end) of the output.
 template <typename Index>
 __device__ Range<Index> windows_of_cell(const MaxPoolArgs& args, int d, Index input) {
   const auto stride = static_cast<Index>(args.stride[d]), output = static_cast<Index>(args.output[d]);
@@ -80,7 +79,7 @@ __device__ Range<Index> windows_of_cell(const MaxPoolArgs& args, int d, Index in
   return {first <= 0 ? 0 : divided(first + stride - 1, stride), end < output ? end : output};
 }
 
-// The number along one dimension of a cell in a window that may hold it, or -1.
+// Returns the number along one dimension of a cell in a window, or -1 if the window does not hold the cell.
 template <typename Index>
 __device__ Index number_in_window(const MaxPoolArgs& args, int d, Index input, Index output) {
   const Index from_start = input + static_cast<Index>(args.padding[d]) - output * static_cast<Index>(args.stride[d]);
@@ -119,7 +118,7 @@ __global__ void __launch_bounds__(kThreads) max_pool_outputs(const MaxPoolArgs a
         const Index cell = number(d, h, w);
         for (int k = 0; k < width; ++k) {
           const Math<T> value = widened(values[k]);
-          // Of equal cells the first wins, and a NaN over anything before it, as in PyTorch.
+          // As in PyTorch, the first of equal cells wins, and a NaN wins over every earlier cell.
           if (value > largest[k] || value != value) {
             largest[k] = value;
             winner[k] = cell;
@@ -177,7 +176,7 @@ __global__ void __launch_bounds__(kThreads) max_pool_gradients(const MaxPoolArgs
 
 int64_t volume(const int64_t (&sizes)[3]) { return sizes[0] * sizes[1] * sizes[2]; }
 
-// Calls `of(width, index)`: how many channels a thread has, and the type that counts the elements of a plane; 64-bit
+// Calls `of(width, index)`: the channels of a thread, and the type that counts the elements of a plane. A 64-bit
 // division takes longer than a window of a few cells.
 template <typename T, typename Of>
 const char* for_width_and_index(const MaxPoolArgs& args, const Of& of) {
@@ -192,7 +191,7 @@ const char* for_width_and_index(const MaxPoolArgs& args, const Of& of) {
   return is_whole ? of(Whole{}, int64_t{}) : of(One{}, int64_t{});
 }
 
-// Launches `kernel` with a thread for each `width` elements of tensors of these sizes.
+// Launches `kernel` with one thread per `width` elements of tensors of these sizes.
 template <typename Kernel>
 const char* launch_planes(const Kernel& kernel, const MaxPoolArgs& args, const int64_t (&sizes)[3], int64_t width,
                           void* stream) {

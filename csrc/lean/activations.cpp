@@ -1,4 +1,4 @@
-// Lean execution of gates, which are piecewise linear activations: their gradient keeps one bit for each element.
+// Lean execution of piecewise linear activations (gates): the gradient saves one bit per element.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
@@ -31,7 +31,7 @@ struct GateBackward final : Node {
   Tensor input_gradient(Tensor grad) override {
     Tensor bits = unpack(0);
     Tensor to;
-    // Bits are in the memory order of the input; a gradient in another (one that was expanded, say) is copied into it.
+    // The bits are in the input's memory order. A gradient in another order, such as an expanded one, is copied first.
     if (grad.strides() != IntArrayRef(shape.strides) || !grad.is_non_overlapping_and_dense()) {
       to = at::empty_strided(shape.sizes, shape.strides, shape.options);
       to.copy_(grad);
@@ -51,7 +51,7 @@ struct GateBackward final : Node {
   }
 };
 
-// Writes the activation of `x` to `y`, both dense and of the same strides, and returns the bits.
+// Writes the activation of `x` to `y` and returns the bits. Both tensors are dense and have the same strides.
 Tensor gate_forward(GateArgs& args, const Tensor& x, const Tensor& y) {
   args.n_elements = x.numel();
   Tensor bits = at::empty({n_blocks(x) * kGateBytes}, x.options().dtype(at::kByte));

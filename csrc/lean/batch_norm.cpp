@@ -1,4 +1,4 @@
-// Lean execution of batch normalisation in eval mode: its gradient keeps the constants of each channel alone. The CPU's
+// Lean execution of batch normalisation in eval mode: the gradient saves only constants of the channels. On the CPU the
 // forward pass is PyTorch's; CUDA has a kernel.
 #include <ATen/ATen.h>
 #include <ATen/TensorSubclassLikeUtils.h>
@@ -13,7 +13,7 @@
 namespace igfast::lean {
 namespace {
 
-// The constants of a batch norm; those of its gradient have no mean and no bias.
+// The constants of a batch norm. The gradient needs no mean and no bias.
 struct Constants {
   optional<Tensor> weight, bias, mean;
   Tensor variance;
@@ -63,7 +63,7 @@ struct BatchNormBackward final : Node {
   }
 
   Tensor input_gradient(Tensor grad) override {
-    const Tensor variance = unpack(0);  // once: a checkpoint allows no more
+    const Tensor variance = unpack(0);  // once, because a checkpoint lets a saved tensor be unpacked only once
     const auto weight = has_weight ? optional<Tensor>(unpack(1)) : std::nullopt;
     const Constants constants{weight, std::nullopt, std::nullopt, variance, eps};
     if (has_cuda_kernel(grad, constants)) {

@@ -1,4 +1,4 @@
-// Lean execution of convolutions: PyTorch's forward pass, and a gradient that keeps the weight alone.
+// Lean execution of convolutions: PyTorch's forward pass, and a gradient that saves only the weight.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
@@ -33,8 +33,8 @@ struct ConvolutionBackward final : Node {
     return std::all_of(values.begin(), values.end(), [&](int64_t value) { return value == wanted; });
   }
 
-  // Whether Winograd's algorithm has this gradient: of a dense 3x3 convolution of channels-last images on the CPU. Not
-  // where the user has matrix products, but not convolutions, computed in fewer bits.
+  // Whether Winograd's algorithm applies: to a dense 3x3 convolution of channels-last images on the CPU. Not to float32
+  // if the user lets matrix products use TF32 or bfloat16: that setting is not for convolutions.
   bool is_for_winograd(const Tensor& grad, const Tensor& weight) const {
     const auto dtype = weight.scalar_type();
     const auto precision = at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL);
@@ -46,8 +46,8 @@ struct ConvolutionBackward final : Node {
            grad.movedim(1, -1).is_contiguous();
   }
 
-  // What has its channels at the end, shaped and laid out as the input. Not as a view that autograd keeps the base of:
-  // who gets the result may overwrite it.
+  // Returns a channels-last gradient with the shape and layout of the input. Autograd must not record the result as a
+  // view, because the next node may overwrite the result.
   Tensor in_layout(const Tensor& channels_last) const {
     const at::AutoDispatchBelowADInplaceOrView guard;
     const Tensor result = channels_last.movedim(-1, 1);
@@ -65,7 +65,7 @@ struct ConvolutionBackward final : Node {
       const Winograd winograd(input, padding, weight);
       try {
         if (winograd.pays()) return in_layout(winograd.gradient(grad));
-      } catch (const c10::OutOfMemoryError&) {  // of a budget that may do without scratch memory
+      } catch (const c10::OutOfMemoryError&) {  // without scratch memory, the gradient may fit the budget
       }
     }
     return std::get<0>(at::convolution_backward(grad, input.placeholder(), weight, at::OptionalIntArrayRef{}, stride,

@@ -1,4 +1,4 @@
-// Lean execution of linear maps and of products with a weight: their gradient keeps the weight alone.
+// Lean execution of linear maps and of products with a weight: the gradient saves only the weight.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
@@ -20,8 +20,8 @@ struct MatmulBackward final : Node {
   }
 };
 
-// at::linear, by the route that it takes when the weight needs a gradient: at::matmul asks the transposed weight for
-// that before it chooses between one matrix product and one for each entry of the batch, which round differently.
+// Computes like at::linear with a weight that requires a gradient. at::matmul chooses by `requires_grad` between one
+// matrix product and one per batch entry, which round differently.
 Tensor linear_forward(const Tensor& input, const Tensor& weight, const optional<Tensor>& bias) {
   if (input.dim() < 3 || input.is_contiguous()) return at::linear(input, weight, bias);
   Tensor transposed = weight.t();

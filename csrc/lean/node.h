@@ -1,5 +1,4 @@
-// What the operators of lean execution share: a node that keeps constants alone, and the shape of an input that is
-// gone.
+// Shared by the operators of lean execution: a node that saves only constants, and the shape of an unsaved input.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -21,10 +20,10 @@ using std::optional;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
-// A tensor that is neither read nor written, any size of which takes next to no memory (on the CPU).
+// Returns a tensor that nothing may read or write. On the CPU, such a tensor of any size takes next to no memory.
 Tensor unbacked_tensor(IntArrayRef sizes, IntArrayRef strides, const at::TensorOptions& options);
 
-// Sizes and strides of a tensor that is gone.
+// The layout of a tensor that is not saved.
 struct Shape {
   at::DimVector sizes, strides;
   at::TensorOptions options;
@@ -37,16 +36,17 @@ struct Shape {
     }
   }
 
-  // A tensor of this shape for functions that ask for the input of an operation but read only its shape.
+  // Returns a tensor of this shape, for functions that take an operation's input but read only the input's shape.
   Tensor placeholder() const { return unbacked_tensor(sizes, strides, options); }
 };
 
-// A gradient that nobody else holds may be overwritten. A residual connection hands one tensor to both branches.
+// Whether a gradient may be overwritten because nothing else references the tensor. A residual connection passes one
+// tensor to both branches.
 inline bool is_ours(const Tensor& grad) {
   return grad.use_count() == 1 && grad.storage().use_count() == 1 && grad.is_non_overlapping_and_dense();
 }
 
-// An operation with one differentiable input, edge 0, and constants, the edges after it.
+// An operation with one differentiable input, edge 0, and constants, the later edges.
 struct Node : torch::autograd::Node {
   std::vector<SavedVariable> saved;
   std::mutex mutex;
@@ -61,7 +61,7 @@ struct Node : torch::autograd::Node {
       TORCH_CHECK_NOT_IMPLEMENTED(!task_should_compute_output(edge),
                                   "igfast: lean execution keeps nothing for the gradient of a weight");
     }
-    // The forward pass chose the dtypes, maybe with autocast off where the caller has it on.
+    // The forward pass ran without autocast. The caller of the backward pass may have autocast on.
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     variable_list result(num_outputs());
     Tensor grad = std::move(grads[0]);
@@ -78,8 +78,8 @@ struct Node : torch::autograd::Node {
   Tensor unpack(size_t index) const { return saved[index].unpack(); }
 };
 
-// torch 2.13 holds nodes by intrusive_ptr; earlier releases by shared_ptr, with a deleter of torch's that does not
-// recurse through the graph (found by its argument, since torch 2.13 has none).
+// torch 2.13 holds nodes by intrusive_ptr. Earlier releases hold nodes by shared_ptr, with torch's deleteNode, which
+// does not recurse through the graph. torch 2.13 has no deleteNode, so the lambda is generic.
 template <typename N, typename... Args>
 auto make_node(Args&&... args) {
   if constexpr (std::is_base_of_v<c10::intrusive_ptr_target, torch::autograd::Node>) {
@@ -89,8 +89,8 @@ auto make_node(Args&&... args) {
   }
 }
 
-// Runs the forward function below autograd and, if the input needs a gradient, hangs a node on its result. `constants`
-// get edges, so that asking for their gradients reaches the node and is refused.
+// Runs `forward` below autograd and, if the input needs a gradient, attaches a node to the result. `constants` get
+// edges, so that asking for their gradients reaches the node, which refuses.
 template <typename Forward, typename MakeNode, typename... Constants>
 Tensor run(const Tensor& input, const Forward& forward, const MakeNode& node_of, const Constants&... constants) {
   using torch::autograd::compute_requires_grad;
@@ -109,7 +109,7 @@ Tensor run(const Tensor& input, const Forward& forward, const MakeNode& node_of,
   return result;
 }
 
-// As `run`, for a forward function that overwrites the input.
+// Like `run`, for a `forward` that works in place on `x`.
 template <typename Forward, typename MakeNode, typename... Constants>
 Tensor& run_in_place(Tensor& x, const Forward& forward, const MakeNode& node_of, const Constants&... constants) {
   const bool records = torch::autograd::compute_requires_grad(x);

@@ -1,5 +1,5 @@
-// Lean execution of pooling and padding. Most of it is PyTorch's kernels both ways, told the shape of the input instead
-// of keeping it. Max pooling has kernels of its own and keeps one byte per output instead of eight.
+// Lean execution of pooling and padding. Most operators use PyTorch's kernels, and save the input's shape instead of
+// the input. Max pooling has its own kernels, and saves one byte per output instead of eight.
 #include <ATen/ATen.h>
 #include <sys/mman.h>
 #include <torch/library.h>
@@ -22,8 +22,8 @@ Tensor unbacked_tensor(IntArrayRef sizes, IntArrayRef strides, const at::TensorO
     if (sizes[d] == 0) return at::empty_strided(sizes, strides, options);
     n_elements += (sizes[d] - 1) * strides[d];
   }
-  // Pages of a read-only anonymous mapping are never allocated; whoever reads them sees the kernel's page of zeros. To
-  // map a few takes longer than to have them.
+  // A read-only anonymous mapping commits no memory: reads see the kernel's page of zeros. For few pages, mapping takes
+  // longer than allocating.
   constexpr size_t kFewBytes = 1 << 16;
   const size_t n_bytes = n_elements * options.dtype().itemsize();
   if (n_bytes <= kFewBytes) return at::empty_strided(sizes, strides, options);
@@ -43,8 +43,8 @@ struct Window {
 
 bool is_channels_last(at::MemoryFormat format) { return format != at::MemoryFormat::Contiguous; }
 
-// Of tensors that are dense in `format`; `from` and `to` are those of the input and the output, either way round. A 2-d
-// pool has a depth of 1.
+// Arguments for tensors that are dense in `format`. `from` is the input, or the gradient of the output; `to` is the
+// other of the pair. A 2-d pool has depth 1.
 MaxPoolArgs max_pool_args(const Window& window, IntArrayRef input, at::MemoryFormat format, const Tensor& from,
                           const Tensor& to, const Tensor& cells) {
   MaxPoolArgs args{};
@@ -69,7 +69,7 @@ MaxPoolArgs max_pool_args(const Window& window, IntArrayRef input, at::MemoryFor
   return args;
 }
 
-// The largest cells, and where they are.
+// Returns the largest value of each window, and the number of its cell.
 std::tuple<Tensor, Tensor> max_pool_with_cells(const Window& window, const Tensor& input) {
   const auto format = input.suggest_memory_format();
   const Tensor x = input.contiguous(format);
@@ -78,7 +78,7 @@ std::tuple<Tensor, Tensor> max_pool_with_cells(const Window& window, const Tenso
     const int64_t padded = x.size(2 + d) + 2 * window.padding[d];
     const int64_t left = padded - window.dilation[d] * (window.kernel[d] - 1) - 1;
     int64_t n = (left + (window.ceil_mode ? window.stride[d] - 1 : 0)) / window.stride[d] + 1;
-    // What ceil_mode adds has to begin within the input or the padding before it.
+    // A window that ceil_mode adds must begin within the input or the padding before the input.
     if (window.ceil_mode && (n - 1) * window.stride[d] >= x.size(2 + d) + window.padding[d]) --n;
     sizes.push_back(n);
   }

@@ -1,4 +1,4 @@
-// Whether a call can be lean, asked before each: in Python it would take 2 to 4 microseconds.
+// Tells before each call whether the call can be lean. In Python, that takes 2 to 4 microseconds.
 #include "python.h"
 
 #include <ATen/autocast_mode.h>
@@ -10,10 +10,10 @@ namespace {
 
 using at::Tensor;
 
-// In the order of igfast/lean/handlers.py.
+// The order is that of igfast/lean/handlers.py.
 enum Refusal { kNone, kNothingToSave, kType, kDevice, kAutocast, kWeightType, kWeightIsComputed, kTransform };
 
-// Of torch.func: its wrappers have no rules for the operators here.
+// Whether torch.func wraps the tensor. torch.func's transforms have no rules for the operators here.
 bool is_transformed(const Tensor& tensor) {
   using c10::DispatchKey;
   return tensor.key_set().has_any(

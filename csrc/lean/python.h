@@ -14,13 +14,12 @@
 
 namespace igfast::lean {
 
-// What an argument is taken from Python as: pybind11 refuses numbers of NumPy where an IntArrayRef is asked for.
+// The type of an argument from Python. pybind11 refuses NumPy's integers where an IntArrayRef is expected.
 template <typename Arg>
 using Taken = std::conditional_t<std::is_same_v<Arg, at::IntArrayRef>, std::vector<int64_t>, Arg>;
 
-// Defines a function of a module that calls an operator through the dispatcher, with the signature of the C++ function
-// that implements it. A call by way of torch.ops, which reads its arguments by the schema, takes 2 to 8 microseconds
-// more.
+// Defines a module function that calls an operator through the dispatcher, with the signature of the operator's C++
+// function. Calls through torch.ops take 2 to 8 microseconds more, to interpret the schema.
 template <typename Result, typename... Args>
 void expose(pybind11::module& m, const char* name, Result (*)(Args...)) {
   const auto schema = c10::Dispatcher::singleton().findSchemaOrThrow((std::string("igfast::") + name).c_str(), "");
@@ -28,14 +27,13 @@ void expose(pybind11::module& m, const char* name, Result (*)(Args...)) {
   m.def(name, torch::wrap_pybind_function_no_gil([typed](Taken<Args>... args) { return typed.call(args...); }));
 }
 
-// One for each family of operators.
 void define_activations(pybind11::module& m);
 void define_batch_norm(pybind11::module& m);
 void define_convolution(pybind11::module& m);
 void define_linear(pybind11::module& m);
 void define_pooling(pybind11::module& m);
 
-// All of them, and lean_refusal.
+// Defines every family, and lean_refusal.
 void define_all(pybind11::module& m);
 
 }  // namespace igfast::lean

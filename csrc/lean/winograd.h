@@ -1,9 +1,9 @@
-// The gradient of the input of a 3x3 convolution by Winograd's F(2x2, 3x3): it is a convolution with the weight turned
-// around, and four cells take 16 products instead of 36.
+// The input's gradient of a 3x3 convolution by Winograd's F(2x2, 3x3). That gradient is a convolution with the flipped
+// weight. Four cells take 16 products instead of 36.
 //
-// Of PyTorch's time for channels-last images, on 2 cores: 0.6 to 0.7 for 128 channels and more, 0.8 to 0.9 for 64. Of
-// its error in the Euclidean norm, on random numbers, 0.4 to 0.6, because fewer terms are added up. But tiles mix the
-// cells of a window, so rounding is relative to the largest weight of a window, also where a smaller one alone counts.
+// Time relative to PyTorch (channels-last, 2 cores): 0.6 to 0.7 with 128 channels or more, 0.8 to 0.9 with 64. Error
+// relative to PyTorch (Euclidean norm, random numbers): 0.4 to 0.6, because fewer terms are summed. But tiles mix the
+// cells of a window, so rounding is relative to the window's largest weight, even where only a smaller weight matters.
 //
 // Source: Lavin, Gray 2016, arXiv:1509.09308, section 4.1.
 #pragma once
@@ -21,22 +21,22 @@ namespace igfast::lean {
 
 class Winograd {
  public:
-  // Of a convolution with stride and dilation 1 and a weight (outputs, inputs, 3, 3), for an input of a shape.
+  // For a convolution with stride 1, dilation 1 and a weight (outputs, inputs, 3, 3).
   Winograd(const Shape& input, IntArrayRef padding, const Tensor& weight)
       : input(input), padding(padding), weight(weight), n_outputs(weight.size(0)), n_inputs(weight.size(1)) {}
 
-  // Whether it is faster than PyTorch's gradient, and takes little memory.
+  // Whether this gradient is faster than PyTorch's and takes little memory.
   bool pays() const {
     constexpr int64_t kManyChannels = 64;
-    constexpr int64_t kFewestCells = 1024;      // for the weight to be worth transforming
-    constexpr int64_t kScratchBytes = 1 << 26;  // or as many as the gradient itself takes
+    constexpr int64_t kFewestCells = 1024;      // fewer do not pay for transforming the weight
+    constexpr int64_t kScratchBytes = 1 << 26;  // or the size of the gradient, if that is larger
     const int64_t n_cells = input.sizes[0] * input.sizes[2] * input.sizes[3];
     return n_outputs >= kManyChannels && n_inputs >= kManyChannels && n_cells >= kFewestCells &&
            n_cells * 2 >= n_tiles() * 5 && scratch_bytes() <= std::max(kScratchBytes, n_cells * n_inputs * item_size());
   }
 
-  // From the gradient of the output, channels-last, to that of the input, (batch, height, width, inputs). A band of
-  // tiles at a time.
+  // Returns the input's gradient, (batch, height, width, inputs), from the output's, channels-last. Tiles are processed
+  // in bands, which bounds the scratch memory.
   Tensor gradient(const Tensor& output_grad) const {
     const Tensor image = output_grad.movedim(1, -1), weights = weight_tiles();
     Tensor result = at::empty({image.size(0), input.sizes[2], input.sizes[3], n_inputs}, input.options);
@@ -71,20 +71,20 @@ class Winograd {
   int64_t tiles_of(int64_t d) const { return (input.sizes[2 + d] + 1) / 2; }
   int64_t n_tiles() const { return input.sizes[0] * tiles_of(0) * tiles_of(1); }
 
-  // Tiles of a band: enough to be worth putting the weights in order for.
+  // Tiles of a band: enough to repay packing the weight for each band's matrix products.
   int64_t band_tiles() const {
     constexpr int64_t kMostTiles = 512;
     return at::ceil_div(n_tiles(), at::ceil_div(n_tiles(), kMostTiles));
   }
 
-  // Bytes of the weight's tiles and a band of the image's, or of the weight's while they are made.
+  // Peak scratch memory in bytes: the weight's tiles, and a band's tiles or the reordered weight.
   int64_t scratch_bytes() const {
     const int64_t of_weight = 16 * n_outputs * n_inputs;
     return item_size() *
            std::max(of_weight + 16 * band_tiles() * (n_outputs + n_inputs), of_weight + 9 * n_outputs * n_inputs);
   }
 
-  // What the tiles of the image are multiplied with, (16, outputs, inputs): G w G^T with w turned around.
+  // Returns the tiles of the flipped weight w, (16, outputs, inputs): G w G^T.
   Tensor weight_tiles() const {
     constexpr double kG[4][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
     Tensor transform = at::empty({16, 9}, at::kDouble);
@@ -96,7 +96,7 @@ class Winograd {
     return at::mm(transform.to(weight.scalar_type()), by_cell).view({16, n_outputs, n_inputs});
   }
 
-  // Of an image (batch, height, width, channels).
+  // `image` is (batch, height, width, channels).
   WinogradArgs args_of(const Tensor& image) const {
     WinogradArgs args{};
     args.dtype = dtype_of("lean_convolution", "grad", image);

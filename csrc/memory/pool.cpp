@@ -1,18 +1,13 @@
-// Serves the large requests for CPU memory of a thread that attributes from ranges of addresses of our own.
+// The host pool: PyTorch's CPU allocator while an attribution runs. Large requests of the attribution's thread get
+// best-fit blocks of the address ranges of csrc/memory/ranges.h. That header also says why there is a pool.
 //
-// Every chunk asks for what the chunk before freed, and within a chunk each layer for what the layers before freed, in
-// other sizes. The C library does neither well: what goes back to the system comes back zeroed, page by page, and glibc
-// before 2.38 loses the few bytes around each aligned block, so that its heap grows to several times of what is alive
-// (glibc bug 14581). Blocks here are cut from what is free with its pages, of any size, and free neighbours are one.
+// The pool counts its bytes. So the peak memory is known without asking the kernel, and a memory budget can be
+// enforced. Free pages are kept only while they cannot raise the peak: free pages are decommitted before the peak would
+// rise.
 //
-// It also counts, which is how a peak is known without asking the kernel and how a memory budget is kept.
-//
-// Pages that nobody uses stay only as far as that does not raise the peak: for pages beyond it, others go back to the
-// system first.
-//
-// It is PyTorch's allocator while an attribution runs, and passes the requests of all other threads on to the one
-// before it without a lock. It stays while any of its blocks is alive (a hook may keep an activation): oneDNN frees its
-// buffers by whatever allocator PyTorch has by then. Freeing never allocates, and so never fails.
+// Requests of other threads go to PyTorch's default allocator without a lock. The pool stays installed while any of its
+// blocks is alive (a hook may keep an activation). The reason is oneDNN, which frees its buffers through whatever
+// allocator PyTorch has at that time. Freeing a block never allocates, so freeing never fails.
 #include "pool.h"
 
 #include <c10/core/Allocator.h>
@@ -33,34 +28,34 @@
 namespace igfast {
 namespace {
 
-// Bytes of the requests that are served here. Below, the C library's own caches do well.
+// Smaller requests go to the C library, whose own caches serve them well.
 constexpr size_t kSmall = 1 << 16;
 
-// Blocks begin at multiples of this many bytes: of a cache line, and of what PyTorch's own allocator keeps to.
+// Alignment of blocks in bytes: a cache line, as in PyTorch's own allocator.
 constexpr size_t kGrain = 64;
 
-// Bytes that may have their pages in any case, so that small chunks do not wait for them: an EfficientNet-Lite0 whose
-// chunks of 224x224 wanted 143 MiB took 4 to 11 % longer with 128.
+// Up to this many committed bytes, free pages are kept whatever the peak. With 128 MiB, an EfficientNet-Lite0 took 4 to
+// 11 % longer: its chunks of 224x224 images needed 143 MiB.
 constexpr int64_t kResident = 3 << 26;
 
 struct Block {
   size_t n_bytes = 0;
-  Entry entry;  // for when it is free
+  Entry entry;  // allocated with the block, so that freeing the block allocates nothing
 };
 
-std::mutex mutex;  // of all up to the atomics, and of csrc/memory/ranges.cpp
+std::mutex mutex;  // guards `blocks`, `others` and csrc/memory/ranges.cpp
 std::atomic<int64_t> n_users = 0;
 
 // Never destroyed: tensors may be freed after static objects.
 auto& blocks = *new std::unordered_map<void*, Block>;    // in use
-auto& others = *new std::unordered_map<void*, int64_t>;  // in use, of the C library
+auto& others = *new std::unordered_map<void*, int64_t>;  // in use, from the C library
 
 std::atomic<int64_t> in_blocks = 0, in_others = 0;  // bytes in use
 std::atomic<int64_t> peak = 0, live_peak = 0;
-std::atomic<int64_t> uncounted = 0;   // of the bytes in use at the first user's entry, those not in host_pool_bytes()
-thread_local int64_t limit = -1;      // of host_pool_bytes(), for requests of this thread
-thread_local int64_t n_entered = 0;   // by this thread: its share of `n_users`
-thread_local bool is_paused = false;  // for this thread
+std::atomic<int64_t> uncounted = 0;  // bytes in use when the first user entered that host_pool_bytes() leaves out
+thread_local int64_t limit = -1;     // of host_pool_bytes(), for requests of this thread; negative for none
+thread_local int64_t n_entered = 0;  // this thread's share of `n_users`
+thread_local bool is_paused = false;
 
 void raise(std::atomic<int64_t>& highest, int64_t value) {
   int64_t before = highest;
@@ -68,7 +63,8 @@ void raise(std::atomic<int64_t>& highest, int64_t value) {
   }
 }
 
-// Makes room for so many bytes that are to come, within the peak so far and the thread's limit; false if there is none.
+// Decommits free pages so that `to_come` more bytes keep within the peak so far and the thread's limit. Returns whether
+// those bytes keep within the limit.
 bool make_room(int64_t to_come) {
   const int64_t cheap = std::max({peak.load(), host_pool_bytes_in_use() - uncounted, kResident});
   const int64_t most = limit < 0 ? cheap : std::min(limit, cheap);
@@ -76,7 +72,7 @@ bool make_room(int64_t to_come) {
   return limit < 0 || host_pool_bytes() + to_come <= limit;
 }
 
-// A block of the pool; null if there are no addresses or not as many units within the limit.
+// Returns a block of the pool, or null if the address space or the thread's limit is exhausted.
 void* take_block(size_t n_bytes) {
   const size_t size = rounded_up(n_bytes, kGrain);
   char* begin = find_idle(size);
@@ -86,7 +82,7 @@ void* take_block(size_t n_bytes) {
   }
   if (begin == nullptr) begin = find_idle(size);
   Entry of_front = new_entry(), of_rest = new_entry();
-  Block& block = blocks[begin];  // nothing fails from here on
+  Block& block = blocks[begin];  // the last allocation: nothing fails after this line
   block.n_bytes = size;
   block.entry = take_idle(begin, size, std::move(of_front), std::move(of_rest));
   in_blocks += static_cast<int64_t>(size);
@@ -100,7 +96,7 @@ void* take_block(size_t n_bytes) {
   return nullptr;
 }
 
-// Memory of the C library, which has locks of its own: it is asked while the pool's is open.
+// Returns memory of the C library. The pool's mutex is released meanwhile, because the C library has its own locks.
 void* take_of_c_library(size_t n_bytes, std::unique_lock<std::mutex>& lock) {
   const auto request = static_cast<int64_t>(n_bytes);
   const auto check_limit = [&] {
@@ -113,13 +109,13 @@ void* take_of_c_library(size_t n_bytes, std::unique_lock<std::mutex>& lock) {
   std::unique_ptr<void, decltype(&c10::free_cpu)> block(nullptr, &c10::free_cpu);
   try {
     block.reset(c10::alloc_cpu(n_bytes));
-  } catch (const c10::Error&) {  // out of memory, unless idle pages make up for it
+  } catch (const c10::Error&) {  // out of memory, unless decommitting the free pages makes room
     empty_host_pool();
     block.reset(c10::alloc_cpu(n_bytes));
   }
   lock.lock();
-  check_limit();                           // another thread may have taken what there was
-  int64_t& counted = others[block.get()];  // not 0 if it was freed by an allocator that does not know the pool
+  check_limit();                           // another thread may have allocated meanwhile
+  int64_t& counted = others[block.get()];  // not 0 if another allocator freed the previous block at this address
   in_others += request - std::exchange(counted, request);
   return block.release();
 }
@@ -136,13 +132,13 @@ void* take(size_t n_bytes) {
 
 void uninstall_if_unused();
 
-// Takes a block back; false if it is of the C library, and counted no longer if it was.
+// Frees a block of the pool. Returns false for any other block, after removing its bytes from the count.
 bool take_back(void* block) {
   const std::lock_guard<std::mutex> lock(mutex);
   const auto found = blocks.find(block);
   if (found == blocks.end()) {
     const auto other = others.find(block);
-    if (other != others.end()) {  // or it is of a time before the pool
+    if (other != others.end()) {  // absent if allocated before the pool was installed
       in_others -= other->second;
       others.erase(other);
     }
@@ -152,7 +148,7 @@ bool take_back(void* block) {
   in_blocks -= end - begin;
   const auto [first, last] = make_idle(begin, end, std::move(found->second.entry));
   blocks.erase(found);
-  char* const whole_begin = std::max(first, aligned_down(begin, kUnit));  // with what was idle in its units
+  char* const whole_begin = std::max(first, aligned_down(begin, kUnit));  // with the free ranges that share its units
   char* const whole_end = std::min(last, aligned_up(end, kUnit));
   if (n_users > 0) {
     discard_uncounted(whole_begin, whole_end);
@@ -190,7 +186,7 @@ void uninstall_if_unused() {
   }
 }
 
-// In a child of fork(), threads are gone that might have held the mutex, or have been using the pool.
+// A child of fork() has only the forking thread. The handlers keep other threads' locks and entries out of the child.
 const int registered = pthread_atfork([] { mutex.lock(); }, [] { mutex.unlock(); },
                                       [] {
                                         n_users = n_entered;
@@ -204,7 +200,7 @@ bool enter_host_pool() {
   const std::lock_guard<std::mutex> lock(mutex);
   if (n_users == 0) {
     const c10::Allocator* const present = c10::GetCPUAllocator();
-    if (present != &pool && present != c10::GetDefaultCPUAllocator()) return false;  // the user's own
+    if (present != &pool && present != c10::GetDefaultCPUAllocator()) return false;  // set by the user
     c10::SetCPUAllocator(&pool);
     peak = host_pool_bytes();
     live_peak = host_pool_bytes_in_use();

@@ -1,38 +1,40 @@
-// A pool of the CPU memory that PyTorch frees, while an attribution runs, and what all of it comes to.
+// A pool for the large CPU tensors of an attribution, and counts of its bytes. csrc/memory/ranges.h has its reasons.
 #pragma once
 
 #include <cstdint>
 
 namespace igfast {
 
-// Makes PyTorch allocate from the pool in the calling thread, until that leaves it as often. False, and nothing
-// happens, if PyTorch's CPU allocator has been replaced. Leaving returns how many users are left.
+// Makes PyTorch allocate from the pool in the calling thread, until as many calls of leave_host_pool(). Returns false,
+// without effect, if the user has replaced PyTorch's CPU allocator.
 bool enter_host_pool();
+
+// Undoes one enter_host_pool() of the calling thread. Returns how many are left in all threads.
 int64_t leave_host_pool();
 
-// Returns pages that nobody uses to the system, all but so many bytes of them.
+// Decommits all free pages but `kept` bytes of them.
 void empty_host_pool(int64_t kept = 0);
 
-// Whether the calling thread's requests go to the allocator before the pool, for what outlives the attribution. Returns
-// what it replaces.
+// Sends the calling thread's requests past the pool while `pause` is set, for memory that outlives the attribution.
+// Returns the previous setting.
 bool pause_host_pool(bool pause);
 
-// Bytes of the pool's pages, in use or not, and of what it got from the C library. Not in it are blocks whose
-// neighbours' pages went back when no attribution ran.
+// Returns the committed bytes of the pool, in use or free, plus the bytes served by the C library. Blocks in units that
+// were decommitted in part, while no attribution ran, do not count.
 int64_t host_pool_bytes();
 
-// The most of that since the pool was entered by its first user.
+// Returns the highest host_pool_bytes() since the first user entered.
 int64_t host_pool_peak();
 
-// The same of the blocks in use: what there has to be memory for, while others stay where it is cheap.
+// Returns the bytes of the blocks in use, without free pages, or their peak.
 int64_t host_pool_bytes_in_use();
 int64_t host_pool_peak_in_use();
 
-// Begins the peak of blocks in use anew, and returns it as it was.
+// Returns host_pool_peak_in_use(), and restarts that peak at the bytes in use now.
 int64_t restart_host_pool_peak();
 
-// What host_pool_bytes() may come to by requests of the calling thread, which fail beyond it; negative for no limit.
-// Returns the limit that it replaces.
+// Sets how far requests of the calling thread may raise host_pool_bytes() before such a request fails; negative for no
+// limit. Returns the previous limit.
 int64_t set_host_pool_limit(int64_t n_bytes);
 
 }  // namespace igfast

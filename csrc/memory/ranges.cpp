@@ -15,20 +15,20 @@
 namespace igfast {
 namespace {
 
-// Addresses that are asked for at once. They cost nothing, unless addresses are what is limited.
+// Bytes of address space mapped at once. Uncommitted addresses cost nothing unless the system limits address space.
 constexpr size_t kSegment = size_t{1} << 32, kSegmentOfLimited = 1 << 28;
 
 struct Segment {
   size_t n_bytes;
-  std::vector<bool> has_pages;  // by unit; not those in use of a unit whose others went back
+  std::vector<bool> has_pages;  // per unit; false also for a unit that was decommitted around blocks in use
 };
 
 // Never destroyed: tensors may be freed after static objects.
 auto& segments = *new std::map<char*, Segment>;
-auto& idle = *new ByAddress;  // ranges that nobody uses, no two of a segment side by side
-auto& by_size = *new BySize;  // the same
+auto& idle = *new ByAddress;  // free ranges, coalesced within a segment
+auto& by_size = *new BySize;  // the same ranges
 
-std::atomic<int64_t> with_pages = 0;  // bytes of all units
+std::atomic<int64_t> with_pages = 0;  // bytes of all committed units
 
 std::string first_line(const char* path) {
   std::ifstream file(path);
@@ -37,8 +37,7 @@ std::string first_line(const char* path) {
   return line;
 }
 
-// Whether the system gives huge pages, of a unit, to those who ask. Where it gives them to nobody or to all, there is
-// no asking.
+// Whether the system gives huge pages (of one unit) on request only. Elsewhere all mappings get them, or none.
 bool huge_pages_on_request() {
   static const bool on_request =
       first_line("/sys/kernel/mm/transparent_hugepage/enabled").find("[madvise]") != std::string::npos &&
@@ -51,14 +50,14 @@ bool is_limited(decltype(RLIMIT_AS) resource) {
   return getrlimit(resource, &allowed) == 0 && allowed.rlim_cur != RLIM_INFINITY;
 }
 
-// Whether addresses without pages count, for the process or for the system (vm.overcommit_memory).
+// Whether uncommitted addresses count against a limit of the process or the system (vm.overcommit_memory).
 bool addresses_are_limited() {
   return is_limited(RLIMIT_AS) || is_limited(RLIMIT_DATA) || first_line("/proc/sys/vm/overcommit_memory") == "2";
 }
 
 std::pair<char* const, Segment>& segment_of(char* address) { return *std::prev(segments.upper_bound(address)); }
 
-// Calls a function with the reference to `has_pages` of each unit from `begin` to `end`.
+// Calls `function` with a reference to `has_pages` of each unit from `begin` to `end`.
 template <typename Function>
 void for_each_unit(char* begin, char* end, const Function& function) {
   auto& [start, segment] = segment_of(begin);
@@ -76,7 +75,7 @@ void insert_idle(char* begin, size_t n_bytes, Entry entry) {
 
 Entry extract_idle(char* begin, size_t n_bytes) { return {idle.extract(begin), by_size.extract({n_bytes, begin})}; }
 
-// Bytes outside of an idle range, in the units without pages that a block in it would bring.
+// Returns the bytes outside of a free range that a block in that range would commit: units are committed whole.
 int64_t bytes_beside(char* block, size_t n_bytes, char* end_of_range) {
   char *const first = aligned_down(block, kUnit), *const last = aligned_up(block + n_bytes, kUnit);
   int64_t n_beside = 0;
@@ -85,7 +84,7 @@ int64_t bytes_beside(char* block, size_t n_bytes, char* end_of_range) {
   return n_beside;
 }
 
-// Asks the system for addresses of so many bytes; false if there are none.
+// Maps a segment without committing pages. Returns false if the address space is exhausted.
 bool map_segment(size_t n_bytes, int flags) {
   const size_t mapped = n_bytes + kUnit;
   Entry entry = new_entry();
@@ -217,7 +216,7 @@ void drop_if_unused(char* begin, size_t n_bytes) {
 
 void discard_all(bool by_page) {
   for (auto range = idle.begin(); range != idle.end();) {
-    const auto [begin, n_bytes] = *range++;  // it may be dropped
+    const auto [begin, n_bytes] = *range++;  // advanced first, because the range may be dropped
     discard(begin, begin + n_bytes, by_page);
     drop_if_unused(begin, n_bytes);
   }

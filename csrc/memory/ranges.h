@@ -1,5 +1,9 @@
-// Ranges of addresses of our own: which are idle, and which have pages. Its callers hold the lock of
+// The host pool's ranges of addresses: which are free, and which are committed. Callers hold the mutex of
 // csrc/memory/pool.cpp.
+//
+// The pool exists because of two costs of the C library. glibc before 2.38 loses a few bytes at every aligned block, so
+// its heap grows to several times the memory in use (glibc bug 14581). With other C libraries, fresh pages still cost
+// time: freed blocks return to the system, and the kernel zeroes each page at the next use.
 #pragma once
 
 #include <cstddef>
@@ -10,13 +14,13 @@
 
 namespace igfast {
 
-// Pages come and go in units of so many bytes: of a huge page of the x86-64, and of most other processors.
+// Pages are committed and decommitted in units of a huge page of x86-64 and most other processors.
 constexpr size_t kUnit = 1 << 21;
 
 using ByAddress = std::map<char*, size_t>;
 using BySize = std::set<std::pair<size_t, char*>>;
 
-// Where a range is entered that nobody uses. Who takes one keeps an entry for when it is idle again.
+// The nodes that list one free range. A block in use holds its nodes, so that freeing the block allocates nothing.
 struct Entry {
   ByAddress::node_type by_address;
   BySize::node_type by_size;
@@ -28,43 +32,42 @@ size_t rounded_up(size_t n, size_t unit);
 char* aligned_up(char* address, size_t unit);
 char* aligned_down(char* address, size_t unit);
 
-// Where so many idle bytes are: where the fewest have to get pages, and then, since units get them as a whole, where
-// the least of these is beside the range; of such ranges in the smallest. Null if nowhere.
+// Returns the best fit for a block among the free ranges, or null. Best is to commit the fewest bytes, then the fewest
+// bytes outside of the range (units are committed whole), then the smallest range.
 char* find_idle(size_t n_bytes);
 
-// Adds a segment for a request. One of the request's own size is refused if the system thinks that it has not as much.
+// Adds a segment for a request. A segment of just the request's size is mapped without MAP_NORESERVE, so that the
+// kernel may refuse it.
 bool add_segment(size_t request);
 
-// Takes bytes out of an idle range; entries for what is left of it before and behind are handed in, so that nothing can
-// fail.
+// Takes a block out of a free range, and returns the range's Entry. The caller passes entries for the rest of the range
+// before and after the block, so that nothing can fail.
 Entry take_idle(char* begin, size_t n_bytes, Entry of_front, Entry of_rest);
 
-// Makes a range idle, one with its idle neighbours; returns the whole.
+// Frees a range, coalesces it with its free neighbours, and returns the resulting range.
 std::pair<char*, char*> make_idle(char* begin, char* end, Entry entry);
 
-// Bytes of all units with pages; of those without between two addresses, and to say that they have them; of whole units
-// with pages that nobody uses.
-int64_t bytes_with_pages();
-int64_t bytes_without_pages(char* begin, char* end);
-void set_has_pages(char* begin, char* end, bool value);
-int64_t bytes_of_idle_units();
+int64_t bytes_with_pages();                              // of all committed units
+int64_t bytes_without_pages(char* begin, char* end);     // of the uncommitted units in between
+void set_has_pages(char* begin, char* end, bool value);  // only records what is committed
+int64_t bytes_of_idle_units();                           // of the committed units that lie in free ranges
 
-// Returns pages between two addresses that nobody uses: whole units, or with `by_page` also those beside others in
-// their unit, which splits a huge page and is not for while attributions run. A unit that comes back counts as a whole:
-// the next call gets its budget beyond what is left of it here.
+// Decommits the whole units of a free range or, with `by_page`, also pages of units that are partly in use. Single
+// pages split huge pages, so `by_page` is for when no attribution runs. A unit decommitted in part does not count as
+// committed. If the next call commits that unit again, all of the unit counts against that call's budget.
 void discard(char* begin, char* end, bool by_page);
 
-// Returns what pages there are between two addresses that nobody uses, in units that count as having none: of blocks
-// that outlived the call that took them, whose huge pages are split already.
+// Decommits the pages of a free range in units that do not count as committed. Such pages belonged to blocks that
+// outlived their call, and their huge pages are split already.
 void discard_uncounted(char* begin, char* end);
 
-// Returns units that nobody uses, the highest first, until so many bytes are free of them or there are no more.
+// Decommits free units, the highest addresses first, until `n_bytes` are decommitted or none is left.
 void discard_idle(int64_t n_bytes);
 
-// Returns all pages that nobody uses.
+// Decommits everything that is free (see `discard` for `by_page`), and unmaps segments that are entirely free.
 void discard_all(bool by_page);
 
-// Returns the addresses of a segment that is idle as a whole, and has no pages.
+// Unmaps the segment that a free range covers entirely, if none of its units is committed.
 void drop_if_unused(char* begin, size_t n_bytes);
 
 }  // namespace igfast

@@ -30,42 +30,38 @@ Target = int | tuple[int | slice, ...] | Tensor | list[int] | list[tuple[int, ..
 class IntegratedGradients(captum.attr.IntegratedGradients):
     """Attributes a model's output to its input features by integrating gradients from a baseline to the input.
 
-    A drop-in for `captum.attr.IntegratedGradients`: same arguments, results and places in Captum's other tools. It
-    differs in what it costs. The path runs through the model in chunks that fit, whatever `n_steps` and the batch are,
-    and nothing the size of all path points is held.
-
-    Instances hold no state, so threads may share one. `forward_func` is read at each call.
+    A drop-in for `captum.attr.IntegratedGradients`: same arguments, results and places in Captum's other tools, at
+    another cost. The path goes through the model in chunks that fit in memory. Nothing the size of all path points is
+    held. Instances hold no state, so threads may share one. `forward_func` is read at each call.
 
     The first evaluation of a call is the caller's own: `forward_func(*inputs, *additional_forward_args)`, forward only.
-    Later calls of the same kind on the same model (shapes, arguments, training mode) do without it, if arguments are
-    tensors, numbers and strings. If its output has
-    one entry for each example, steps are stacked and examples split as memory and speed ask for; that rows are
-    independent is checked by comparing a step alone with the same step in a chunk. If it has another number of entries,
-    if an argument has, or if the comparison fails (with one warning), every path point is a whole step: the caller's
-    own call at another place of the path, its arguments and target as passed. So graphs, bags of instances,
-    sequence-first layers and batch normalisation in training mode work, as they do in Captum with
-    `internal_batch_size` equal to the number of examples.
+    Later calls of the same kind on the model (shapes, arguments, training mode) skip that evaluation if arguments are
+    tensors, numbers and strings. If the output has one entry for each example, steps are stacked and examples split as
+    memory and speed ask for. Comparing a step alone with the same step in a chunk checks that examples are independent.
 
-    A subclass that overrides `_attribute`, and an instance whose `gradient_func` was replaced, are left to Captum's own
-    code.
+    Every path point is a whole step if the comparison fails (with one warning), or the output or an argument has
+    another number of entries. A whole step is the caller's own call at another alpha, with arguments and target as
+    passed. So graphs, bags of instances, sequence-first layers and batch normalisation in training mode work, as in
+    Captum with `internal_batch_size` equal to the number of examples.
 
-    A call leaves the model as it was: modes, gradients, hooks and the caller's tensors are not touched, and buffers
-    that a forward pass in training mode updates (running statistics) are put back, where `forward_func` is a module, a
-    method of one, or a `functools.partial` of either. Random draws of a model in training mode advance the generator as
-    in any other forward pass.
+    Subclasses that override `_attribute`, and instances with a replaced `gradient_func`, are left to Captum's own code.
+
+    A call does not touch modes, gradients, hooks or the caller's tensors. Buffers that training mode updates (running
+    statistics) are put back where `forward_func` is a module, a method of one, or a `functools.partial` of either.
+    Random draws in training mode advance the generator as in any forward pass.
 
     Args:
         forward_func: the model or any function of the inputs; returns a tensor, (batch, ...), one entry per example.
         multiply_by_inputs: whether to multiply the integrated gradients by `inputs - baselines`. If False, the result
-            is the average gradient along the path, and no completeness holds.
-        lean: "auto" keeps in the forward pass only what the gradient of the input needs, and runs plainly, with a
-            warning, what does not take that; True raises a LeanError then; False runs plainly always. The attributions
-            are the same up to rounding.
-        memory_budget: the most memory that a call may take over what is held when it begins: bytes, a size such as
-            "2GiB", a fraction of the device's memory (a float up to 1.0), or None for all that is free, less a tenth.
-            Chunks that do not fit are halved and repeated; where one path point does not fit, repeated blocks of the
-            model are recomputed in the backward pass, and on CUDA saved tensors go to main memory, with a warning each.
-            What attributions in other threads hold counts too. CUDA itself does not enforce it yet.
+            is the average gradient along the path, and completeness does not hold.
+        lean: "auto" keeps in the forward pass only what the gradient of the input needs. A model that does not take
+            that runs plainly, with a warning; True raises a LeanError instead. False always runs plainly. Attributions
+            are equal up to rounding.
+        memory_budget: the most memory that a call may take over what is held when the call begins. Bytes, a size such
+            as "2GiB", a fraction of the device's memory (a float up to 1.0), or None for all free memory, less a tenth.
+            Chunks that do not fit are halved and repeated. Where one path point does not fit, repeated blocks of the
+            model are recomputed in the backward pass. On CUDA, saved tensors then go to main memory. Each measure gives
+            a warning. What attributions in other threads hold counts too. CUDA itself does not enforce the budget yet.
         show_progress: show a progress bar over path points.
 
     Raises:
@@ -150,39 +146,37 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
         """Attributes `forward_func(inputs)[:, target]` to `inputs`.
 
         Args:
-            inputs: a tensor or a tuple of tensors, (batch, *features) each: floating, integer (path points are then
-                of the default dtype, as in Captum) or complex. Inputs with different numbers of rows belong together:
-                all of them move along the path at once.
+            inputs: a tensor or a tuple of tensors, (batch, *features) each: floating, complex or integer (path points
+                are of the default dtype, as in Captum). Inputs with different numbers of rows move together.
             baselines: where the path starts; for each input a number, a tensor of its shape or one of shape
                 (1, *features). None is zero. Other dtypes are converted to the input's.
-            target: what of the output is attributed: an int or a tuple of ints (the same place for every example), an
-                integer tensor (batch,), a list of ints or a list of tuples (one per example, or per entry of the
-                output). None if the output is one number per example.
+            target: which part of the output is attributed. An int or a tuple of ints is the same place for every
+                example. An integer tensor (batch,) or a list of ints or tuples has one per example, or per entry of the
+                output. None is for one number per example.
             additional_forward_args: further arguments of `forward_func`, one or a tuple. Tensors whose first dimension
-                is the batch or 1 are repeated for stacked path points. One with another first dimension means that the
-                examples belong together: whole steps go through the model, with the arguments as they are. 0-d tensors
-                and other objects are always passed as they are.
+                is the batch or 1 are repeated for stacked path points. A tensor with another first dimension makes
+                every path point a whole step. 0-d tensors and other objects are passed as they are.
             n_steps: points of the quadrature rule, at least 1 (2 for the trapezoid rules).
-            method: the rule, one of `igfast.METHODS`. `riemann_trapezoid` is Captum's, whose weights sum to
-                (n_steps - 1) / n_steps; `trapezoid` is the correct one.
-            internal_batch_size: at most this many path points go through the model at a time, also when that is fewer
-                than there are examples, if those are independent; if not, one whole step, as in Captum. None lets
-                igfast choose.
+            method: the rule, one of `igfast.METHODS`. The weights of `riemann_trapezoid` sum to
+                (n_steps - 1) / n_steps, as Captum's do; `trapezoid` is the correct rule.
+            internal_batch_size: the most path points in the model at a time, also where that splits the examples.
+                Dependent examples go in one whole step at a time, as in Captum. None lets igfast choose.
             return_convergence_delta: also return how far the attributions are from completeness.
             return_report: also return an `igfast.RunReport`: what the call did and what it cost.
 
         Returns:
-            The attributions, shaped as `inputs`: float32 for half, bfloat16 and float32 inputs, float64 for float64,
-            complex for complex ones, contiguous. They have a graph only as in Captum: through the factor
-            (inputs - baselines), if those require a gradient and grad mode is on. With `return_convergence_delta` or
-            `return_report`, a tuple of them, the delta, (batch,): the sum of each example's attributions less
-            F(inputs) - F(baselines), and the report, whichever were asked for, in this order. Where the output has
-            another number of entries than there are examples, the delta is that of the totals, (1,).
+            The attributions, shaped as `inputs`, contiguous: float32 for half, bfloat16 and float32 inputs, float64 for
+            float64, complex for complex ones. Attributions have a graph only as in Captum: through the factor
+            (inputs - baselines), if those require a gradient and grad mode is on. `return_convergence_delta` and
+            `return_report` make the result a tuple of attributions, delta and report (those asked for, in this order).
+            The delta, (batch,), is the sum of each example's attributions less F(inputs) - F(baselines). Where the
+            output has another number of entries than there are examples, the delta is that of the totals, (1,).
 
         Raises:
             InputError, InputTypeError, BaselineError, TargetError, TargetTypeError, ArgumentError, ArgumentTypeError:
                 an argument is not allowed or does not fit the others; the message says which and what would be.
             OutputError, OutputTypeError: the output of `forward_func` cannot be attributed.
+            LeanError: `lean` is True, and lean execution is not possible.
             IgfastMemoryError: not even one path point fits in the memory that is allowed.
 
         Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, eq. 1 and 3; the delta is that of Proposition 1.
@@ -192,7 +186,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
         if why:
             return left_to_captum(why, captum.attr.IntegratedGradients, arguments)
         with_graph = torch.is_grad_enabled() and self.multiplies_by_inputs and _require_grad(inputs, baselines)
-        # Out of inference mode, under which nothing can be differentiated, for callers that are in it.
+        # Leaves the caller's inference mode, in which nothing can be differentiated.
         with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
             evaluator = self._evaluator(inputs, baselines, target, additional_forward_args)
             rule = quadrature_rule(method, n_steps)
@@ -215,7 +209,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
         target: Any = None,
         additional_forward_args: Any = None,
     ) -> Tensor:
-        """How far attributions are from completeness, as `attribute` returns it.
+        """Returns how far attributions are from completeness, as the delta of `attribute`.
 
         Args:
             attributions: a tensor or a tuple of tensors, shaped as `end_point`.
@@ -225,8 +219,8 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
             additional_forward_args: as in `attribute`.
 
         Returns:
-            The sum of each example's attributions less F(end_point) - F(start_point), (batch,), of the attributions'
-            dtype; where the output has another number of entries, the difference of the totals, (1,).
+            Each example's sum of attributions less F(end_point) - F(start_point), (batch,), of the attributions' dtype.
+            Where the output has another number of entries than there are examples, the difference of the totals, (1,).
 
         Raises:
             InputError, InputTypeError, BaselineError, TargetError, TargetTypeError, OutputError, OutputTypeError: as in
@@ -242,7 +236,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
             return convergence_delta(tuple(a.detach() for a in given), *ends)
 
     def _evaluator(self, inputs: Any, baselines: Any, target: Any, additional_forward_args: Any) -> ForwardFunction:
-        """The forward function with everything that it is called with."""
+        """Returns the forward function with its checked inputs, arguments and target."""
         return ForwardFunction(
             forward_func=self.forward_func,
             inputs=parse_inputs(inputs, baselines),
@@ -251,7 +245,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
         )
 
     def _why_captum(self) -> str:
-        """Why a call is left to Captum's own code; empty if it is not."""
+        """Returns why a call is left to Captum's own code; empty if the call is not."""
         if getattr(self._attribute, "__func__", None) is not captum.attr.IntegratedGradients._attribute:
             return f"{type(self).__name__} overrides _attribute"
         return "" if self.gradient_func is compute_gradients else "gradient_func was replaced"
@@ -263,7 +257,7 @@ def _require_grad(inputs: Any, baselines: Any) -> bool:
 
 
 def _scaled_with_graph(sums: tuple[Tensor, ...], inputs: Any, baselines: Any) -> tuple[Tensor, ...]:
-    """The factor (input - baseline) where autograd sees it, as in Captum."""
+    """Returns the sums times (input - baseline), in a graph as Captum's."""
     return tuple(
         acc * (x - baseline)
         for acc, x, baseline in zip(sums, as_tuple(inputs), one_for_each(baselines, len(sums)), strict=True)

@@ -30,7 +30,7 @@ from igfast.run.integration import Run
 from igfast.run.plan import ChunkPlan
 from igfast.run.quadrature import quadrature_rule
 
-_SAME = 5e-2  # of the largest output: rounding on any device is less, another grouping is more
+_SAME = 5e-2  # of the largest output: rounding is less on any device, another grouping is more
 _GRAD_OPTIONS = frozenset({"allow_unused", "materialize_grads"})
 _OPTIONS_OF_CAPTUM = frozenset({"create_graph", "retain_graph"})
 
@@ -38,28 +38,26 @@ _OPTIONS_OF_CAPTUM = frozenset({"create_graph", "retain_graph"})
 class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients):
     """Attributes a model's output to what a layer gives out or takes in.
 
-    The path leads from the layer's values at the baselines to those at the inputs. It is the way to attribute token
-    ids: name the embedding layer, and sum the attributions over its last dimension.
+    The path leads from the layer's values at the baselines to those at the inputs. Token ids are attributed so: name
+    the embedding layer, and sum the attributions over their last dimension.
 
     A drop-in for `captum.attr.LayerIntegratedGradients`, with the same arguments and results. Only the layer's values
-    at the input and the baseline are kept; the points between go through the model in chunks, as in
-    `igfast.IntegratedGradients`, and nothing before the layer is recorded for the gradient.
+    at the input and the baseline are kept. Path points go through the model in chunks, as in
+    `igfast.IntegratedGradients`, and no graph is recorded before the layer.
 
     Instances hold no state, so threads may share one, and one model. Hooks are removed whatever happens. A layer that
-    is called more than once in a forward pass is an error, because no single path leads through it: wrap its calls in
-    modules of their own (`torch.nn.Identity`) and name those.
+    is called more than once in a forward pass is an error, because no single path leads through the layer. Wrap its
+    calls in modules of their own (`torch.nn.Identity`) and name those modules.
 
     Args:
         forward_func: the model or any function that calls the layer; returns a tensor, (batch, ...).
         layer: a module, or a list of modules of which none gets its values from another one alone.
         device_ids: the GPUs of an `nn.DataParallel` model, if `forward_func` is not that model itself.
         multiply_by_inputs: whether to multiply the integrated gradients by the difference of the layer's values.
-        lean, memory_budget: as in `igfast.IntegratedGradients`.
-        show_progress: show a progress bar over path points.
+        lean, memory_budget, show_progress: as in `igfast.IntegratedGradients`.
 
     Raises:
-        ArgumentError, ArgumentTypeError: `lean` or `memory_budget` is not one of its values, or `forward_func` is not
-            callable.
+        ArgumentError, ArgumentTypeError: as in `igfast.IntegratedGradients`.
 
     Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, section 3, applied to the rest of the network.
     """
@@ -99,32 +97,30 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients):
         """Attributes `forward_func(inputs)[:, target]` to the layer's values.
 
         Args:
-            inputs: a tensor or a tuple of tensors, (batch, *) each, of any dtype: they go through the model as they
-                are, token ids as integers.
-            baselines: for each input a number, a tensor of its shape or one of shape (1, *), of its dtype (the ids of
-                padding or mask tokens, say). None is zero.
+            inputs: a tensor or a tuple of tensors, (batch, *) each, of any dtype; the model gets them as they are.
+            baselines: for each input a number, or a tensor of its dtype, of its shape or (1, *). For token ids, the ids
+                of padding or mask tokens, say. None is zero.
             target: as in `igfast.IntegratedGradients.attribute`.
             additional_forward_args: as in `igfast.IntegratedGradients.attribute`.
-            n_steps: points of the quadrature rule.
-            method: the rule, one of `igfast.METHODS`.
-            internal_batch_size: at most this many path points go through the model at a time; None lets igfast choose.
+            n_steps: as in `igfast.IntegratedGradients.attribute`.
+            method: as in `igfast.IntegratedGradients.attribute`.
+            internal_batch_size: as in `igfast.IntegratedGradients.attribute`.
             return_convergence_delta: also return how far the attributions are from completeness.
             attribute_to_layer_input: attribute to what the layer takes in (its positional arguments).
-            grad_kwargs: {"materialize_grads": True} or {"allow_unused": True} gives tensors that the output does not
-                depend on attribution 0, instead of an error. Calls with "create_graph" or "retain_graph" are left to
-                Captum's own code.
+            grad_kwargs: {"materialize_grads": True} or {"allow_unused": True} gives tensors without influence
+                attribution 0 instead of an error. "create_graph" and "retain_graph" leave the call to Captum's code.
             return_report: also return an `igfast.RunReport`.
 
         Returns:
-            For one layer a tensor shaped as the layer's value, or a tuple if it has several; for a list of layers a
-            list of those. With `return_convergence_delta` or `return_report`, a tuple of that, the delta, (batch,): the
-            sum of all attributions of an example less F(inputs) - F(baselines) (of the totals, (1,), where examples
-            belong together), and the report, in this order.
+            For one layer a tensor shaped as the layer's value, or a tuple if the layer has several; for a list of
+            layers a list of those. With `return_convergence_delta` or `return_report`, a tuple with the delta and the
+            report, as in `igfast.IntegratedGradients.attribute`. The delta sums all attributions of an example.
 
         Raises:
             LayerError: a layer is not reached, is called several times, or has values that no path leads through.
-            InputTypeError, BaselineError, TargetError, TargetTypeError, ArgumentError, ArgumentTypeError,
-            OutputError, OutputTypeError, IgfastMemoryError: as in `igfast.IntegratedGradients.attribute`.
+            InputError, InputTypeError, BaselineError, TargetError, TargetTypeError, ArgumentError, ArgumentTypeError,
+                OutputError, OutputTypeError, LeanError, IgfastMemoryError: as in
+                `igfast.IntegratedGradients.attribute`.
 
         Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, eq. 1 and 3; the delta is that of Proposition 1.
         """
@@ -147,7 +143,7 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients):
             tapped = LayerTap(layers, attribute_to_layer_input, device_ids).attached()
             with self._options.memory(forward.inputs.device) as memory, tapped as tap:
                 evaluator, at_baseline = _from_layer(forward, given, tap, memory)
-                kind = (*map(id, layers), attribute_to_layer_input)  # not the layers: one may be the model itself
+                kind = (*map(id, layers), attribute_to_layer_input)  # ids: facts must not keep a layer alive
                 run = Run(evaluator, self._options, memory, size, kind, tuple(layers))
                 sums = run.integrate(rule)
                 ends = _ends(run, at_baseline) if return_convergence_delta else None
@@ -169,9 +165,9 @@ def _unused_is_zero(grad_kwargs: dict[str, Any] | None) -> bool:
 def _from_layer(
     forward: ForwardFunction, given: ModelInputs, tap: LayerTap, memory: MemoryUse
 ) -> tuple[FromLayer, Any]:
-    """The forward function from the layers on, and the model's output at the baselines.
+    """Returns the forward function from the layers on, and the model's output at the baselines.
 
-    The inputs of the former are the layers' values at the inputs and the baselines.
+    The inputs of that function are the layers' values at the inputs and the baselines.
     """
     if given.batch == 0:
         raise ArgumentError("inputs must hold at least one example, or the layer's values have no shape; got none")
@@ -225,9 +221,9 @@ def _why_joint(values: Values, batch: int, what: str) -> str:
 
 
 def _read(forward: ForwardFunction, xs: Values, tap: LayerTap, memory: MemoryUse) -> tuple[list[Values], Any]:
-    """What each layer takes in or gives out for all examples, and the output; in parts where that does not fit."""
+    """Returns each layer's values for all examples, and the output; in parts where memory does not hold all."""
     batch, examples = forward.inputs.batch, forward.all_examples()
-    n_parts = 1 if forward.why_whole_steps() else batch  # at most
+    n_parts = 1 if forward.why_whole_steps() else batch  # the most parts
     row_bytes = sum(x.nbytes for x in xs) // batch
 
     def read(rows: slice) -> tuple[list[Values], Any]:
@@ -249,7 +245,7 @@ def _read(forward: ForwardFunction, xs: Values, tap: LayerTap, memory: MemoryUse
 
 
 def _ends(run: Run, at_baseline: Any) -> tuple[Tensor, Tensor]:
-    """F(inputs) and F(baselines), of the outputs that reading the layers gave."""
+    """Returns F(inputs) and F(baselines), from the outputs of the calls that read the layers."""
     evaluator = run.evaluator
     examples = evaluator.all_examples()
     at_ends = (evaluator.with_entries(output, examples) for output in (evaluator.own_output(), at_baseline))
@@ -258,7 +254,7 @@ def _ends(run: Run, at_baseline: Any) -> tuple[Tensor, Tensor]:
 
 
 def _are_side_by_side(evaluator: FromLayer) -> bool:
-    """Whether a layer with several entries per example has those of one example next to each other."""
+    """Returns whether a layer with several entries per example has those of one example next to each other."""
     example = torch.zeros(2, dtype=torch.int64, device=evaluator.inputs.device)
     ends = tuple(torch.stack([x[0], b[0]]) for x, b in zip(evaluator.inputs.x, evaluator.inputs.baselines, strict=True))
     try:
@@ -273,7 +269,7 @@ def _are_side_by_side(evaluator: FromLayer) -> bool:
 
 
 def _per_layer(attributions: Values, evaluator: FromLayer, as_list: bool) -> Any:
-    """The attributions in Captum's form: a tensor or a tuple for a layer, a list of those for a list of layers."""
+    """Returns attributions in Captum's form: a tensor or a tuple for a layer, a list of those for a list of layers."""
     tensors = iter(attributions)
     layers = [tuple(next(tensors) for _ in range(n)) for n in evaluator.per_layer]
     formatted = [layer if len(layer) > 1 else layer[0] for layer in layers]

@@ -27,20 +27,18 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients):
     """Attributes a neuron, one number of what a layer gives out or takes in, to a model's inputs.
 
     A drop-in for `captum.attr.NeuronIntegratedGradients`, with the same arguments and results. What comes after the
-    layer is computed without a graph. Everything else is as in `igfast.IntegratedGradients`; hooks are removed whatever
-    happens, and threads may share an instance and a model.
+    layer is computed without a graph. Hooks are removed whatever happens, and threads may share an instance and a
+    model. Everything else is as in `igfast.IntegratedGradients`.
 
     Args:
         forward_func: the model or any function that calls the layer.
         layer: a module that is called once in a forward pass.
         device_ids: the GPUs of an `nn.DataParallel` model, if `forward_func` is not that model itself.
         multiply_by_inputs: whether to multiply the integrated gradients by `inputs - baselines`.
-        lean, memory_budget: as in `igfast.IntegratedGradients`.
-        show_progress: show a progress bar over path points.
+        lean, memory_budget, show_progress: as in `igfast.IntegratedGradients`.
 
     Raises:
-        ArgumentError, ArgumentTypeError: `lean` or `memory_budget` is not one of its values, or `forward_func` is not
-            callable.
+        ArgumentError, ArgumentTypeError: as in `igfast.IntegratedGradients`.
 
     Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, section 3, applied to the network up to the neuron.
     """
@@ -79,26 +77,25 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients):
 
         Args:
             inputs: as in `igfast.IntegratedGradients.attribute`.
-            neuron_selector: an int for a layer with values (batch, n); a tuple of ints and slices, one for each
-                dimension after the examples, whose region is summed; or a function of the layer's value (of the tuple,
-                if it is several tensors) that returns one number per example, (batch,), or one for all of them.
+            neuron_selector: an int for a layer with values (batch, n). A tuple of ints and slices, one for each
+                dimension after the examples, sums a region. A function of the layer's value (of the tuple, if there are
+                several tensors) returns one number per example, (batch,), or one for all of them.
             baselines: as in `igfast.IntegratedGradients.attribute`.
             additional_forward_args: as in `igfast.IntegratedGradients.attribute`.
-            n_steps: points of the quadrature rule.
-            method: the rule, one of `igfast.METHODS`.
-            internal_batch_size: at most this many path points go through the model at a time; None lets igfast choose.
+            n_steps: as in `igfast.IntegratedGradients.attribute`.
+            method: as in `igfast.IntegratedGradients.attribute`.
+            internal_batch_size: as in `igfast.IntegratedGradients.attribute`.
             attribute_to_neuron_input: select from what the layer takes in (its positional arguments).
             return_report: also return an `igfast.RunReport`.
 
         Returns:
-            The attributions, shaped as `inputs`, as in `igfast.IntegratedGradients.attribute`; with `return_report`, a
-            tuple of them and the report.
+            The attributions, or a tuple of attributions and report, as in `igfast.IntegratedGradients.attribute`.
 
         Raises:
             LayerError: the layer is not reached, is called several times, or has values that have no gradient.
             SelectorError, SelectorTypeError: `neuron_selector` does not select one number per example.
-            InputError, InputTypeError, BaselineError, ArgumentError, ArgumentTypeError, OutputError,
-            IgfastMemoryError: as in `igfast.IntegratedGradients.attribute`.
+            InputError, InputTypeError, BaselineError, ArgumentError, ArgumentTypeError, OutputError, LeanError,
+                IgfastMemoryError: as in `igfast.IntegratedGradients.attribute`.
 
         Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, eq. 1 and 3.
         """
@@ -117,7 +114,7 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients):
                     tap=tap,
                     selector=neuron_selector,
                 )
-                # Not the layer: it may be the model itself. Functions that select cannot be told apart.
+                # The id: facts must not keep a layer alive. Functions that select cannot be told apart.
                 selects = () if callable(neuron_selector) else (str(neuron_selector),)
                 kind = (id(self.layer), attribute_to_neuron_input, *selects) if selects else None
                 run = Run(evaluator, self._options, memory, size, kind, (self.layer,))

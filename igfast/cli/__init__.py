@@ -1,4 +1,4 @@
-"""The command line: `python -m igfast demo`."""
+"""The command line: `python -m igfast demo`, `run` and `info`."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the process's exit status."""
+    """Runs one command and returns the process's exit status."""
     options = _parser().parse_args(arguments)
-    if options.command == "run":  # whose errors are the script's own
+    if options.command == "run":  # outside the try block: errors are the script's own
         from igfast.cli.run import run_swapped
 
         run_swapped(options.script, options.arguments, options.is_module)

@@ -1,4 +1,4 @@
-"""`python -m igfast demo`: what igfast does, on a real network and a real photograph, with Captum beside it."""
+"""`python -m igfast demo`: attributes a photograph on a trained network, with igfast and with Captum."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _LARGE_SIDES = (512, 768, 1024, 1536, 2048, 3072, 4096)
 
 
 def run_demo(out: Path, n_steps: int, large_side: int | None) -> None:
-    """Explains the photograph and writes `attribution.png` and `record.json` into `out`.
+    """Attributes the photograph with igfast and Captum; writes `attribution.png` and `record.json` into `out`.
 
     Args:
-        out: folder, made if it is not there.
+        out: folder, created if missing.
         n_steps: points along the path.
         large_side: pixels on each side of the large image; None chooses one where Captum's default does not fit.
     """
@@ -64,12 +64,12 @@ def _predict() -> tuple[int, float]:
 
 
 def _peak_at(side: int, peak_bytes: int) -> int:
-    """The peak of Captum's default at another size: it grows with the pixels."""
+    """Returns the peak memory of Captum's default at another size: the peak grows with the number of pixels."""
     return round(peak_bytes * (side / _SIDE) ** 2)
 
 
 def _side_beyond(peak_bytes: int) -> int:
-    """The smallest of the large sizes at which Captum's default does not fit, or the largest of all."""
+    """Returns the smallest of the large sizes at which Captum's default does not fit, or else the largest of all."""
     free = available_bytes()
     return next((side for side in _LARGE_SIDES if _peak_at(side, peak_bytes) > free), _LARGE_SIDES[-1])
 
@@ -91,12 +91,11 @@ def _line(m: Measurement, reference: Measurement) -> str:
 
 
 def _relative_difference(m: Measurement, reference: Measurement) -> float:
-    """The norm of the difference over the norm, of attributions that should agree."""
     return float(np.linalg.norm(m.attributions - reference.attributions) / np.linalg.norm(reference.attributions))
 
 
 def _draw(path: Path, m: Measurement, name: str) -> None:
-    """The photograph beside its attribution: green speaks for the class, red against it."""
+    """Draws the photograph beside its attribution: green speaks for the class, red against the class."""
     try:
         import matplotlib
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""One attribution of the demo's photograph, measured in a process of its own so that its peak memory is its own."""
+"""Measures one attribution of the demo's photograph in its own process, since peak memory is that of a process."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from igfast.memory.peak import peak_memory
 
 @dataclass(frozen=True)
 class Job:
-    """What to measure.
+    """One attribution to measure.
 
     Attributes:
         library: "igfast" or "captum".
         side: pixels on each side of the image.
         target: class to attribute.
         n_steps: points along the path.
-        internal_batch_size: passed on; None is the library's default.
+        internal_batch_size: argument of `attribute`; None is the library's default.
     """
 
     library: str
@@ -41,12 +41,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What came out.
+    """The result of measuring a job.
 
     Attributes:
         job: what was measured.
         seconds: wall time of the one call.
-        peak_bytes: highest resident memory over that of the loaded model and image.
+        peak_bytes: peak resident memory beyond that of the loaded model and image.
         delta: convergence delta.
         attributions: (3, side, side) float32.
     """
@@ -59,10 +59,10 @@ class Measurement:
 
 
 def measure(job: Job) -> Measurement:
-    """Runs the job in a new process, whose progress bar shows through.
+    """Runs the job in a new process, whose progress bar stays visible, and returns its result.
 
     Raises:
-        DemoError: the process failed; the message holds the end of what it said.
+        DemoError: the process failed; the message holds the exit status.
     """
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.npz"
@@ -87,7 +87,7 @@ def _attribute(job: Job) -> dict[str, Any]:
         explainer = igfast.IntegratedGradients(network, show_progress=True)
     else:
         explainer = captum.attr.IntegratedGradients(network)
-    with torch.no_grad():  # libraries set themselves up; a small image keeps the memory of the real one out of it
+    with torch.no_grad():  # warm-up for the libraries, on an image so small that the measured peak still counts in full
         network(photograph[:, :, :64, :64])
     with peak_memory() as memory:
         began = time.perf_counter()

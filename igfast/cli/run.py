@@ -18,11 +18,11 @@ _CLASSES = (IntegratedGradients, LayerIntegratedGradients, NeuronIntegratedGradi
 
 
 def run_swapped(script: str, arguments: Sequence[str], is_module: bool) -> None:
-    """Runs a script, and says on standard error what was swapped and how often it was called.
+    """Runs a script with igfast's classes; then prints to standard error what was swapped and how often it was called.
 
     Args:
         script: path of a script, or name of a module.
-        arguments: what it finds in `sys.argv`.
+        arguments: `sys.argv` of the script, without its name.
         is_module: whether `script` is the name of a module.
     """
     with patch_captum() as patch, _counting() as calls:
@@ -47,7 +47,7 @@ def run_swapped(script: str, arguments: Sequence[str], is_module: bool) -> None:
 
 @contextmanager
 def _counting() -> Iterator[Counter[str]]:
-    """Counts calls of `attribute` while it lasts, also those that pass by its decorator as Captum's own code does."""
+    """Counts calls of `attribute` during the block, also those through `__wrapped__`, which Captum's own code makes."""
     calls: Counter[str] = Counter()
     originals = {cls: cls.attribute for cls in _CLASSES}
 

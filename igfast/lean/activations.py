@@ -1,4 +1,4 @@
-"""Activations whose gradient is one of two numbers: they keep one bit for each element."""
+"""Piecewise linear activations: the gradient has one of two slopes, so autograd saves one bit per element."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _gate(
         return Plain(f"no kernel for {x.device.type}")
     if not inplace:
         return lean_gate(x, activation, low, high, slope)  # type: ignore[no-any-return]
-    if x.grad_fn is None or x._is_view():  # an error that autograd raises, or its business
+    if x.grad_fn is None or x._is_view():  # autograd raises an error for leaves, and tracks views itself
         return NOTHING_TO_SAVE
     return lean_gate_(x, activation, low, high, slope)  # type: ignore[no-any-return]
 
@@ -50,7 +50,7 @@ def _hardtanh_(input: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Te
 
 
 def _leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor | Plain:
-    if inplace and negative_slope < 0:  # an error that autograd raises
+    if inplace and negative_slope < 0:  # autograd raises an error
         return NOTHING_TO_SAVE
     return _gate(input, "leaky_relu", slope=negative_slope, inplace=inplace)
 

@@ -1,4 +1,4 @@
-"""Batch normalisation in evaluation mode: it keeps its weights and running statistics, which the model holds anyway."""
+"""Eval-mode batch norm: autograd saves only the weight and the running variance, which the model holds anyway."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Convolutions: they keep their weights, which the model holds anyway."""
+"""Convolutions: autograd saves the shape of the input and the weight, which the model holds anyway."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ _Size = int | Sequence[int]
 
 
 def _convolution(n: int) -> Callable[..., Any]:
-    """The handler of conv1d, conv2d or conv3d."""
     no_output_padding = (0,) * n
 
     def handler(
@@ -44,7 +43,6 @@ def _convolution(n: int) -> Callable[..., Any]:
 
 
 def _transposed_convolution(n: int) -> Callable[..., Any]:
-    """The handler of conv_transpose1d, conv_transpose2d or conv_transpose3d."""
 
     def handler(
         input: Tensor,

@@ -1,4 +1,4 @@
-"""One call's use of lean execution: whether it is on, the plain rerun, and what else can be saved."""
+"""Lean execution of one attribution: whether it is on, the fallback to plain autograd, and further memory savings."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _Result = TypeVar("_Result")
 
 
 class LeanExecution:
-    """Lean execution of one attribution.
+    """Runs the forward passes of one attribution in lean execution, and falls back to plain autograd.
 
     Args:
-        off_because: why it is off from the start; empty if it is on.
-        required: raise LeanError where it would fall back to plain execution.
-        module: the module behind the forward function, whose repeated blocks can be recomputed.
-        hooked: modules with hooks that a recomputation would miss.
-        device: of the inputs; the CPU without.
+        off_because: why lean execution is off from the start; empty if it is on.
+        required: raise LeanError instead of falling back to plain autograd.
+        module: the module behind the forward function; its repeated blocks can be recomputed.
+        hooked: modules whose hooks a recomputation would miss.
+        device: the device of the inputs; None means the CPU.
 
     Attributes:
-        off_because: why it is off; empty while it is on.
-        failed_because: why the model does not take it; empty unless that was found out.
+        off_because: why lean execution is off; empty while it is on.
+        failed_because: the error that only lean execution raised; empty if there was none.
     """
 
     def __init__(
@@ -58,22 +58,22 @@ class LeanExecution:
 
     @property
     def swapped(self) -> Mapping[str, int]:
-        """How many calls of each function were swapped."""
+        """How many calls of each PyTorch function were replaced by lean operators."""
         return Counter() if self._mode is None else self._mode.swapped
 
     @property
     def plain(self) -> Mapping[tuple[str, str], int]:
-        """How many calls that lean execution knows ran plainly, by function and reason."""
+        """How many calls of functions in the table were not replaced, by function and reason."""
         return Counter() if self._mode is None else self._mode.plain
 
     def active(self) -> AbstractContextManager[Any]:
-        """To be entered around the forward pass."""
+        """Returns the context manager to enter around the forward pass."""
         mode = nullcontext() if self.off_because or self._mode is None else self._mode
         return self._saving(mode) if self._recomputed or self._offloads else mode
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
-        """Leaves the calls of the block out of `swapped` and `plain`."""
+        """Leaves the calls inside the block out of `swapped` and `plain`."""
         counters = [] if self._mode is None else [self._mode.swapped, self._mode.plain]
         before = [counter.copy() for counter in counters]
         try:
@@ -84,7 +84,7 @@ class LeanExecution:
                 counter.update(counts)
 
     def save_more(self, device: torch.device) -> str:
-        """Takes the next measure that saves memory and costs time; returns which, or "" if none is left."""
+        """Takes the next measure that trades time for memory, and describes it; returns "" if none is left."""
         if not self._tried_recomputing:
             self._tried_recomputing = True
             blocks = repeated_blocks(self._module)
@@ -109,7 +109,7 @@ class LeanExecution:
             yield
 
     def _recomputation_contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        """What a block runs in: forward, where the mode is active already, and when it is computed again."""
+        """Returns the contexts of a block's forward pass (whose mode is active already) and of its recomputation."""
         if self.off_because:
             return nullcontext(), nullcontext()
         again = _new_mode()
@@ -117,10 +117,10 @@ class LeanExecution:
         return nullcontext(), again
 
     def attempt(self, evaluate: Callable[[], _Result]) -> _Result:
-        """Evaluates a chunk; if that raises what plain execution does not raise, plainly, from then on.
+        """Evaluates a chunk, and falls back to plain autograd from then on if only lean execution raises.
 
         Raises:
-            LeanError: it failed in lean execution only, and that is required.
+            LeanError: only lean execution raised, and lean execution is required.
         """
         if self._recomputed:
             evaluate = functools.partial(self._evaluate_recomputing, evaluate)
@@ -129,17 +129,17 @@ class LeanExecution:
         before = random_state(self._device)
         try:
             return evaluate()
-        except Exception as error:  # whatever a model raises when something in it does not fit
+        except Exception as error:  # a model may raise any type
             if is_out_of_memory(error):
                 raise
-            failure = error.with_traceback(None)  # which holds what the model holds
+            failure = error.with_traceback(None)  # the traceback's frames keep activations alive
         before.restore()
         because = f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
         self.off_because = because
         try:
             result = evaluate()
         except BaseException:
-            self.off_because = ""  # it was not lean execution that failed
+            self.off_because = ""  # plain autograd fails too
             raise
         self.failed_because = because
         if self._required:
@@ -151,7 +151,7 @@ class LeanExecution:
         return result
 
     def _evaluate_recomputing(self, evaluate: Callable[[], _Result]) -> _Result:
-        """Evaluates a chunk; blocks that do not do the same twice are no help against lack of memory."""
+        """Evaluates a chunk; raises MemoryError if a block's recomputation differs from its forward pass."""
         from torch.utils.checkpoint import CheckpointError
 
         try:
@@ -162,23 +162,23 @@ class LeanExecution:
 
 
 def _new_mode() -> Any:
-    from igfast.lean.mode import LeanMode  # its operators have to be loaded first, see why_not
+    from igfast.lean.mode import LeanMode  # the import needs the compiled operators, which why_not loads
 
     return LeanMode()
 
 
 def why_not(forward_func: Callable[..., Any], module: nn.Module | None) -> str:
-    """Why lean execution cannot be used for a forward function; empty if it can.
+    """Returns why lean execution cannot be used for a forward function; empty if it can.
 
     Args:
         forward_func: the function that is attributed.
-        module: the module behind it, if there is one.
+        module: the module behind `forward_func`, if there is one.
     """
     return compiled(forward_func, module) if kernels_loaded() else "igfast's compiled operators are not built"
 
 
 def compiled(forward_func: Callable[..., Any], module: nn.Module | None) -> str:
-    """What of a forward function is compiled by torch.compile, as a sentence; empty if nothing is."""
+    """Returns which part of a forward function torch.compile compiled, as a sentence; empty if none."""
     if hasattr(forward_func, "_torchdynamo_orig_callable"):
         return "forward_func is compiled (torch.compile)"
     for part in module.modules() if module is not None else ():

@@ -1,7 +1,7 @@
-"""What the handlers of lean execution share.
+"""Argument checks that the handlers of lean execution share.
 
-A handler takes the arguments of a PyTorch function and returns what that would, or a `Plain` that says why the function
-itself has to run.
+A handler takes the arguments of a PyTorch function and returns the same result. Where PyTorch's own function has to run
+instead, the handler returns the reason as a `Plain`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from igfast._C import lean_refusal
 
 
 class Plain(str):
-    """Why a call runs plainly; empty where plain autograd keeps nothing that it does not need anyway."""
+    """Why PyTorch's own function runs; empty where plain autograd saves no more than lean execution would."""
 
     __slots__ = ()
 
 
 NOTHING_TO_SAVE = Plain("")
-_WHY = (  # by the numbers that lean_refusal returns
+_WHY = (  # indexed by the number that lean_refusal returns
     "",
     "",
     "{x.dtype} {x.layout}",
@@ -35,22 +35,22 @@ _WHY = (  # by the numbers that lean_refusal returns
 
 
 def refuses(x: Tensor, *weights: Any) -> Plain | None:
-    """Why a call cannot be lean that has `x` as its differentiable input beside `weights`; None if it can."""
+    """Returns why a call with the differentiable input `x` and `weights` cannot be lean; None if it can."""
     refusal = lean_refusal(x, *weights)
     return None if refusal == 0 else Plain(_WHY[refusal].format(x=x))
 
 
 def is_parameter(tensor: Any) -> bool:
-    """Whether this is a weight beyond doubt, and not an activation."""
+    """Returns whether a tensor is certainly a weight and not an activation."""
     return isinstance(tensor, nn.Parameter) and tensor.requires_grad
 
 
 def sizes(value: SupportsIndex | Sequence[int], n: int) -> Sequence[int]:
-    """A window's numbers, one for each of `n` dimensions."""
+    """Expands an int or a sequence of one to `n` numbers, as PyTorch does for kernel sizes and strides."""
     if type(value) is tuple and len(value) == n:
         return value
     if isinstance(value, int):
         return [value] * n
     if isinstance(value, Sequence):
         return [value[0]] * n if len(value) == 1 else value
-    return [index(value)] * n  # of NumPy, too
+    return [index(value)] * n  # also takes NumPy's integers

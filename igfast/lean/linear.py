@@ -1,4 +1,4 @@
-"""Linear maps and products with weights: they keep the weights, which the model holds anyway."""
+"""Linear maps and products with weights: autograd saves only the weights, which the model holds anyway."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def _matmul(input: Tensor, other: Tensor) -> Tensor | Plain:
-    """Only with a matrix of weights on the right; the product of two activations needs both."""
+    """Handles products with a matrix of weights on the right; a product of two activations must save both."""
     if not is_parameter(other) or other.dim() != 2 or input.dim() < 2:
         return NOTHING_TO_SAVE
     why = refuses(input, other)
@@ -36,7 +36,6 @@ def _addmm(input: Tensor, mat1: Tensor, mat2: Tensor, **scales: Any) -> Tensor |
 
 
 def _mul(input: Any, other: Any, **options: Any) -> Tensor | Plain:
-    """Only with weights on one side."""
     if is_parameter(input):
         input, other = other, input
     if options or not is_parameter(other) or is_parameter(input) or not isinstance(input, Tensor):

@@ -1,4 +1,4 @@
-"""The mode that sees every call of PyTorch's functions and swaps those in its table."""
+"""The `TorchFunctionMode` of lean execution, and the table of functions that it replaces."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _DIFFERENTIATES = frozenset({torch.autograd.grad, torch.autograd.backward, torch
 
 
 class LeanMode(TorchFunctionMode):
-    """Swaps calls for their lean operators while it is active in a thread.
+    """Replaces calls by lean operators while the mode is active in a thread.
 
     Attributes:
-        swapped: how many calls of each function were swapped.
-        plain: how many calls that the table knows ran plainly, by function and reason.
-        ignores_hooks: whether to swap calls under hooks on saved tensors too. Such hooks see other tensors then, and a
-            checkpoint must recompute under a mode as well.
+        swapped: how many calls of each function were replaced.
+        plain: how many calls of functions in the table were not replaced, by function and reason.
+        ignores_hooks: whether to replace calls under saved-tensor hooks too. The hooks then see other tensors, and a
+            checkpoint must also recompute under a lean mode.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class LeanMode(TorchFunctionMode):
 
     @contextmanager
     def ignoring_hooks(self) -> Iterator[None]:
-        """Swaps calls under hooks on saved tensors during the block."""
+        """Replaces calls under saved-tensor hooks too, during the block."""
         before, self.ignores_hooks = self.ignores_hooks, True
         try:
             yield
@@ -53,7 +53,6 @@ class LeanMode(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Called by PyTorch for every function, method and attribute of tensors."""
         handler = _TABLE.get(func)
         if handler is None:
             if func in _DIFFERENTIATES:

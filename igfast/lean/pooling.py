@@ -1,4 +1,4 @@
-"""Pooling and padding: they keep the shape of their input, and max pooling a byte for each output."""
+"""Pooling and padding: autograd saves the shape of the input, and for max pooling one byte per output element."""
 
 from __future__ import annotations
 
@@ -17,47 +17,44 @@ from igfast.lean.handlers import NOTHING_TO_SAVE, Plain, refuses, sizes
 from igfast.ops._load import kernels_for
 
 _Size = int | Sequence[int]
-_MOST_CELLS = 256  # that one byte can number
+_MOST_CELLS = 256  # of a window: one byte numbers them
 
 
 def _strides(stride: _Size | None, kernel: Sequence[int], n: int) -> Sequence[int]:
-    """Those of a window: by default one window follows the other, which an empty list says too."""
+    """Returns a window's strides; None and an empty list mean the kernel size, as in PyTorch."""
     return kernel if stride is None or (isinstance(stride, Sequence) and not stride) else sizes(stride, n)
 
 
 class _Window(NamedTuple):
-    """Of a max pool, by dimension."""
-
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
     padding: tuple[int, ...]
     spacing: tuple[int, ...]
-    spans: tuple[int, ...]  # cells from the first to the last
+    spans: tuple[int, ...]  # cells of the input from a window's first to its last
 
 
 @functools.lru_cache(maxsize=1024)
 def _window(n: int, kernel_size: _Size, stride: _Size | None, padding: _Size, dilation: _Size) -> _Window | Plain:
-    """The window of `n` dimensions that a max pool is called with."""
+    """Returns the window of an `n`-d max pool, or why the call cannot be lean."""
     kernel, spacing, edge = (tuple(sizes(value, n)) for value in (kernel_size, dilation, padding))
     strides = tuple(_strides(stride, kernel, n))
     are_complete = all(len(numbers) == n for numbers in (kernel, strides, edge, spacing))
     are_positive = all(number > 0 for number in (*kernel, *strides, *spacing))
     if not are_complete or not are_positive or not all(0 <= p <= k // 2 for p, k in zip(edge, kernel, strict=True)):
-        return NOTHING_TO_SAVE  # what PyTorch says of those is for itself to say
+        return NOTHING_TO_SAVE  # PyTorch raises its own error
     if prod(kernel) > _MOST_CELLS:
         return Plain(f"a window of more than {_MOST_CELLS} cells")
     return _Window(kernel, strides, edge, spacing, tuple((k - 1) * d + 1 for k, d in zip(kernel, spacing, strict=True)))
 
 
 def _integers(value: _Size | None) -> Any:
-    """What a window is looked up by: floats, which PyTorch refuses, would be found as the integers they equal."""
+    """Returns a cache key for `_window`; refuses floats as PyTorch does, since a key 2.0 would find the entry of 2."""
     if isinstance(value, (tuple, list)):
         return tuple(map(index, value))
-    return None if value is None else index(value)  # type: ignore[arg-type]  # of NumPy, too
+    return None if value is None else index(value)  # type: ignore[arg-type]  # also takes NumPy's integers
 
 
 def _max_pool(n: int) -> Callable[..., Any]:
-    """The handler of max_pool1d, max_pool2d or max_pool3d."""
 
     def handler(
         input: Tensor,
@@ -81,7 +78,7 @@ def _max_pool(n: int) -> Callable[..., Any]:
         kernel, strides, edge, spacing, _ = window
         if n > 1:
             return lean_max_pool(input, kernel, strides, edge, spacing, ceil_mode)  # type: ignore[no-any-return]
-        (k,), (s,), (p,), (d,) = kernel, strides, edge, spacing  # over a height of 1, as PyTorch does it
+        (k,), (s,), (p,), (d,) = kernel, strides, edge, spacing  # a 2d pool over height 1, as in PyTorch
         output = lean_max_pool(input.unsqueeze(2), [1, k], [1, s], [0, p], [1, d], ceil_mode)
         return output.squeeze(2)  # type: ignore[no-any-return]
 
@@ -89,7 +86,6 @@ def _max_pool(n: int) -> Callable[..., Any]:
 
 
 def _avg_pool(n: int) -> Callable[..., Any]:
-    """The handler of avg_pool2d or avg_pool3d."""
 
     def handler(
         input: Tensor,
@@ -130,7 +126,6 @@ def _avg_pool1d(
 
 
 def _adaptive_avg_pool(n: int) -> Callable[..., Any]:
-    """The handler of adaptive_avg_pool2d or adaptive_avg_pool3d."""
 
     def handler(input: Tensor, output_size: Any) -> Tensor | Plain:
         why = refuses(input)
@@ -139,7 +134,7 @@ def _adaptive_avg_pool(n: int) -> Callable[..., Any]:
         output = (output_size,) * n if isinstance(output_size, int) else tuple(output_size)
         if None in output:
             output = tuple(size if w is None else w for w, size in zip(output, input.shape[2:], strict=True))
-        if output == (1,) * n:  # a mean, which keeps nothing
+        if output == (1,) * n:  # PyTorch takes the mean, which saves nothing
             return NOTHING_TO_SAVE
         return lean_adaptive_avg_pool(input, output)  # type: ignore[no-any-return]
 
@@ -153,7 +148,7 @@ def _pad(
     value: float | None = None,  # noqa: ARG001
 ) -> Tensor | Plain:
     why = refuses(input)
-    # Other modes keep nothing; these two keep their input, over the last dimensions of a (batch, channels, *sizes).
+    # In PyTorch only these two modes save the input. lean_pad pads all of *sizes of a (batch, channels, *sizes) input.
     if why is not None or mode not in ("reflect", "replicate") or len(pad) != 2 * (input.dim() - 2):
         return NOTHING_TO_SAVE if why is None else why
     return lean_pad(input, list(pad), mode)  # type: ignore[no-any-return]

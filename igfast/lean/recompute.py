@@ -1,6 +1,6 @@
-"""Recomputation: a model's repeated blocks keep their inputs alone and run again in the backward pass.
+"""Activation checkpointing: repeated blocks of a model save only their inputs and run again in the backward pass.
 
-The last resort before giving up, for about a third more time. The blocks are run by `torch.utils.checkpoint`.
+`torch.utils.checkpoint` runs the blocks. Calls take about a third longer, so this is for lack of memory only.
 
 Source: Chen, Xu, Zhang, Guestrin 2016, "Training Deep Nets with Sublinear Memory Cost", arXiv:1604.06174.
 """
@@ -17,14 +17,14 @@ from torch import nn
 
 _lock = threading.Lock()
 _recomputing: Counter[nn.Module] = Counter()  # how many threads recompute each block
-_own_forwards: dict[nn.Module, Callable[..., Any] | None] = {}  # what each has in place of its class's
+_own_forwards: dict[nn.Module, Callable[..., Any] | None] = {}  # each instance's own `forward`, if it has one
 _local = threading.local()
 
 Contexts = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]
 
 
 def repeated_blocks(module: nn.Module | None) -> list[nn.Module]:
-    """The outermost modules of several parts that stand beside another of their kind: layers, stages, blocks."""
+    """Returns the outermost modules with submodules that have a sibling of the same class: layers, stages, blocks."""
     found: list[nn.Module] = []
     for parent in module.children() if module is not None else ():
         found.extend(repeated_blocks(parent))
@@ -44,11 +44,11 @@ def _composite_children(module: nn.Module | None) -> list[nn.Module]:
 
 @contextmanager
 def recomputed(blocks: list[nn.Module], contexts: Contexts) -> Iterator[None]:
-    """Has this thread's calls of the blocks recompute them in the backward pass.
+    """Checkpoints this thread's calls of `blocks`, so that the backward pass recomputes them.
 
     Args:
-        blocks: the modules; each gets a `forward` of its own, removed again when no thread needs it.
-        contexts: makes what the forward pass and what the recomputation run in.
+        blocks: the modules; each gets an instance attribute `forward` until no thread needs it.
+        contexts: returns the contexts of the forward pass and of the recomputation.
     """
     with _lock:
         for block in blocks:
@@ -75,7 +75,7 @@ def _recomputing_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
         contexts = getattr(_local, "contexts", None)
         if contexts is None:
             return forward(*args, **kwargs)
-        from torch.utils.checkpoint import checkpoint  # imports much that is hardly ever needed
+        from torch.utils.checkpoint import checkpoint  # imported late: it imports much and is rarely needed
 
         return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 

@@ -1,1 +1,1 @@
-"""Memory of the device: what there is, what a call may take and takes, and what to do when it runs out."""
+"""Memory of a device: how much is free, what a call may take and takes, and recovery when memory runs out."""

@@ -1,4 +1,4 @@
-"""A memory budget: as callers write it, and the bytes that it comes to."""
+"""Parses memory budgets as callers write them, and converts them to bytes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FREE_SHARE = 0.9  # of the free memory, for a call without a budget
 
 
 def parse_memory_budget(budget: object) -> MemoryBudget:
-    """Checks a budget as the caller passed it.
+    """Checks a budget as the caller passed it; returns bytes, a fraction of the device's memory, or None.
 
     Raises:
         ArgumentError: not a positive number of bytes, a fraction up to 1, or a size such as "2GiB".
@@ -49,12 +49,9 @@ def parse_memory_budget(budget: object) -> MemoryBudget:
 
 
 def allowed_bytes(budget: MemoryBudget, device: torch.device) -> int | None:
-    """What a budget comes to on a device now; None where there is no telling.
-
-    No budget is all that is free, less a tenth.
-    """
+    """Returns the bytes that a budget allows on a device now (without one, 90 % of what is free); None if unknown."""
     if isinstance(budget, int):
-        return min(budget, sys.maxsize // 2)  # of 64 bits with what there is already
+        return min(budget, sys.maxsize // 2)  # bytes in use are added later, which must fit in 64 bits
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -67,5 +64,5 @@ def allowed_bytes(budget: MemoryBudget, device: torch.device) -> int | None:
 
 @functools.lru_cache(maxsize=1)
 def _host_memory(second: int) -> tuple[int, int]:  # noqa: ARG001
-    """Free and total bytes of main memory; asked once a second at most, since asking takes as long as a small call."""
+    """Returns free and total bytes of main memory, read once a second: reading takes as long as a small call."""
     return available_bytes(), total_bytes()

@@ -1,4 +1,4 @@
-"""What the machine says about main memory: its own, and what control groups leave of it."""
+"""Reads free and total main memory, as the machine and its control groups limit them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 def available_bytes() -> int:
-    """Bytes of main memory that a process can still get: the machine's, or that of a cgroup which allows less."""
+    """Returns the bytes of main memory that this process can still get from the machine and its control groups."""
     free = int(psutil.virtual_memory().available)
     for group in _cgroups():
         limit, used = _number(group / group.limit), _number(group / group.used)
@@ -23,7 +23,7 @@ def available_bytes() -> int:
 
 
 def _reclaimable_bytes(statistics: Path) -> int:
-    """What a cgroup is charged for that the kernel gives up when memory is short: cached files."""
+    """Returns the bytes charged to a control group that the kernel frees when memory is short: cached files."""
     lines = statistics.read_text().splitlines() if statistics.exists() else []
     fields = dict(line.split(maxsplit=1) for line in lines)
     return sum(int(fields.get(name, 0)) for name in ("active_file", "inactive_file", "slab_reclaimable"))
@@ -31,7 +31,7 @@ def _reclaimable_bytes(statistics: Path) -> int:
 
 @dataclass(frozen=True)
 class _Cgroup:
-    """The folder of a control group, and its files."""
+    """The folder of a control group, and the names of the files with its limit and its use."""
 
     folder: Path
     limit: str
@@ -42,7 +42,7 @@ class _Cgroup:
 
 
 def _cgroups() -> list[_Cgroup]:
-    """The control groups that limit this process's memory, of version 1 or 2: its own and those around it."""
+    """Returns the control groups (version 1 or 2) that limit this process's memory: its own and all ancestors."""
     found = []
     lines = _OWN_CGROUPS.read_text().splitlines() if _OWN_CGROUPS.exists() else ["0::/"]
     for line in lines:
@@ -59,7 +59,7 @@ def _cgroups() -> list[_Cgroup]:
 
 
 def _number(path: Path) -> int | None:
-    """What a file of a control group holds; None if it is not there or says "max"."""
+    """Returns the integer in a file of a control group; None if the file is missing or says "max"."""
     try:
         return int(path.read_text())
     except (OSError, ValueError):
@@ -67,12 +67,12 @@ def _number(path: Path) -> int | None:
 
 
 def total_bytes() -> int:
-    """Bytes of main memory that the process could have: the machine's, or the least that a control group allows."""
+    """Returns the bytes of main memory of the machine, or the lowest limit of a control group if that is less."""
     limits = (_number(group / group.limit) for group in _cgroups())
     allowed = min((limit for limit in limits if limit is not None), default=sys.maxsize)
     return min(int(psutil.virtual_memory().total), allowed)
 
 
 def resident_bytes() -> int:
-    """Bytes of main memory that this process holds now."""
+    """Returns the resident memory of this process in bytes."""
     return int(psutil.Process().memory_info().rss)

@@ -18,11 +18,11 @@ _POLL_SECONDS = 0.002
 
 @dataclass
 class PeakMemory:
-    """What `peak_memory` measured, in bytes; final when its block ends.
+    """The resident memory that `peak_memory` measured, in bytes; final when the block ends.
 
     Attributes:
         before: resident memory when the block began.
-        peak: the highest resident memory during it.
+        peak: the highest resident memory during the block.
     """
 
     before: int
@@ -30,7 +30,7 @@ class PeakMemory:
 
     @property
     def over_before(self) -> int:
-        """How far the peak was above the beginning."""
+        """The peak less the resident memory when the block began, at least 0."""
         return max(self.peak - self.before, 0)
 
 
@@ -38,8 +38,8 @@ class PeakMemory:
 def peak_memory() -> Iterator[PeakMemory]:
     """Measures the peak of this process's resident memory during the block.
 
-    Exact on Linux, where the kernel keeps the highest mark and lets it be reset; elsewhere, and where that is not
-    permitted, a thread looks every 2 ms.
+    On Linux the peak is exact: the kernel records the high-water mark, and the block begins with a reset of that mark.
+    Elsewhere, and where a reset is not permitted, a thread polls every 2 ms.
     """
     gc.collect()
     measured = PeakMemory(before=resident_bytes(), peak=resident_bytes())

@@ -1,4 +1,4 @@
-"""Memory for the duration of one call: kept within a budget, measured, and given back."""
+"""Keeps the memory of one call within a budget, measures it, and returns it to the system."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from igfast.memory.budget import MemoryBudget, allowed_bytes
 from igfast.memory.recovery import give_back_freed_blocks, is_out_of_memory
 from igfast.ops._load import kernels_loaded
 
-_UNCOUNTED_BYTES = 2**27  # what code and libraries' scratch space take of a budget beside tensors; an eighth at most
-_TRIM_AFTER_SECONDS = 0.3  # giving memory back takes up to 40 ms in a large process; short calls have little to give
-_RETURN_ALL_AFTER_SECONDS = 0.1  # the page faults of the next call are up to a fifth of a shorter one
-_KEPT_BYTES = 2**25  # at most, after such a call
+_UNCOUNTED_BYTES = 2**27  # of a budget, for code and libraries' scratch space beside tensors; at most an eighth of it
+_TRIM_AFTER_SECONDS = 0.3  # a trim takes up to 40 ms in a large process, and shorter calls have little to free
+_RETURN_ALL_AFTER_SECONDS = 0.1  # after a shorter call, page faults would be up to a fifth of the next call's time
+_KEPT_BYTES = 2**25  # of free pages, at most, after such a shorter call
 
 
 @dataclass
 class MemoryUse:
-    """What an attribution may take and takes, in bytes over what there was when it began.
+    """The memory that an attribution may take and takes, in bytes beyond what was in use when it began.
 
     Attributes:
-        device: where the memory is.
-        allowed: what the budget comes to; None where there is no telling.
-        for_tensors: what of that is for tensors; the rest is for code and libraries' scratch space.
-        peak: returns the most that PyTorch's allocator held so far; None where it is not measured. On the CPU,
-            attributions in other threads at the same time are in it.
-        peak_of_tensors: the same without what is kept for later tensors because that is cheap, since `restart_peak`.
-        restart_peak: begins `peak_of_tensors` anew.
-        for_results: within, memory is taken that outlives the call.
-        reserve: counts so many bytes of that against the budget.
+        device: the device of the memory.
+        allowed: the bytes that the budget allows; None if unknown.
+        for_tensors: the part of `allowed` for tensors; the rest is for code and libraries' scratch space.
+        peak: returns the most that PyTorch's allocator held so far; None where the peak is not measured. On the CPU,
+            the peak includes attributions that other threads run at the same time.
+        peak_of_tensors: returns the same since `restart_peak`, without free pages that are kept for later tensors.
+        restart_peak: restarts `peak_of_tensors`.
+        for_results: returns a context manager for allocations that outlive the call.
+        reserve: counts the bytes of such an allocation against the budget.
     """
 
     device: torch.device
@@ -53,14 +53,12 @@ class MemoryUse:
 def memory_scope(device: torch.device, budget: MemoryBudget) -> Iterator[MemoryUse]:
     """Keeps what is allocated during the block within a budget, and measures it.
 
-    On the CPU, PyTorch keeps what is freed during the block for later requests, and it is given back at the end. A
-    chunk frees its activations, and the next one asks for as much. The C library neither hands it out again reliably
-    (its heap grew to three times of what was alive on a ResNet-50) nor for free: what goes back to the system comes
-    back zeroed page by page. See csrc/memory/pool.cpp; a request of this thread beyond the budget fails there. Without
-    the compiled operators, or where the user has replaced PyTorch's CPU allocator, none of this happens. Threads may be
-    in it at the same time.
-
-    On CUDA only the growth of chunks heeds the budget.
+    On the CPU a pool (csrc/memory/pool.cpp) reuses memory that is freed during the block. Each chunk frees its
+    activations, and the next chunk asks for as much. The C library reuses freed memory unreliably: on a ResNet-50 its
+    heap grew to three times what was alive. Pages that go back to the system come back zeroed, which takes time. A
+    request of this thread beyond the budget fails in the pool. There is no pool without the compiled operators, or
+    where the user has replaced PyTorch's CPU allocator. Several threads may be inside such blocks at the same time. On
+    CUDA the budget only limits the growth of chunks.
 
     Raises:
         IgfastMemoryError: memory ran out in the block.
@@ -70,7 +68,7 @@ def memory_scope(device: torch.device, budget: MemoryBudget) -> Iterator[MemoryU
     with _SCOPES.get(device.type, _unlimited_scope)(device, use, budget is not None):
         try:
             yield use
-        except Exception as error:  # what needs memory beside path points: accumulators, layers' values
+        except Exception as error:  # of allocations other than for path points: accumulators, layers' values
             if isinstance(error, IgfastMemoryError) or not is_out_of_memory(error):
                 raise
             raise IgfastMemoryError(f"the attribution does not fit in the memory of {device}: {error}") from error
@@ -88,7 +86,7 @@ def _unlimited_scope(device: torch.device, use: MemoryUse, is_explicit: bool) ->
 def _host_scope(device: torch.device, use: MemoryUse, is_explicit: bool) -> Iterator[None]:
     pool = importlib.import_module("igfast._C") if kernels_loaded() else None
     if pool is not None and is_explicit:
-        pool.empty_host_pool()  # what an earlier call left counts
+        pool.empty_host_pool()  # free pages of an earlier call would count against the budget
     if pool is None or not pool.enter_host_pool():
         with _unlimited_scope(device, use, is_explicit):
             yield
@@ -144,7 +142,7 @@ def _cuda_scope(device: torch.device, use: MemoryUse, is_explicit: bool) -> Iter
         warn("memory_budget is not enforced on CUDA: chunks stop growing below it, but the first may exceed it")
     before, highest = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
 
-    def peak() -> int | None:  # known where it is the highest of the process: the user's statistics are not reset
+    def peak() -> int | None:  # None unless the peak is the process's highest: the user's statistics are not reset
         now = torch.cuda.max_memory_allocated(device)
         return now - before if now > highest else None
 

@@ -1,1 +1,1 @@
-"""What is done with the user's model: calling it, its layers, whether its rows are independent, its state."""
+"""Calls the user's model, taps its layers, finds out whether its rows are independent, and restores its state."""

@@ -1,4 +1,4 @@
-"""What is known of a model with inputs of one kind, and how it is found out."""
+"""Finds out, for a model and inputs of one kind, whether rows are independent and whether channels-last is faster."""
 
 from __future__ import annotations
 
@@ -26,16 +26,18 @@ _CHANGES = "the output of forward_func changes from call to call (dropout, or a 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a model with inputs of one kind.
+    """Facts about a model with inputs of one kind.
+
+    Rows belong together where the output of one example depends on the others in its batch.
 
     Attributes:
-        why_whole: why its rows belong together; empty while they are taken to be independent.
-        output_dim: dimensions of an output of several rows; None where that is not known.
-        gains_channels_last: whether it has convolutions that are faster on channels-last images, and the same outputs.
-        agrees: in which ways rows were seen to have the outputs of a step of their own.
-        not_lean: why lean execution does not fit it; empty unless that was found out.
-        most_rows: of a chunk that fitted after a larger one did not; None if none was too large.
-        n_savings: how many measures against lack of memory were taken at one row.
+        why_whole: why rows belong together; empty while rows are taken to be independent.
+        output_dim: dimensions of an output of several rows; None if unknown.
+        gains_channels_last: whether channels-last images make convolutions faster and leave the outputs as they are.
+        agrees: ways (`STACKED`, `SPLIT`, `CHANNELS_LAST`) in which rows had the outputs of a step of their own.
+        not_lean: why the model does not take lean execution; empty unless that was found out.
+        most_rows: rows of a chunk that fitted after a larger chunk did not; None if no chunk was too large.
+        n_savings: number of measures against lack of memory that were taken at one row.
     """
 
     why_whole: str = ""
@@ -51,10 +53,10 @@ remembered: Remembered[Facts] = Remembered()
 
 
 def key_of(evaluator: ForwardFunction, kind: Hashable) -> Hashable:
-    """What facts are remembered by, beside the model; None where calls that differ could not be told apart.
+    """Returns the key of a model's facts; None where the key could not tell different calls apart.
 
-    The function, shapes, layouts, dtypes and devices of the inputs, the arguments (of tensors the shape), and which
-    modules are in training mode.
+    The key has the function, and the shapes, layouts, dtypes and devices of the inputs. Arguments (of tensors the shape
+    and dtype) and training modes are in the key too.
     """
     args = tuple(_key_of_argument(arg) for arg in evaluator.args)
     if kind is None or None in args:
@@ -62,7 +64,7 @@ def key_of(evaluator: ForwardFunction, kind: Hashable) -> Hashable:
     forward_func = evaluator.forward_func
     of_inputs = tuple((x.shape, x.stride(), x.dtype, x.device) for x in evaluator.inputs.x)
     training = tuple(part.training for module in modules_behind(forward_func) for part in module.modules())
-    function = getattr(forward_func, "__func__", None)  # of a bound method
+    function = getattr(forward_func, "__func__", None)  # bound methods have one
     return kind, type(evaluator), function, evaluator.inputs.joint, of_inputs, args, training
 
 
@@ -73,10 +75,10 @@ def _key_of_argument(arg: Any) -> Hashable:
 
 
 def discover(evaluator: ForwardFunction) -> tuple[Facts, Any]:
-    """What the caller's own call shows, and its output; None in its place where it does not fit in memory.
+    """Runs the caller's own call; returns its facts and its output, which is None if memory ran out.
 
     Raises:
-        InputError: an argument says that rows belong together, and the model does not take it.
+        InputError: an argument says that rows belong together, and the model does not take the argument.
         OutputError, OutputTypeError: the output cannot be attributed.
     """
     why_whole = evaluator.why_whole_steps()
@@ -93,7 +95,7 @@ def discover(evaluator: ForwardFunction) -> tuple[Facts, Any]:
             raise
         free_memory(evaluator.inputs.device)
     finally:
-        before.restore()  # so that random draws are those of a call that does without
+        before.restore()  # so that random draws are those of a call without this evaluation
     evaluator.explains_integers = False
     if output is None:
         return Facts(why_whole, gains_channels_last=watch.gains), None
@@ -110,9 +112,9 @@ def discover(evaluator: ForwardFunction) -> tuple[Facts, Any]:
 
 
 def _takes_channels_last(evaluator: ForwardFunction, output: Any) -> bool:
-    """Whether the caller's own call has the same output, up to rounding, with channels-last images.
+    """Returns whether channels-last images give the caller's own call the same output, up to rounding.
 
-    Compared here, where neither gradients nor accumulators take memory, and on the caller's own inputs.
+    Runs on the caller's own inputs, before gradients or accumulators take memory.
     """
     images = tuple(map(in_channels_last, evaluator.inputs.x))
     if all(image is x for image, x in zip(images, evaluator.inputs.x, strict=True)):
@@ -131,7 +133,7 @@ def _takes_channels_last(evaluator: ForwardFunction, output: Any) -> bool:
 
 
 def _drops_one_row(evaluator: ForwardFunction, output: Tensor) -> bool:
-    """Whether an output of one example lacks the dimension of examples, which one of two has: `squeeze()`."""
+    """Returns whether the output of one example lacks the dimension of examples, as after `squeeze()`."""
     if evaluator.inputs.batch > 1 or (output.dim() > 0 and output.shape[0] == 1):
         return False
     twice = tuple(x.expand(2, *x.shape[1:]).contiguous() for x in evaluator.inputs.x)
@@ -144,15 +146,15 @@ def _drops_one_row(evaluator: ForwardFunction, output: Tensor) -> bool:
 
 @dataclass
 class Guard:
-    """Sees to it that rows are stacked or split only where that leaves the outputs as they are.
+    """Ensures that rows are stacked or split only where that leaves the outputs as they are.
 
-    Each way is checked once, with the first chunk that goes it. Layouts were compared before (`discover`); a gradient
-    in another layout counts as a way of its own only because a model may refuse it.
+    Each way is checked once, with the first chunk of its kind. Layouts were compared before (`discover`). Gradients in
+    another layout are a way of their own only because a model may refuse that.
 
     Attributes:
         evaluator: the model; its inputs are not one joint example.
         agrees: the ways that were checked.
-        pending: the ways of the present chunk that were not.
+        pending: the ways of the present chunk that are not checked yet.
         unchecked: the ways for which there was no memory to compare.
     """
 
@@ -162,11 +164,7 @@ class Guard:
     unchecked: set[str] = field(default_factory=set)
 
     def before(self, n_rows: int, channels_last: bool) -> None:
-        """Before a chunk: checks that some examples alone have their outputs.
-
-        Raises:
-            RowsDependError: they have others.
-        """
+        """Checks, before a chunk, that a part of the examples keeps its outputs; raises RowsDependError otherwise."""
         batch = self.evaluator.inputs.batch
         ways = {STACKED} if n_rows > batch else {SPLIT} if n_rows < batch else set()
         self.pending = (ways | ({CHANNELS_LAST} if channels_last else set())) - self.agrees
@@ -176,11 +174,7 @@ class Guard:
         self.evaluator.keeps_output = STACKED in self.pending
 
     def after(self, points: tuple[Tensor, ...]) -> None:
-        """After the gradient of a chunk: checks that a step alone has the outputs that it had in the chunk.
-
-        Raises:
-            RowsDependError: it has others.
-        """
+        """Checks, after a chunk, that a step alone has its outputs in the chunk; raises RowsDependError otherwise."""
         if STACKED in self.pending:
             self._check_step(points)
         self._found(self.pending.copy())
@@ -194,7 +188,7 @@ class Guard:
         evaluator = self.evaluator
         x, example = evaluator.inputs.x, evaluator.all_examples()
 
-        def among_others() -> Tensor:  # the same examples in a batch of as many, the others replaced by the first
+        def among_others() -> Tensor:  # the same examples in a batch of the same size, with the first for the others
             index = torch.where(example < n_rows, example, 0)
             return evaluator.comparable(evaluator.output(tuple(p.index_select(0, index) for p in x), index))[:n_rows]
 
@@ -203,7 +197,7 @@ class Guard:
             together = evaluator.comparable(evaluator.output(x, example))
         except Exception as error:
             before.restore()
-            if is_out_of_memory(error):  # nothing to compare with: parts are all that fits
+            if is_out_of_memory(error):  # no output to compare with: only parts fit
                 self.unchecked.add(SPLIT)
                 return
             raise
@@ -224,7 +218,7 @@ class Guard:
         evaluator = self.evaluator
         n_rows, n_each = points[0].shape[0], min(points[0].shape[0], evaluator.inputs.batch)
         n_steps = n_rows // n_each
-        # Neither the last step nor the middle one: what rows share may be a largest value, or the mean of the path.
+        # Not the last or middle step: a largest value, or a mean, that the rows share may leave those unchanged.
         third = (n_steps - 1) // 3
         step = slice(third * n_each, (third + 1) * n_each)
         example = evaluator.all_examples()[:n_each]
@@ -232,7 +226,7 @@ class Guard:
         def alone(evaluate: Callable[..., Any]) -> Tensor:
             return evaluator.comparable(evaluate(tuple(point[step].clone() for point in points), example))
 
-        def among_others() -> Tensor:  # the step repeated, in a chunk of as many rows
+        def among_others() -> Tensor:  # the step repeated, in a chunk of the same size
             index = torch.arange(n_rows, device=example.device) % n_each
             repeated = tuple(torch.empty_like(point).copy_(point[step].index_select(0, index)) for point in points)
             return evaluator.comparable(evaluator.output_with_graph(repeated, example[index]))[step]
@@ -256,10 +250,10 @@ class Guard:
 
 
 def _same(output: Any, alone: Any, among_others: Callable[[], Any], inputs: tuple[Tensor, ...]) -> bool:
-    """Whether rows have the outputs of a step of their own, up to rounding.
+    """Returns whether rows have the outputs of a step of their own, up to rounding.
 
-    Kernels for another number of rows may round differently. Where outputs are close and not the same, the rows are put
-    among others of as many: the kernels are those of `output` then, and what is left is what rows share.
+    Kernels for another number of rows may round differently. Close but unequal outputs are therefore compared again,
+    among other rows in a batch of the same size. The kernels are then the same, and a difference shows dependence.
     """
     allowed = rounding((alone, output, *inputs))
     apart = distance(output, alone)

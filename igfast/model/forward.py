@@ -18,43 +18,40 @@ from igfast.request.target import Target
 
 _Forward = TypeVar("_Forward", bound="ForwardFunction")
 _IN_PLACE = "leaf Variable that requires grad"
-"""Part of what autograd says when a forward function works in place on its input, or on a view of it."""
+"""Part of autograd's message when a forward function works in place on its input, or on a view of its input."""
 
 
 def as_tuple(additional_forward_args: Any) -> tuple[Any, ...]:
-    """The additional arguments as a tuple."""
+    """Returns the additional arguments as a tuple."""
     if additional_forward_args is None:
         return ()
     return additional_forward_args if isinstance(additional_forward_args, tuple) else (additional_forward_args,)
 
 
 def copied(arg: Any) -> Any:
-    """An argument that a forward function may work in place on: a copy of a dense tensor, anything else itself."""
+    """Returns a copy of a dense tensor, for a forward function that works in place; anything else as it is."""
     is_dense = isinstance(arg, Tensor) and arg.layout is torch.strided and not arg.is_nested and arg.dim() > 0
     return arg.detach().clone() if is_dense else arg
 
 
 @dataclass(kw_only=True)
 class ForwardFunction:
-    """A forward function with its arguments and target bound.
+    """A forward function with its arguments and target bound, for one call of `attribute`.
 
     While rows are independent, path points of any steps and examples are stacked, and arguments are repeated for them.
-    Where they are not (`inputs.joint`), a path point is a whole step: the caller's own call at another place of the
-    path, with the arguments and the target as the caller passed them.
-
-    One is made for each call of `attribute`, so what it learns on the way is not shared between threads.
+    Rows belong together (`inputs.joint`) where the output of one example depends on the others. A path point is then a
+    whole step: the caller's own call at another alpha, with arguments and target as passed.
 
     Attributes:
         forward_func: takes the inputs and the additional arguments.
-        inputs: the parsed inputs.
-        args: additional arguments, as the caller passed them.
+        inputs, args: the parsed inputs, and the additional arguments as the caller passed them.
         target: which number of the output is attributed.
-        lean: whether the forward pass keeps only what these gradients need.
-        unused_is_zero: whether an input that the output does not depend on has gradient 0, and is no error.
-        output_dim: dimensions of an output of several rows, where that is known: some models drop that of a single row.
-        keeps_output: whether `kept_output` is to be set, and compared.
-        kept_output: what is `comparable` of the last `gradient`'s output.
-        explains_integers: whether failures may come from integers that became floating; not once a call succeeded.
+        lean: lean execution, which keeps in the forward pass only what the gradient of the input needs.
+        unused_is_zero: whether the gradient of an input without influence is 0 instead of an error.
+        output_dim: dimensions of an output of several rows, or None; some models drop one for a single row.
+        keeps_output: whether `gradient` sets `kept_output`, for a comparison.
+        kept_output: `comparable` of the last `gradient`'s output.
+        explains_integers: whether failures may come from integers that became floating; False after a call succeeded.
     """
 
     forward_func: Callable[..., Any]
@@ -76,11 +73,11 @@ class ForwardFunction:
             raise ArgumentTypeError(f"forward_func must be callable; got {describe(self.forward_func)}")
 
     def in_whole_steps(self: _Forward, why: str) -> _Forward:
-        """The same, a whole step at a time, and why."""
+        """Returns a copy that takes a whole step at a time; `why` is the reason."""
         return replace(self, inputs=self.inputs.as_one_example(why), keeps_output=False, kept_output=None)
 
     def why_whole_steps(self) -> str:
-        """What of the inputs and arguments says that rows belong together; empty if nothing does."""
+        """Returns why inputs or arguments make rows belong together; empty if they do not."""
         if self.inputs.joint:
             return self.inputs.why_joint
         for index, arg in enumerate(self.args):
@@ -92,35 +89,30 @@ class ForwardFunction:
         return ""
 
     def why_output_is_joint(self, output: Any) -> str:
-        """What of the caller's own output says that rows belong together; empty if nothing does."""
+        """Returns why the caller's own output makes rows belong together; empty if it does not."""
         n_entries = self.n_entries(output)
         if n_entries == self.inputs.batch:
             return ""
         return f"the output has {n_entries} entries for {self.inputs.batch} examples"
 
     def n_entries(self, output: Any) -> int:
-        """The entries of an output.
-
-        Raises:
-            OutputTypeError: the output is not a tensor.
-            OutputError: it has no dimension of entries.
-        """
+        """Returns the number of entries of an output; raises as `Target.n_entries`."""
         return self.target.n_entries(output)
 
     def own_output(self) -> Any:
-        """The output of the caller's own call, forward only."""
+        """Returns the output of the caller's own call, forward only."""
         return self._without_graph(
             lambda inputs: self._checked(self.forward_func, *inputs, *map(copied, self.args)),
             self.inputs.join(self.inputs.x),
         )
 
     def _without_graph(self, call: Callable[[tuple[Tensor, ...]], Any], points: tuple[Tensor, ...]) -> Any:
-        """A forward pass without a graph; with one, that goes, for models that differentiate in theirs."""
+        """Runs a forward pass without a graph, or drops the graph where the model itself differentiates."""
         if not self._differentiates:
             try:
                 with torch.no_grad():
                     return call(tuple(map(copied, points)))
-            except Exception as error:  # whatever such a model raises then
+            except Exception as error:  # models that differentiate may raise anything here
                 if isinstance(error, IgfastError) or is_out_of_memory(error):
                     raise
         with torch.enable_grad():
@@ -129,12 +121,12 @@ class ForwardFunction:
         return output.detach() if isinstance(output, Tensor) else output
 
     def output(self, points: tuple[Tensor, ...], example: Tensor) -> Any:
-        """The output at path points, forward only."""
+        """Returns the output at path points, forward only."""
         output = self._without_graph(lambda copies: self._call(copies, example), points)
         return self.with_entries(output, example)
 
     def output_with_graph(self, points: tuple[Tensor, ...], example: Tensor) -> Any:
-        """The output as `gradient` computes it: PyTorch may compute another one where no graph is recorded."""
+        """Returns the output as `gradient` computes it: PyTorch may compute another one without a graph."""
 
         def forward() -> Any:
             with torch.enable_grad():
@@ -146,52 +138,49 @@ class ForwardFunction:
         return self.lean.attempt(forward)
 
     def with_entries(self, output: Any, example: Tensor) -> Any:
-        """An output with a dimension of its entries, also where the model dropped it for a single row."""
+        """Returns an output with its dimension of entries, also where the model dropped that for a single row."""
         if self.output_dim is None or example.shape[0] != 1 or not isinstance(output, Tensor):
             return output
         return output.unsqueeze(0) if output.dim() == self.output_dim - 1 else output
 
     def baseline_output(self) -> Any:
-        """The output of the caller's own call at the baselines, forward only."""
+        """Returns the output of the caller's own call at the baselines, forward only."""
         return self.output(tuple(map(_expanded, self.inputs.baselines, self.inputs.x)), self.all_examples())
 
     def comparable(self, output: Any) -> Tensor:
-        """What of an output is compared to see whether rows are independent, (rows, *)."""
+        """Returns the part of an output that is compared to tell whether rows are independent, (rows, *)."""
         self.n_entries(output)
         compared: Tensor = output
         return compared
 
     def all_examples(self) -> Tensor:
-        """The example of each row of a step, (batch,) int64."""
+        """Returns the example of each row of a step, (batch,) int64."""
         return torch.arange(self.inputs.batch, device=self.inputs.device)
 
     def values(self, output: Any, example: Tensor) -> Tensor:
-        """The target's values: (rows,), or of a whole step as many as the output has entries."""
+        """Returns the target's values: (rows,), or of a whole step one for each entry of the output."""
         return self.target.select_of_step(output) if self.inputs.joint else self.target.select(output, example)
 
     def value(self, points: tuple[Tensor, ...], example: Tensor) -> Tensor:
-        """The target's values at path points, (rows,), forward only."""
+        """Returns the target's values at path points, (rows,), forward only."""
         return self.values(self.output(points, example), example)
 
     def gradient(self, points: tuple[Tensor, ...], example: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of the target with respect to path points.
+        """Returns the gradients of the target with respect to path points, shaped as the points.
 
         Args:
             points: (rows, *features) each, detached.
             example: (rows,) int64.
 
-        Returns:
-            The gradients, shaped as the points.
-
         Raises:
             OutputError: the output has no graph to the inputs, or is not one number per row.
             InputError: the output does not depend on one of the inputs.
-            LeanError: lean execution is required, and the model does not take it.
+            LeanError: lean execution is required, but fails.
         """
         return self.lean.attempt(lambda: self._gradient(points, example))
 
     def save_memory(self) -> str:
-        """Takes one more measure that saves memory and costs time; returns which, or "" if none is left."""
+        """Takes one more measure that saves memory and costs time; returns its description, or "" if none is left."""
         return self.lean.save_more(self.inputs.device)
 
     def _gradient(self, points: tuple[Tensor, ...], example: Tensor) -> tuple[Tensor, ...]:
@@ -204,7 +193,7 @@ class ForwardFunction:
             _check_graph(output, values)
             self.kept_output = self.comparable(output).detach() if self.keeps_output else None
             del output
-            # Of the sum: one for each row is what grad_outputs= would say, but that imports 45 MB of symbolic shapes.
+            # Of the sum, because grad_outputs= (a one for each row) imports 45 MB of symbolic shapes.
             grads = torch.autograd.grad(values.sum(), leaves, allow_unused=True)
         if self.unused_is_zero:
             used = zip(grads, leaves, strict=True)
@@ -215,7 +204,7 @@ class ForwardFunction:
         return grads
 
     def _check_stacked(self, output: Any, example: Tensor) -> None:
-        """Raises RowsDependError where stacked rows that are to be compared have fewer or more entries."""
+        """Raises RowsDependError where stacked rows that are to be compared do not have one entry each."""
         if self.keeps_output and not self.inputs.joint and self.n_entries(output) != example.shape[0]:
             raise RowsDependError(
                 f"forward_func returns {self.n_entries(output)} entries for {example.shape[0]} examples in one batch, "
@@ -229,7 +218,7 @@ class ForwardFunction:
         )
 
     def _call_with_graph(self, leaves: tuple[Tensor, ...], example: Tensor) -> Any:
-        """Calls the forward function, also where it works in place on its input."""
+        """Calls the forward function, on copies of the leaves if the function works in place on its input."""
         if not self._clones:
             try:
                 return self._call(leaves, example)
@@ -237,7 +226,7 @@ class ForwardFunction:
                 if _IN_PLACE not in str(error):
                     raise
                 self._clones = True
-        # Autograd refuses in-place work on a leaf; a copy of it is no leaf, and the path points stay as they are.
+        # Autograd refuses in-place work on a leaf. A copy is no leaf, and the path points stay as they are.
         return self._call(tuple(leaf.clone() for leaf in leaves), example)
 
     def _call(self, points: tuple[Tensor, ...], example: Tensor) -> Any:
@@ -247,7 +236,7 @@ class ForwardFunction:
         return tuple(copied(arg) if self.inputs.joint else self._repeat(arg, example) for arg in self.args)
 
     def _checked(self, call: Callable[..., Any], *args: Any) -> Any:
-        """Calls a function; two of a model's failures that have a known cause become errors of ours."""
+        """Calls a function, and raises an error of igfast's for failures that have a known cause (`_explain`)."""
         try:
             return call(*args)
         except (RuntimeError, TypeError, IndexError) as error:
@@ -260,14 +249,14 @@ class ForwardFunction:
         return arg.layout is torch.strided and not arg.is_nested and arg.shape[0] in (1, self.inputs.batch)
 
     def _repeat(self, arg: Any, example: Tensor) -> Any:
-        """A tensor argument with one entry per row (a copy, so a forward function may work in place on it)."""
+        """Returns a tensor argument with one entry per row, as a copy to work on in place; others as they are."""
         if not isinstance(arg, Tensor) or arg.dim() == 0 or not self._is_repeatable(arg):
             return arg
         index = example if arg.shape[0] == self.inputs.batch else torch.zeros_like(example)
         return arg.index_select(0, index.to(arg.device))
 
     def _explain(self, error: Exception) -> Exception | None:
-        """An error of ours for two failures of a model that have a known cause; None for its own errors."""
+        """Returns igfast's error for a failure of a model that has a known cause; None for the model's own errors."""
         text = str(error)
         if is_out_of_memory(error):
             return None
@@ -292,7 +281,7 @@ class ForwardFunction:
 
 
 def _expanded(baseline: Tensor, x: Tensor) -> Tensor:
-    """A baseline of the input's shape and layout."""
+    """Returns a baseline in the input's shape and layout."""
     return torch.empty_like(x).copy_(baseline)
 
 

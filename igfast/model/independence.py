@@ -1,4 +1,4 @@
-"""Whether the rows of a batch are independent, where shapes do not say it: by the outputs of one step."""
+"""Compares outputs of a step to tell whether the rows of a batch are independent, where shapes do not say so."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 
 
 class RowsDependError(Exception):
-    """Rows that were stacked or split have other outputs than in a step of their own."""
+    """Raised where stacked or split rows have other outputs than in a step of their own."""
 
 
 WORTH_A_CLOSER_LOOK = 0.3
-"""Outputs that are apart by less than this, of the largest one, may be so by rounding: a GPU's kernels for another
-number of rows compute float32 convolutions in 10 bits each in their own order, and a network may amplify it."""
+"""Outputs whose `distance` is below this may differ by rounding alone. For another number of rows, a GPU's kernels
+compute float32 convolutions in 10 bits, in an order of their own. A network may amplify the difference."""
 
 
 def distance(output: Any, alone: Any) -> float:
-    """How far two outputs for the same rows are apart, of the largest one; infinite where they cannot be compared.
+    """Returns how far two outputs are apart, relative to the largest one; infinity if they cannot be compared.
 
     Args:
         output: of rows that were stacked or split, (rows, *).
@@ -38,10 +38,9 @@ def distance(output: Any, alone: Any) -> float:
 
 
 def rounding(tensors: Iterable[Any]) -> float:
-    """How far outputs may be apart that differ by rounding alone: far more than that, far less than what rows share.
+    """Returns a `distance` far above what rounding makes, and far below what dependent rows make.
 
-    Args:
-        tensors: the outputs, and what they were computed from; the coarsest dtype of all decides.
+    The coarsest dtype of `tensors` decides: the outputs, and the tensors that these were computed from.
     """
     of_numbers = [t for t in tensors if isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex())]
     eps = max((torch.finfo(t.dtype).eps for t in of_numbers), default=0.0)
@@ -49,7 +48,7 @@ def rounding(tensors: Iterable[Any]) -> float:
         return 5e-2
     if eps == torch.finfo(torch.float32).eps:
         return 5e-3
-    return 1e-6  # of float64, parts of which a model may compute in float32
+    return 1e-6  # for float64: a model may compute parts in float32
 
 
 def _is_autocast(device_type: str) -> bool:

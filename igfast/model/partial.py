@@ -1,4 +1,4 @@
-"""The forward function from, or up to, a layer: what layer and neuron attributions give the engine."""
+"""Runs the forward function from, or up to, a layer, for layer and neuron attributions."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Selector = int | tuple[int | slice, ...] | Callable[[Any], Tensor]
 
 @dataclass(kw_only=True)
 class FromLayer(ForwardFunction):
-    """The forward function of what layers give out (or take in), the model's own inputs held at the caller's.
+    """The forward function of the layers' outputs (or inputs), with the model's own inputs held at the caller's.
 
-    What lies before the layers needs no gradient, so none is recorded there: grad mode is turned on when the first of
-    them is reached. A model in which that does not last (one that sets grad mode itself) is run with it on throughout.
+    Nothing before the layers needs a gradient, so grad mode is turned on only when the first layer is reached. For
+    models that set grad mode themselves, grad mode is on throughout.
 
     Attributes:
-        tap: the layers, attached.
-        per_layer: how many tensors each layer has; their sum is the number of `inputs`.
+        tap: the attached layers.
+        per_layer: number of tensors of each layer; their sum is the number of `inputs`.
         group: for each tensor, how many of its entries belong to one example (windows of an image, say).
         own: the output of the caller's own call.
     """
@@ -38,12 +38,12 @@ class FromLayer(ForwardFunction):
     _records_throughout: bool = field(default=False, init=False)
 
     def values_of_layers(self) -> Values:
-        """The layers' values at the inputs, as the layers gave them."""
+        """Returns the layers' values at the inputs, shaped as the layers gave them."""
         x = self.inputs.join(self.inputs.x)
         return tuple(v if k == 1 else v.flatten(0, 1) for v, k in zip(x, self.group, strict=True))
 
     def own_output(self) -> Any:
-        """The output of the caller's own call, which was made when the layers' values were read."""
+        """Returns the output of the caller's own call, which was made to read the layers' values."""
         return self.own
 
     def _call(self, points: Values, example: Tensor) -> Any:
@@ -78,8 +78,8 @@ class ToLayer(ForwardFunction):
     """The forward function up to a layer, of which a selector takes one number per example (or sums a region).
 
     Attributes:
-        tap: the layer, attached.
-        selector: an int or a tuple that indexes what the layer gives out (or takes in), or a function of it.
+        tap: the attached layer.
+        selector: an int or a tuple that indexes the layer's output (or input), or a function of that.
     """
 
     tap: LayerTap
@@ -87,17 +87,17 @@ class ToLayer(ForwardFunction):
     runs_whole_model: ClassVar[bool] = False
 
     def own_output(self) -> Any:
-        """The layer's values in the caller's own call, forward only."""
+        """Returns the layer's values in the caller's own call, forward only."""
         with torch.no_grad():
             return self._values_of(*self.inputs.join(tuple(map(copied, self.inputs.x))), *map(copied, self.args))
 
     def n_entries(self, output: Any) -> int:
-        """The entries of the selected value; where a selector sums over them, as many as there are examples."""
+        """Returns the number of selected values; if there is one for all rows, the number of examples."""
         selected = select_neuron(output, self.selector, self.tap.what)
         return self.inputs.batch if selected.dim() == 0 else int(selected.shape[0])
 
     def why_output_is_joint(self, output: Any) -> str:
-        """What of the layer's values says that rows belong together; empty if nothing does."""
+        """Returns why the layer's values make rows belong together (depend on each other); else empty."""
         selected = select_neuron(output, self.selector, self.tap.what)
         if selected.dim() == 0:
             return "neuron_selector returns one number for all examples"
@@ -106,11 +106,11 @@ class ToLayer(ForwardFunction):
         return f"the layer's {self.tap.what} has {selected.shape[0]} entries for {self.inputs.batch} examples"
 
     def comparable(self, output: Any) -> Tensor:
-        """The selected values."""
+        """Returns the selected values."""
         return select_neuron(output, self.selector, self.tap.what)
 
     def values(self, output: Any, example: Tensor) -> Tensor:
-        """The selected values, (rows,), or of a whole step as many as there are."""
+        """Returns the selected values, (rows,); of a whole step, all that there are."""
         selected = select_neuron(output, self.selector, self.tap.what)
         if not self.inputs.joint and (selected.dim() == 0 or selected.shape[0] != example.shape[0]):
             raise OutputError(
@@ -128,17 +128,17 @@ class ToLayer(ForwardFunction):
 
 
 def select_neuron(values: Values, selector: Any, what: str) -> Tensor:
-    """One number per row of a layer's values, (rows,), or one for all, 0-d.
+    """Returns one number per row of a layer's values, (rows,), or one for all rows, 0-d.
 
     Args:
         values: what the layer gave out or took in.
-        selector: an int, a tuple of ints and slices (regions are summed, as in Captum), or a function of the tensor
-            (of the tuple, if there are several) that returns one number per example, or one for all of them.
+        selector: an int, a tuple of ints and slices (regions are summed, as in Captum). Or a function of the tensor (of
+            the tuple, if there are several) that returns one number per example, or one for all of them.
         what: "output" or "input", for messages.
 
     Raises:
-        SelectorTypeError: not one of these.
-        SelectorError: it does not fit the values.
+        SelectorTypeError: the selector is of another type.
+        SelectorError: the selector does not fit the values.
     """
     if callable(selector):
         selected = selector(values if len(values) > 1 else values[0])

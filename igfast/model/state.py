@@ -1,4 +1,4 @@
-"""The user's model: left as it was found, and what is remembered of it."""
+"""Restores the buffers of the user's model, and keeps facts about models between calls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MOST_KINDS = 64
 
 
 def module_of(forward_func: Callable[..., Any]) -> nn.Module | None:
-    """The module behind a forward function: itself, or what a bound method or functools.partial holds."""
+    """Returns the module that a forward function is, or that a bound method or functools.partial holds; or None."""
     while isinstance(forward_func, functools.partial):
         forward_func = forward_func.func
     owner = forward_func if isinstance(forward_func, nn.Module) else getattr(forward_func, "__self__", None)
@@ -28,7 +28,7 @@ def module_of(forward_func: Callable[..., Any]) -> nn.Module | None:
 
 
 def modules_behind(forward_func: Callable[..., Any]) -> list[nn.Module]:
-    """The modules that a forward function is seen to use: its own, or those that its code names."""
+    """Returns the modules that a forward function is seen to use: its own, or those that its code names."""
     while isinstance(forward_func, functools.partial):
         forward_func = forward_func.func
     own = module_of(forward_func)
@@ -50,14 +50,14 @@ def _is_filled(cell: Any) -> bool:
 
 
 def _holder(forward_func: Callable[..., Any]) -> Any:
-    """What facts are kept with: a partial call, whose arguments belong to it; else the module, or the function."""
+    """Returns what facts are kept with: a partial call, as its arguments belong to it; else module or function."""
     return forward_func if isinstance(forward_func, functools.partial) else module_of(forward_func) or forward_func
 
 
 class Remembered(Generic[_Value]):
-    """What calls found out about a model, for later calls with inputs of the same kind; forgotten with the model.
+    """Keeps what calls found out about a model for later calls with inputs of the same kind, while the model lives.
 
-    Safe to share between threads. Of a model's kinds of inputs, the last `_MOST_KINDS` are remembered.
+    Safe to share between threads. For each model, the last `_MOST_KINDS` kinds of inputs are kept.
     """
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class Remembered(Generic[_Value]):
         self._lock = threading.Lock()
 
     def get(self, forward_func: Callable[..., Any], kind: Hashable) -> _Value | None:
-        """The value for inputs of this kind, if there is one."""
+        """Returns the value for inputs of this kind, or None."""
         with self._lock, contextlib.suppress(TypeError, KeyError):
             kinds = self._values[_holder(forward_func)]
             kinds.move_to_end(kind)
@@ -73,7 +73,7 @@ class Remembered(Generic[_Value]):
         return None
 
     def put(self, forward_func: Callable[..., Any], kind: Hashable, value: _Value) -> None:
-        """Remembers a value, unless the function is one that cannot be hashed or weakly referred to."""
+        """Keeps a value, unless the function cannot be hashed or weakly referenced."""
         with self._lock, contextlib.suppress(TypeError):
             kinds = self._values.setdefault(_holder(forward_func), OrderedDict())
             kinds[kind] = value
@@ -90,7 +90,7 @@ class _Saved:
     n_calls: int = 1
 
 
-_saved: dict[int, _Saved] = {}  # by the id of the module, which the calls hold
+_saved: dict[int, _Saved] = {}  # by the id of the module, which running calls keep alive
 _saved_lock = threading.Lock()
 
 
@@ -98,9 +98,8 @@ _saved_lock = threading.Lock()
 def buffers_restored(forward_func: Callable[..., Any]) -> Iterator[None]:
     """Puts back the buffers that a forward pass in training mode updates, such as running statistics.
 
-    Only modules in training mode are looked at, so a model in evaluation mode costs nothing. Where several threads
-    attribute one model, the last of them puts back what the first one found. Draws that a model makes from the random
-    generator (dropout in training mode) are its own and are not undone: averaging several calls relies on them.
+    Only modules in training mode are looked at. Where several threads attribute one model, the last thread puts back
+    what the first one found. Random draws (dropout) are not undone, because averaging several calls relies on them.
     """
     module = module_of(forward_func)
     if module is None:
@@ -136,7 +135,7 @@ def _put_back(saved: _Saved) -> None:
     with torch.no_grad():
         for owner, name, buffer, value in saved.buffers:
             owner._buffers[name] = buffer
-            # One that was not written may be part of a graph of the user's, and is left alone. (Its version counter
-            # does not tell: batch norm writes its statistics without counting.)
+            # An unchanged buffer may be part of the user's graph, so nothing is written. (The version counter does
+            # not tell: batch norm writes its statistics without counting.)
             if not torch.equal(buffer, value):
                 buffer.copy_(value)

@@ -18,17 +18,16 @@ Values = tuple[Tensor, ...]
 
 
 class LayerTap:
-    """The layers of one attribution, hooked while its `attached` block lasts.
+    """The layers of one attribution, hooked while the `attached` block lasts.
 
-    Hooks act in the thread that attached them alone, so threads may attribute on one model at the same time.
+    Hooks act only in the thread that attached them, so threads may attribute on one model at the same time.
 
     Args:
         layers: the modules.
-        at_input: whether their inputs are meant, not their outputs.
+        at_input: whether the layers' inputs are meant, not their outputs.
         device_ids: the GPUs of an `nn.DataParallel` model, whose replicas run in threads of their own; else None.
 
-    Raises:
-        LayerError: a layer is not a module, or is given twice.
+    Raises LayerError if a layer is not a module, or is given twice.
     """
 
     def __init__(self, layers: Sequence[Any], at_input: bool, device_ids: Sequence[int] | None) -> None:
@@ -45,12 +44,12 @@ class LayerTap:
 
     @property
     def what(self) -> str:
-        """What is read, for messages."""
+        """The word for what is read, for messages: "input" or "output"."""
         return "input" if self._at_input else "output"
 
     @contextmanager
     def attached(self) -> Iterator[LayerTap]:
-        """Hooks the layers; whatever happens in the block, the hooks are gone after it."""
+        """Hooks the layers for the block, and removes the hooks afterwards, whatever happens."""
         handles: list[Any] = []
         try:
             for index, layer in enumerate(self._layers):
@@ -68,16 +67,10 @@ class LayerTap:
                 handle.remove()
 
     def read(self, call: Callable[[], Any]) -> tuple[list[Values], Any]:
-        """Calls the model and returns what each layer took in or gave out, and the model's output.
+        """Runs the forward pass `call`; returns what each layer took in or gave out, and the output.
 
-        The forward pass runs to its end, since code around the model may have something to do then. Once every layer
-        was reached, no gradient is recorded any more.
-
-        Args:
-            call: the model's forward pass.
-
-        Raises:
-            LayerError: a layer was not reached, was reached more than once, or has values that no path leads through.
+        The pass runs to its end, as code around the model may rely on that. No graph is recorded after the last layer.
+        Raises LayerError if a layer is not reached, is reached more than once, or has values without a path.
         """
         seen: dict[int, dict[torch.device, Values]] = {}
 
@@ -97,15 +90,10 @@ class LayerTap:
         return [self._gather(seen[index]) for index in range(len(self._layers))], output
 
     def replace(self, call: Callable[[], Any], values: list[Values], on_reach: Callable[[], object]) -> Any:
-        """Calls the model with other values in the layers' place and returns its output.
+        """Runs the forward pass `call` with other values in the layers' place; returns the output.
 
-        Args:
-            call: the model's forward pass.
-            values: for each layer, what it is to take in or give out.
-            on_reach: called when the first layer is reached.
-
-        Raises:
-            LayerError: a layer was not reached, or reached more than once.
+        `values` are, for each layer, what the layer is to take in or give out. `on_reach` is called when the first
+        layer is reached. Raises LayerError if a layer was not reached, or reached more than once.
         """
         reached: set[tuple[int, torch.device]] = set()
         scattered = self._scatter(values)
@@ -133,7 +121,7 @@ class LayerTap:
             self._act = None
 
     def _respond(self, index: int, value: Any) -> Any:
-        """What the action makes of a layer's value; None, which leaves it, in threads that this is not about."""
+        """Returns the action's value for a layer; None, which changes nothing, in other threads."""
         act = self._act
         if act is None or (self._device_ids is None and threading.get_ident() != self._thread):
             return None
@@ -163,7 +151,7 @@ class LayerTap:
         return tuple(torch.cat([v.to(parts[0][0].device) for v in column]) for column in zip(*parts, strict=True))
 
     def _scatter(self, values: list[Values]) -> dict[torch.device | None, list[Values]]:
-        """The values for each device; under None those for any device that is not named."""
+        """Returns the values for each device; the key None stands for all devices that have no key."""
         if self._device_ids is None:
             return {None: values}
         return {part[0][0].device: part for part in scatter(values, self._device_ids)} | {None: values}
@@ -185,7 +173,7 @@ class LayerTap:
 
 
 def _like(value: Any, tensors: Values) -> Any:
-    """New tensors in the container of the old value."""
+    """Returns new tensors in the container of the old value."""
     if isinstance(value, list):
         return list(tensors)
     return tensors if isinstance(value, tuple) else tensors[0]

@@ -1,10 +1,8 @@
-"""The three operators that an attribution is made of: interpolate, accumulate_, scale_.
+"""The three operators of an attribution: interpolate, accumulate_, scale_.
 
-A path point is a *row*: the triple (example index, alpha, weight). The operators take rows, so that chunks of steps,
-parts of a batch and whatever else a plan cuts out look the same to them.
-
-Each runs the compiled kernel where there is one for the tensors' device and dtype, and `igfast.ops.reference`, plain
-PyTorch, elsewhere (complex numbers, other devices, a missing build).
+A path point is a *row*: the triple (example index, alpha, weight). A chunk of steps and a part of a batch are both just
+rows to the operators. An operator runs the compiled kernel for the tensors' device and dtype. The fallback is plain
+PyTorch, `igfast.ops.reference`: for complex numbers, other devices, or without the compiled operators.
 """
 
 from __future__ import annotations
@@ -20,12 +18,12 @@ _KERNEL_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.
 
 
 def has_kernels(tensor: Tensor) -> bool:
-    """Whether the compiled operators take this tensor; if not, the plain-PyTorch reference does."""
+    """Returns whether the compiled operators take this tensor; if not, the plain-PyTorch reference does."""
     return tensor.dtype in _KERNEL_DTYPES and kernels_for(tensor.device)
 
 
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that gradients of `dtype` are summed in: at least float32."""
+    """Returns the dtype in which gradients of `dtype` are summed: at least float32."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
@@ -35,7 +33,7 @@ def interpolate(x: Tensor, baseline: Tensor, example: Tensor, alpha: Tensor) -> 
     At alpha 0 a row is exactly the baseline and at alpha 1 exactly x. The baseline is never expanded in memory.
 
     Args:
-        x: inputs, (batch, *features), floating or complex. Contiguous or channels-last, or it is copied first.
+        x: inputs, (batch, *features), floating or complex; copied first unless contiguous or channels-last.
         baseline: of x's dtype: 0-d, (1, *features) or (batch, *features).
         example: (rows,) int64, values in [0, batch).
         alpha: (rows,) float64.
@@ -64,7 +62,7 @@ def accumulate_(acc: Tensor, grads: Tensor, example: Tensor, weight: Tensor, fin
         grads: (rows, *features); copied first where it has another layout than acc.
         example: (rows,) int64, values in [0, batch).
         weight: (rows,) float64.
-        finite: (rows,) uint8 or None; entries of rows that hold a NaN or an infinity are set to 0, others are left.
+        finite: (rows,) uint8 or None; set to 0 for rows with a NaN or an infinity, left unchanged for others.
 
     Raises:
         ValueError: shapes do not fit.

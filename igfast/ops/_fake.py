@@ -1,4 +1,4 @@
-"""Shapes and dtypes of the compiled operators for torch.compile and fake tensors (no data is touched)."""
+"""Fake kernels of the compiled operators: output shapes and dtypes for torch.compile and fake tensors."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def _interpolate(x: Tensor, baseline: Tensor, example: Tensor, alpha: Tensor) ->
 
 @torch.library.register_fake("igfast::accumulate_")
 def _accumulate_(acc: Tensor, grads: Tensor, example: Tensor, weight: Tensor, finite: Tensor | None = None) -> None:
-    """Writes `acc` and `finite`; nothing to say about their shapes."""
+    """Does nothing: the operator works in place on `acc` and `finite`, and has no output."""
 
 
 @torch.library.register_fake("igfast::scale_")
 def _scale_(acc: Tensor, x: Tensor, baseline: Tensor) -> None:
-    """Writes `acc`; nothing to say about its shape."""
+    """Does nothing: the operator works in place on `acc`, and has no output."""
 
 
 @torch.library.register_fake("igfast::lean_gate")

@@ -1,4 +1,4 @@
-"""Loads the compiled operators igfast._C, once, or says why it cannot."""
+"""Loads the compiled operators igfast._C once, or says why they cannot be loaded."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _MARK = re.compile(rb"igfast-built-for-torch=([^;]+);")
 
 
 def _release(version: str) -> str:
-    """The release that a version string names: '2.13.0+cpu' and '2.13.0' are both '2.13.0'."""
+    """Returns the release that a version string names: '2.13.0' for both '2.13.0+cpu' and '2.13.0'."""
     return version.split("+")[0]
 
 
 def built_for_torch(extension: Path) -> str:
-    """The torch version that an extension file was built for, read from its bytes: loading it could already crash."""
+    """Returns the torch version that a file was built for, read from its bytes: loading a wrong one could crash."""
     with extension.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         mark = _MARK.search(content)
         if mark is None:
@@ -46,13 +46,13 @@ def check_built_for(extension: Path, running: str) -> None:
 
 @functools.cache
 def kernels_loaded() -> bool:
-    """Whether the compiled operators are there; the first call loads them.
+    """Returns whether the compiled operators are available; the first call loads them.
 
-    Without them igfast works on plain PyTorch and says so in one warning; with IGFAST_REQUIRE_KERNELS=1 in the
-    environment that is an error.
+    Without compiled operators igfast warns once and falls back to plain PyTorch. With the environment variable
+    IGFAST_REQUIRE_KERNELS=1, missing operators are an error.
 
     Raises:
-        KernelsError: they were built for another torch, or are missing and required.
+        KernelsError: the operators were built for another torch, cannot be loaded, or are missing and required.
     """
     found = importlib.util.find_spec("igfast._C")
     if found is None or found.origin is None:
@@ -64,7 +64,7 @@ def kernels_loaded() -> bool:
     check_built_for(Path(found.origin), torch.__version__)
     try:
         importlib.import_module("igfast._C")
-    except ImportError as error:  # built for CUDA, say, and torch is a CPU build
+    except ImportError as error:  # for instance operators built for CUDA under a CPU build of torch
         raise KernelsError(
             f"igfast's compiled operators cannot be loaded: {error}. Rebuild them: {_REBUILD}"
         ) from error
@@ -73,7 +73,7 @@ def kernels_loaded() -> bool:
 
 
 def runs_on(architectures: str, capability: tuple[int, int]) -> bool:
-    """Whether a device runs what was built for compute capabilities such as "8.0,9.0+PTX".
+    """Returns whether a device runs code that was built for compute capabilities such as "8.0,9.0+PTX".
 
     Machine code runs on later devices of the same major version, PTX on all later ones.
     """
@@ -84,10 +84,10 @@ def runs_on(architectures: str, capability: tuple[int, int]) -> bool:
 
 @functools.cache
 def kernels_for(device: torch.device) -> bool:
-    """Whether there are compiled operators for a device; a CUDA device that the build is not for warns once.
+    """Returns whether a device has compiled operators; warns once for a CUDA device that the build does not cover.
 
     Raises:
-        KernelsError: as `kernels_loaded`; or the build is not for this CUDA device, and IGFAST_REQUIRE_KERNELS=1.
+        KernelsError: as `kernels_loaded`; or the build does not cover this CUDA device, and IGFAST_REQUIRE_KERNELS=1.
     """
     if not kernels_loaded() or device.type not in ("cpu", "cuda"):
         return False
@@ -105,10 +105,10 @@ def kernels_for(device: torch.device) -> bool:
 
 
 def build_info() -> dict[str, object]:
-    """What the compiled operators were built with and run on; empty where there are none.
+    """Returns how the compiled operators were built and what they run on; empty without compiled operators.
 
-    Keys: version, torch, compiler, isa (as chosen on this machine), cuda (whether there are CUDA kernels),
-    cuda_architectures (the compute capabilities that they are for, with commas).
+    Keys: version, torch, compiler, isa (the instruction set chosen on this machine), cuda (whether there are CUDA
+    kernels), cuda_architectures (compute capabilities of the CUDA kernels, separated by commas).
     """
     if not kernels_loaded():
         return {}

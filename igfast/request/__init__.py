@@ -1,1 +1,1 @@
-"""What the caller asked for: inputs, target and options, each checked once."""
+"""Checks what the caller asked for, each part once: inputs, target and options."""

@@ -1,4 +1,4 @@
-"""What the caller passed, checked and brought to one form: floating tensors and baselines that fit them."""
+"""Checks the caller's inputs and baselines, and brings them to one form: floating tensors that fit each other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from igfast.errors import ArgumentError, ArgumentTypeError, BaselineError, Input
 
 
 def describe(value: object) -> str:
-    """A value as errors show it: a tensor's shape, dtype and device (never its numbers), else the type."""
+    """Returns a value as errors show it: a tensor's shape, dtype and device (never its numbers), else the type."""
     if isinstance(value, Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)} on {value.device}"
     if isinstance(value, (bool, int, float)):
@@ -26,17 +26,17 @@ def describe(value: object) -> str:
 class Inputs:
     """The tensors to attribute, ready for the operators.
 
-    Where rows of a batch are not independent, all inputs are one joint example: `x` and `baselines` then have a leading
-    dimension of 1, which `join` takes off the path points, and the batch is 1.
+    Rows belong together where the output of one example depends on the others. All inputs are then one joint example,
+    and the batch is 1. `x` and `baselines` have a leading dimension of 1, which `join` removes from path points.
 
     Attributes:
         x: the inputs, (batch, *features) each, floating or complex, detached from any graph.
         baselines: one for each input, of its dtype and on its device: 0-d, (1, *features) or (batch, *features).
         is_tuple: whether the caller passed a tuple, and gets one back.
-        integer: positions of inputs that came as integers; their path points are floating.
+        integer: positions of inputs that came as integers; the path points of those are floating.
         batch: number of examples; 1 for a joint one.
         why_joint: why all inputs are one joint example; empty if they are not.
-        name: what messages call them.
+        name: the name of the inputs in messages.
     """
 
     x: tuple[Tensor, ...]
@@ -63,11 +63,11 @@ class Inputs:
         return sum(x.element_size() * (x.numel() // max(x.shape[0], 1)) for x in self.x)
 
     def join(self, points: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Path points in the shape that the forward function takes."""
+        """Returns path points in the shape that the forward function takes."""
         return tuple(point.squeeze(0) for point in points) if self.joint else points
 
     def as_one_example(self, why: str) -> Inputs:
-        """All inputs as one joint example, and why."""
+        """Returns all inputs as one joint example; `why` is the reason."""
         if self.joint:
             return self
         baselines = tuple(
@@ -77,7 +77,7 @@ class Inputs:
         return Inputs(x, baselines, self.is_tuple, self.integer, 1, why, self.name)
 
     def format(self, tensors: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
-        """Per-input results in the shape of the inputs as the caller passed them."""
+        """Returns one tensor for each input in the form of the caller's inputs: a tuple, or the tensor alone."""
         return tensors if self.is_tuple else tensors[0]
 
 
@@ -96,13 +96,13 @@ def _check_input(index: int, x: object, device: torch.device | None) -> None:
 
 
 def _floating(x: Tensor) -> Tensor:
-    """The tensor as its path points are: integers become the default dtype, as they do in Captum's arithmetic."""
+    """Returns the tensor as its path points are: integers become the default dtype, as in Captum's arithmetic."""
     x = x.detach()
     return x if x.is_floating_point() or x.is_complex() else x.to(torch.get_default_dtype())
 
 
 def check_baseline(index: int, baseline: object, x: Tensor) -> Tensor:
-    """A baseline that is a tensor, detached, once its shape and device are those of an input."""
+    """Returns a baseline that is a tensor, detached, if its shape and device fit an input; raises otherwise."""
     name = f"baselines[{index}]"
     if not isinstance(baseline, Tensor):
         raise ArgumentTypeError(f"{name} must be a tensor or a number; got {describe(baseline)}")
@@ -124,7 +124,7 @@ def _baseline_for(index: int, baseline: object, x: Tensor) -> Tensor:
 
 
 def one_for_each(baselines: Any, n_inputs: int) -> tuple[Any, ...]:
-    """The baselines as a tuple, one for each input; zeros where none are given."""
+    """Returns the baselines as a tuple, one for each input; zeros where none are given."""
     if baselines is None:
         return (0,) * n_inputs
     given = baselines if isinstance(baselines, tuple) else (baselines,)
@@ -134,12 +134,12 @@ def one_for_each(baselines: Any, n_inputs: int) -> tuple[Any, ...]:
 
 
 def parse_inputs(inputs: Any, baselines: Any) -> Inputs:
-    """Checks `inputs` and `baselines` and brings them to the form of `Inputs`; nothing of the caller's is changed.
+    """Checks `inputs` and `baselines` and returns both as `Inputs`; nothing of the caller's is changed.
 
     Raises:
-        InputTypeError: not tensors, or bool.
-        InputError: 0-d, sparse or nested, on several devices, or an empty tuple.
-        BaselineError: a shape, a device or the number of baselines does not fit.
+        InputTypeError: not tensors, bool, or an empty tuple.
+        InputError: 0-d, sparse or nested, or on several devices.
+        BaselineError: a shape, a device, a complex dtype or the number of baselines does not fit.
         ArgumentTypeError: a baseline that is neither a tensor nor a number.
     """
     is_tuple = isinstance(inputs, tuple)
@@ -158,11 +158,9 @@ def parse_inputs(inputs: Any, baselines: Any) -> Inputs:
 
 
 def parse_internal_batch_size(internal_batch_size: object) -> int | None:
-    """The number of rows that the caller allows in one chunk, or None.
+    """Returns the number of rows that the caller allows in one chunk, or None.
 
-    Raises:
-        ArgumentTypeError: not a whole number.
-        ArgumentError: below 1.
+    Raises ArgumentTypeError for all but integers and floats from 1 up, ArgumentError for integers below 1.
     """
     if internal_batch_size is None:
         return None
@@ -179,7 +177,7 @@ def parse_internal_batch_size(internal_batch_size: object) -> int | None:
 
 
 def warn_if_not_finite(inputs: Inputs) -> bool:
-    """Warns once, by name, if an input or a baseline holds a NaN or an infinity; returns whether one does."""
+    """Returns whether an input or a baseline holds a NaN or an infinity, and warns once by name if so."""
     for name, tensors in ((inputs.name, inputs.x), ("baselines", inputs.baselines)):
         for index, tensor in enumerate(tensors):
             if tensor.is_meta or tensor.numel() == 0 or _all_finite(tensor):
@@ -192,5 +190,5 @@ def warn_if_not_finite(inputs: Inputs) -> bool:
 def _all_finite(tensor: Tensor) -> bool:
     if tensor.is_complex():
         return bool(torch.isfinite(tensor).all())
-    # One pass and no temporary the size of the tensor; a NaN anywhere makes both of them NaN.
+    # One pass and no temporary the size of the tensor. A NaN anywhere makes minimum and maximum NaN.
     return all(map(math.isfinite, torch.stack(torch.aminmax(tensor)).tolist()))

@@ -1,4 +1,4 @@
-"""Inputs that go through a model as they are, of any dtype, because the path begins at a layer behind them."""
+"""Checks inputs of any dtype that go through a model as they are, because the path begins at a layer behind them."""
 
 from __future__ import annotations
 
@@ -27,20 +27,16 @@ class ModelInputs:
     batch: int
 
     def as_inputs(self) -> Inputs:
-        """In the form that the forward function takes; no path leads through them."""
+        """Returns the inputs in the form that the forward function takes; no path leads through these inputs."""
         differ = any(x.shape[0] != self.batch for x in self.x)
         why_joint = "the inputs have different numbers of rows" if differ else ""
         return Inputs(self.x, self.baselines, True, (), self.batch, why_joint)
 
 
 def parse_model_inputs(inputs: Any, baselines: Any) -> ModelInputs:
-    """Checks `inputs` and `baselines`.
+    """Checks `inputs` and `baselines`, and returns both as `ModelInputs`.
 
-    Raises:
-        InputTypeError: not tensors.
-        InputError: 0-d.
-        BaselineError: a shape, a device or the number of baselines does not fit.
-        ArgumentTypeError: a baseline that is neither a tensor nor a number.
+    Raises InputTypeError, InputError (for 0-d inputs), BaselineError and ArgumentTypeError as in `parse_inputs`.
     """
     given = inputs if isinstance(inputs, tuple) else (inputs,)
     if not given:

@@ -1,4 +1,4 @@
-"""How a model is run: igfast's own options of the constructors, checked once."""
+"""Checks igfast's own options of the constructors, which say how a model is run, once."""
 
 from __future__ import annotations
 
@@ -17,15 +17,9 @@ Lean = Literal["auto", True, False]
 
 @dataclass(frozen=True)
 class Options:
-    """How a model is run.
+    """How a model is run: `lean`, `memory_budget` and `show_progress` as in `igfast.IntegratedGradients`.
 
-    Attributes:
-        lean: "auto", True or False.
-        memory_budget: as the caller passed it.
-        show_progress: show a progress bar over path points.
-
-    Raises:
-        ArgumentError, ArgumentTypeError: an option is not one of its values.
+    Raises ArgumentError or ArgumentTypeError if an option is not one of its values.
     """
 
     lean: Lean = "auto"
@@ -38,5 +32,5 @@ class Options:
         parse_memory_budget(self.memory_budget)
 
     def memory(self, device: torch.device) -> AbstractContextManager[MemoryUse]:
-        """Lends the memory that the budget allows."""
+        """Returns a context in which a call may take the memory that the budget allows."""
         return memory_scope(device, parse_memory_budget(self.memory_budget))

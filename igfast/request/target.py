@@ -1,7 +1,7 @@
-"""Which number of the output is attributed: `target`, checked once and then selected chunk by chunk.
+"""Checks `target` once (which number of the output is attributed), and selects that number chunk by chunk.
 
-The rules are Captum's: an int or a tuple picks the same place for every example, a one-dimensional tensor or a list
-of ints picks a column for each, a list of tuples a place for each.
+The rules are Captum's. An int or a tuple picks the same place for every example. A one-dimensional tensor or a list of
+ints picks a column for each example, a list of tuples a place for each.
 """
 
 from __future__ import annotations
@@ -34,34 +34,29 @@ class Target:
     _places_on: dict[torch.device, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def n_entries(self, output: Any) -> int:
-        """The entries of an output.
+        """Returns the number of entries of an output.
 
-        Raises:
-            OutputTypeError: the output is not a tensor.
-            OutputError: it has no dimension of entries.
+        Raises OutputTypeError if the output is not a tensor, OutputError if it has no dimension of entries.
         """
         _check_output(output, None)
         return int(output.shape[0])
 
     def check_count(self, batch: int) -> None:
-        """Raises TargetError unless the target has one entry for each of so many examples, or one for all."""
+        """Raises TargetError unless the target has one entry for each of `batch` examples, or one for all."""
         if self.places is not None and len(self.places) != batch:
             raise TargetError(f"target must have one entry per example, {batch}; got {len(self.places)}")
 
     def select(self, output: Any, example: Tensor) -> Tensor:
-        """The target's number of each row.
+        """Returns the target's number of each row, (rows,) of the output's dtype, with its graph.
 
         Args:
             output: what the forward function returned for a chunk; must be a tensor, (rows, ...).
             example: (rows,) int64, the example that each row belongs to.
 
-        Returns:
-            (rows,) of the output's dtype, with its graph.
-
         Raises:
             OutputTypeError: the output is not a tensor.
-            OutputError: it has not one entry per row.
-            TargetError: the target does not exist in it, or does not come down to one number.
+            OutputError: the output does not have one entry per row.
+            TargetError: the target does not exist in the output, or does not come down to one number.
         """
         _check_output(output, example.shape[0])
         if self.places is not None:
@@ -77,16 +72,10 @@ class Target:
         return selected.reshape(-1)
 
     def select_of_step(self, output: Any) -> Tensor:
-        """The target's number of each entry of the output of a whole step, selected as Captum does.
+        """Returns the target's number of each entry of a whole step's output, selected as Captum does.
 
-        Args:
-            output: what the forward function returned; must be a tensor, (entries, ...).
-
-        Returns:
-            (entries,) of the output's dtype, with its graph.
-
-        Raises:
-            OutputTypeError, OutputError, TargetError: as in `select`.
+        The output must be a tensor, (entries, ...). The result is (entries,) of the output's dtype, with its graph.
+        Raises as in `select`.
         """
         _check_output(output, None)
         if self.places is None:
@@ -101,7 +90,7 @@ class Target:
         return selected.reshape(-1)
 
     def _on(self, places: Tensor, device: torch.device) -> Tensor:
-        """The places on a device, copied there once: a GPU is waited for."""
+        """Returns the places on a device; they are copied there once, because a copy waits for a GPU."""
         if device not in self._places_on:
             self._places_on[device] = places.to(device)
         return self._places_on[device]
@@ -136,7 +125,7 @@ def _check_place(name: str, place: Place, output: Tensor) -> None:
 
 
 def _check_places(places: Tensor, output: Tensor) -> None:
-    """Raises for the first example whose place is not in the output."""
+    """Raises TargetError for the first example whose place is not in the output."""
     sizes = torch.tensor(output.shape[1 : 1 + places.shape[1]])
     outside = places.shape[1] > output.dim() - 1 or bool(((places < -sizes) | (places >= sizes)).any())
     for e, place in enumerate(places.tolist() if outside else []):
@@ -173,11 +162,11 @@ def _per_example(places: list[tuple[int, ...]]) -> Target:
 
 
 def parse_target(target: Any) -> Target:
-    """Brings `target` to one form.
+    """Returns `target` as a `Target`.
 
     Args:
-        target: None, an int, a tuple of ints and slices, an integer tensor of one element or of one per example, or a
-            list of ints or tuples, one per example.
+        target: None, an int, a tuple of ints and slices, or an integer tensor of one element or of one per example.
+            Or a list of ints or tuples, one per example.
 
     Raises:
         TargetTypeError: another type.

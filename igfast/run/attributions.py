@@ -1,4 +1,4 @@
-"""From summed gradients to attributions, and how far those are from completeness."""
+"""Turns summed gradients into attributions, and computes their convergence delta."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from igfast.model.forward import ForwardFunction
 
 
 def scale(evaluator: ForwardFunction, sums: tuple[Tensor, ...], multiply_by_inputs: bool) -> tuple[Tensor, ...]:
-    """The attributions, from the sums of gradients, which are overwritten."""
+    """Returns the attributions: the summed gradients, multiplied in place by (x - baseline) where asked for."""
     inputs = evaluator.inputs
     if multiply_by_inputs:
         for acc, x, baseline in zip(sums, inputs.x, inputs.baselines, strict=True):
@@ -19,10 +19,9 @@ def scale(evaluator: ForwardFunction, sums: tuple[Tensor, ...], multiply_by_inpu
 
 
 def convergence_delta(attributions: tuple[Tensor, ...], at_input: Tensor, at_baseline: Tensor) -> Tensor:
-    """The attributions' sums less F(inputs) - F(baselines), of the attributions' dtype.
+    """Returns each example's sum of attributions less F(inputs) - F(baselines), (batch,), in the attributions' dtype.
 
-    Returns:
-        (batch,) where the output has one entry for each row of every input, else the difference of the totals, (1,).
+    Where the output does not have one entry for each row of every input, the totals are compared instead, (1,).
 
     Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, Proposition 1.
     """

@@ -1,4 +1,4 @@
-"""Calls that igfast does not improve, by Captum's own code: the same numbers, the same graph, the same cost."""
+"""Leaves calls that igfast does not improve to Captum's own code: the same numbers, graph and cost."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from igfast.run.report import LeanReport, RunReport
 
 
 def left_to_captum(why: str, captums: type, given: dict[str, Any]) -> Any:
-    """Returns what the `attribute` of a class of Captum's returns.
+    """Returns what Captum's own `attribute` returns for a call, with a report if the call asks for one.
 
     Args:
-        why: why the call is left to it, for the report and for errors.
-        captums: the class.
+        why: why the call is left to Captum, for the report and for errors.
+        captums: Captum's class.
         given: the arguments of igfast's `attribute` by name, `self` and `return_report` among them.
 
     Raises:
         LeanError: lean execution is required.
-        ArgumentError: the quadrature rule is one that Captum does not have.
+        ArgumentError: Captum does not have the quadrature rule.
     """
     arguments = {name: value for name, value in given.items() if name != "return_report"}
     if given["self"]._options.lean is True:

@@ -1,4 +1,4 @@
-"""The only loop: rows of the path through the model, chunk by chunk, their weighted gradients into one accumulator."""
+"""Sends the rows of a path through the model, chunk by chunk, and adds their weighted gradients up."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ _Result = TypeVar("_Result")
 
 
 class Evaluator(Protocol):
-    """What the engine asks of a model: values and gradients at path points."""
+    """Computes a model's values and gradients at path points, as the loop over chunks asks for them."""
 
     def value(self, points: tuple[Tensor, ...], example: Tensor) -> Tensor:
-        """Each row's value, (rows,); the example of each row is (rows,) int64."""
+        """Returns each row's value, (rows,); `example` is the example of each row, (rows,) int64."""
 
     def gradient(self, points: tuple[Tensor, ...], example: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of each row's value, shaped as the path points; the example of each row is (rows,) int64."""
+        """Returns the gradients of each row's value, shaped as the path points; `example` as in `value`."""
 
     def save_memory(self) -> str:
-        """Takes one more measure that saves memory and costs time; returns which, or "" if none is left."""
+        """Takes one more measure that saves memory and costs time; returns its description, or "" if none is left."""
 
 
 @dataclass(frozen=True)
 class NotFinite:
-    """The first row whose gradient holds a NaN or an infinity, and how many there are."""
+    """The first row whose gradient holds a NaN or an infinity, and the number of such rows."""
 
     example: int
     step: int
@@ -48,13 +48,13 @@ class NotFinite:
 
 @dataclass(frozen=True)
 class Integral:
-    """What `integrate` returns.
+    """The result of `integrate`.
 
     Attributes:
         sums: for each path, `sum_k w_k dF/dx` of each example, (batch, *features), at least float32.
         not_finite: where gradients were not finite, or None.
-        chunks: how many chunks there were of each number of rows; those that had to be repeated are not counted.
-        n_evaluations: rows that went forward and backward, repeated ones included.
+        chunks: number of chunks for each chunk size in rows; chunks that had to be repeated are not counted.
+        n_evaluations: rows that went forward and backward, repeated rows included.
     """
 
     sums: tuple[Tensor, ...]
@@ -65,17 +65,16 @@ class Integral:
 
 @dataclass
 class Loop:
-    """A loop over rows in chunks that fit.
+    """A loop over rows in chunks that fit in memory.
 
     Attributes:
-        plan: the chunks; replaced by one of smaller chunks where those do not fit.
-        memory: what may be taken.
-        save_memory: as `Evaluator.save_memory`, for where one row does not fit.
+        plan: the sizes of chunks; replaced by a plan of smaller chunks where those do not fit.
+        memory: the memory that the call may take.
+        save_memory: as `Evaluator.save_memory`, called where one row does not fit.
         describe: what one row is, for messages.
-        notes: what had to be done against lack of memory; added to.
-        n_evaluations: rows that were evaluated.
+        notes: the measures taken against lack of memory; added to.
+        n_evaluations, n_savings: number of rows that were evaluated, and of measures that `save_memory` took.
         was_halved: whether a chunk was too large.
-        n_savings: how many measures were taken at one row.
     """
 
     plan: ChunkPlan
@@ -88,10 +87,9 @@ class Loop:
     n_savings: int = 0
 
     def over(self, n_rows: int, evaluate: Callable[[slice], _Result]) -> Iterator[tuple[slice, _Result]]:
-        """Evaluates all rows, a chunk at a time; one that does not fit in memory again, with less of it.
+        """Yields each chunk of the rows with its result; a chunk that does not fit in memory is halved and repeated.
 
-        Raises:
-            IgfastMemoryError: not even one row fits.
+        Raises IgfastMemoryError if one row does not fit and `save_memory` has no measure left.
         """
         start = 0
         while start < n_rows:
@@ -105,7 +103,7 @@ class Loop:
                 if not is_out_of_memory(error):
                     raise
                 said = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
-            if said is not None:  # out of the handler, whose traceback holds what the failed chunk held
+            if said is not None:  # outside the handler, whose traceback holds the failed chunk's tensors
                 before.restore()
                 self._make_do_with_less(chunk.stop - start, said)
                 continue
@@ -140,13 +138,7 @@ def _does_not_fit(what: str, memory: MemoryUse, said: str) -> str:
 
 @dataclass(frozen=True)
 class Rows:
-    """All rows of a rule, steps outermost: row r is example `r % batch` at step `r // batch`.
-
-    Attributes:
-        rule: nodes and weights.
-        batch: number of examples.
-        device: where the tensors are made.
-    """
+    """Rows of a rule, steps outermost: row r is example `r % batch` at step `r // batch`; tensors are on `device`."""
 
     rule: Rule
     batch: int
@@ -156,11 +148,11 @@ class Rows:
         return len(self.rule.nodes) * self.batch
 
     def example(self) -> Tensor:
-        """The example of each row, (rows,) int64."""
+        """Returns the example of each row, (rows,) int64."""
         return torch.from_numpy(np.tile(np.arange(self.batch, dtype=np.int64), len(self.rule.nodes))).to(self.device)
 
     def per_row(self, per_step: ArrayLike) -> Tensor:
-        """A number of each step as one of each row, (rows,) float64."""
+        """Returns for each row the value that `per_step` has for its step, (rows,) float64."""
         return torch.from_numpy(np.repeat(np.asarray(per_step, np.float64), self.batch)).to(self.device)
 
 
@@ -175,26 +167,21 @@ def integrate(
     after: Callable[[tuple[Tensor, ...]], object] = lambda points: None,  # noqa: ARG005
     on_rows: Callable[[float], object] | None = None,
 ) -> Integral:
-    """Integrates the gradient along straight lines.
+    """Integrates the gradient along straight lines; the returned sums are not yet multiplied by (x - baseline).
 
-    Rows run through the steps, and through the examples within a step. Nothing the size of all rows is ever held but
-    three numbers for each.
+    All examples of a step come before the next step. Only three numbers and a flag are held for every row.
 
     Args:
         paths: one for each input, all of one batch size and device.
         rule: nodes and weights.
         evaluator: the model.
-        loop: how many rows a chunk has, and what is done where they do not fit.
+        loop: the sizes of chunks, and what is done where a chunk does not fit in memory.
         sums: an accumulator of zeros for each path.
-        before: called with the number of rows of each chunk; what it raises ends the loop.
-        after: called with the path points of each chunk once their gradients are there; what it raises ends the loop.
-        on_rows: called after each chunk with the number of its rows; None for nothing.
+        before: called before each chunk with its number of rows; an exception from `before` ends the loop.
+        after: called after each chunk's gradients with its path points; an exception from `after` ends the loop.
+        on_rows: called after each chunk with its number of rows, or None.
 
-    Returns:
-        The weighted sums of gradients, not yet multiplied by x - baseline.
-
-    Raises:
-        IgfastMemoryError: not even one row fits.
+    Raises IgfastMemoryError if not even one row fits.
 
     Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, eq. 3.
     """

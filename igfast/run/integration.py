@@ -1,4 +1,4 @@
-"""One call from checked arguments to attributions: what is known of the model, the plan, the loop, the report."""
+"""Runs one call from checked arguments to summed gradients: facts about the model, plan, loop and report."""
 
 from __future__ import annotations
 
@@ -38,15 +38,16 @@ _NOT_CHANNELS_LAST = "forward_func does not take channels-last images"
 
 @dataclass
 class Run:
-    """One call's path points through the model, and what there is to say about it afterwards.
+    """One call's path points through the model, and the report of the call.
+
+    Rows belong together where the output of one example depends on the others in its batch.
 
     Attributes:
-        evaluator: what is attributed; its `inputs` are the paths' ends. Replaced by one of whole steps where rows
-            belong together.
+        evaluator: the attributed function; its `inputs` are the paths' ends. In whole steps if rows belong together.
         options: how the model is run.
-        memory: what may be taken.
+        memory: the memory that the call may take.
         internal_batch_size: the rows that the caller allows in one chunk, or None.
-        kind: what else than the evaluator's inputs and arguments the facts depend on.
+        kind: what the facts depend on besides the evaluator's inputs and arguments.
         hooked: layers whose values are replaced or read by hooks.
     """
 
@@ -64,11 +65,9 @@ class Run:
     _integral: Integral | None = field(default=None, init=False)
 
     def integrate(self, rule: Rule) -> tuple[Tensor, ...]:
-        """Sums the gradients along the paths, and scales nothing.
+        """Returns for each input the weighted sum of gradients along its path, shaped as the input.
 
-        Returns:
-            For each input the weighted sum of gradients, shaped as the input; a warning was given if gradients were
-            not finite and the inputs were.
+        Warns if gradients are not finite although the inputs are.
         """
         inputs = self.evaluator.inputs
         input_not_finite = warn_if_not_finite(inputs)
@@ -80,7 +79,7 @@ class Run:
             return sums
         facts = self._known()
         self.evaluator.lean = self._lean(facts)
-        for _ in range(facts.n_savings):  # that earlier calls of this kind had to take
+        for _ in range(facts.n_savings):  # measures that earlier calls of this kind took
             self._notes.append(f"{self.evaluator.save_memory()}, as in an earlier call")
         try:
             facts = self._integrate(rule, sums, facts)
@@ -97,7 +96,7 @@ class Run:
         return sums
 
     def ends(self) -> tuple[Tensor, Tensor]:
-        """F(inputs) and F(baselines), one number for each entry of the output, forward only."""
+        """Returns F(inputs) and F(baselines), one number for each entry of the output, forward only."""
         if self.evaluator.inputs.batch == 0:
             nothing = torch.zeros(0, dtype=torch.float64, device=self.evaluator.inputs.device)
             return nothing, nothing
@@ -108,12 +107,12 @@ class Run:
         return self._at_end(1.0, self.evaluator.own_output), self._at_end(0.0, self.evaluator.baseline_output)
 
     def results(self, attributions: Any, delta: Tensor | None, with_report: bool) -> Any:
-        """What `attribute` returns: the attributions alone, or a tuple with what else was asked for."""
+        """Returns what `attribute` returns: the attributions, or a tuple with the delta and report asked for."""
         others = ([] if delta is None else [delta]) + ([self.report()] if with_report else [])
         return (attributions, *others) if others else attributions
 
     def report(self) -> RunReport:
-        """What the call did, once it has."""
+        """Returns the report of the call, after `integrate`."""
         lean, integral = self.evaluator.lean, self._integral
         if integral is None:
             raise RuntimeError("igfast: nothing was integrated")  # not reachable from the public API
@@ -132,10 +131,8 @@ class Run:
             notes=tuple(self._notes),
         )
 
-    # ------------------------------------------------------------------------------------------ what is known
-
     def _known(self) -> Facts:
-        """What earlier calls of this kind found out, or the caller's own call shows."""
+        """Returns the facts that earlier calls of this kind found out, or that the caller's own call shows."""
         evaluator = self.evaluator
         self._facts_key = key_of(evaluator, (self.kind, self.options.memory_budget) if self.kind is not None else None)
         self._facts = remembered.get(evaluator.forward_func, self._facts_key) if self._facts_key is not None else None
@@ -154,7 +151,7 @@ class Run:
             remembered.put(self.evaluator.forward_func, self._facts_key, facts)
 
     def _take(self, facts: Facts) -> None:
-        """Has the evaluator run as the facts say."""
+        """Sets the evaluator to whole steps where rows belong together; otherwise checks the number of targets."""
         self.evaluator.output_dim = facts.output_dim
         if facts.why_whole:
             self.evaluator = self.evaluator.in_whole_steps(facts.why_whole)
@@ -169,10 +166,8 @@ class Run:
         known = facts.not_lean if lean == "auto" else ""
         return LeanExecution(known or why_not(forward_func, module), lean is True, module, self.hooked, device)
 
-    # ------------------------------------------------------------------------------------------ the integral
-
     def _integrate(self, rule: Rule, sums: tuple[Tensor, ...], facts: Facts) -> Facts:
-        """Integrates, with whole steps where rows turn out to belong together; returns the facts with what it saw."""
+        """Integrates, in whole steps where rows turn out to belong together, and returns the updated facts."""
         measured = ""
         while True:
             self._take(facts)
@@ -185,7 +180,7 @@ class Run:
                 said = str(error)
             else:
                 break
-            before.restore()  # and out of the handler, whose traceback holds what the failed chunk held
+            before.restore()  # outside the handler, whose traceback holds the failed chunk's tensors
             for acc in sums:
                 acc.zero_()
             if said == _NOT_CHANNELS_LAST:
@@ -204,8 +199,8 @@ class Run:
         inputs = self.evaluator.inputs
         n_rows, row_bytes = inputs.batch * len(rule.nodes), inputs.row_bytes
         is_on_cpu = inputs.device.type == "cpu"
-        # On a GPU, PyTorch's batch norms are slow on channels-last images, lean ones are not: a ResNet-50 took 0.85 of
-        # the time (bfloat16 0.82) and 0.8 of the memory, without lean execution 1.22 of the time (16 images, H200).
+        # On a GPU, PyTorch's batch norms are slow on channels-last images; those of lean execution are not. A ResNet-50
+        # took 0.85 of the time (bfloat16 0.82) and 0.8 of the memory, without lean 1.22 of the time (16 images, H200).
         gains = is_on_cpu or not self.evaluator.lean.off_because
         channels_last = facts.gains_channels_last and gains and any(map(may_be_channels_last, inputs.x))
         if inputs.joint:
@@ -253,7 +248,7 @@ class Run:
         return Loop(plan, self.memory, self.evaluator.save_memory, f"one path point, {shapes},", self._notes)
 
     def _at_end(self, alpha: float, whole: Callable[[], Any]) -> Tensor:
-        """The target's values at one end of the paths: of the own call, or in parts where that does not fit."""
+        """Returns the target's values at one end of the paths, in parts where the whole batch does not fit."""
         evaluator = self.evaluator
         inputs = evaluator.inputs
         plan = ChunkPlan(1, inputs.batch, inputs.batch, inputs.row_bytes)
@@ -273,22 +268,17 @@ class Run:
 
 
 def _why_refused(error: Exception, plan: ChunkPlan) -> str:
-    """What a model's error on a chunk of a new kind says, since the model took the caller's own call; "" if nothing.
-
-    Args:
-        error: what it raised.
-        plan: the chunks.
-    """
+    """Returns why a model that took the caller's own call refuses a chunk; "" for errors with other causes."""
     if isinstance(error, (RowsDependError, IgfastError)) or is_out_of_memory(error):
         return ""
-    if plan.channels_last:  # it may call `view` on its input
+    if plan.channels_last:  # the model may call `view` on its input
         return _NOT_CHANNELS_LAST
     said = f"{type(error).__name__}: {error}".splitlines()[0]
     return f"forward_func does not take other numbers of path points in one batch than there are examples ({said})"
 
 
 def _kernels_on(device: torch.device) -> str:
-    """What igfast's operators run on: an instruction set, "cuda", or "none" for plain PyTorch."""
+    """Returns what igfast's operators run on: an instruction set, "cuda", or "none" for plain PyTorch."""
     if not kernels_for(device):
         return "none"
     return str(ops.build_info()["isa"]) if device.type == "cpu" else device.type

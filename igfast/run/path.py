@@ -24,21 +24,20 @@ class Path:
     baseline: Tensor
 
     def points(self, example: Tensor, alpha: Tensor, channels_last: bool) -> Tensor:
-        """The path points of some rows, (rows, *features), as a new tensor: a model may keep what it is given.
+        """Returns the path points of some rows, (rows, *features), as a new tensor that a model may keep.
 
-        A model that was given channels-last images gets channels-last points. Others get them where `channels_last`
-        asks for it and x may be so.
+        Channels-last x gives channels-last points. Other x does if `channels_last` and `may_be_channels_last(x)`.
         """
         points = ops.interpolate(self.x, self.baseline, example, alpha)
         return in_channels_last(points) if channels_last else points
 
 
 def straight_line(x: Tensor, baseline: Tensor) -> Path:
-    """The path from a baseline to x, which is copied once here if the operators would copy it for each chunk."""
+    """Returns the path from a baseline to x; copies x once if the operators would copy it for each chunk."""
     is_dense = x.is_contiguous() or (x.dim() in CHANNELS_LAST and x.is_contiguous(memory_format=CHANNELS_LAST[x.dim()]))
     return Path(x if is_dense else x.contiguous(), baseline)
 
 
 def accumulator(x: Tensor) -> Tensor:
-    """Zeros to sum gradients in, shaped as x, contiguous, at least float32."""
+    """Returns zeros to sum gradients in: shaped as x, contiguous, at least float32."""
     return torch.zeros(x.shape, dtype=ops.accumulator_dtype(x.dtype), device=x.device)

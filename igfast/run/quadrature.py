@@ -1,7 +1,6 @@
-"""Quadrature rules on [0, 1]: where along the path gradients are taken and how much each counts.
+"""Makes quadrature rules on [0, 1]: where along the path gradients are taken and how much each counts.
 
-Pure functions of numbers, in float64 throughout. Captum 0.9 casts its weights, and its Riemann nodes, to float32; the
-rules here are the same ones without that rounding.
+All numbers are float64. Captum 0.9 casts its weights and its Riemann nodes to float32; the rules here are not rounded.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ def _halved_ends(weights: Array) -> Array:
 
 @functools.lru_cache(maxsize=32)
 def _gausslegendre(n: int) -> Rule:
-    """Made once: its nodes, eigenvalues of a matrix of n x n, take a quarter of a call on a small model."""
+    """Returns a cached rule: its nodes, eigenvalues of an n x n matrix, take a quarter of a small model's call."""
     nodes, weights = np.polynomial.legendre.leggauss(n)
     rule = Rule(0.5 * (1.0 + nodes), 0.5 * weights)
     rule.nodes.flags.writeable = rule.weights.flags.writeable = False
@@ -70,7 +69,7 @@ def _trapezoid(n: int) -> Rule:
     return Rule(np.linspace(0.0, 1.0, n), _halved_ends(np.full(n, 1.0 / (n - 1))))
 
 
-_RULES: dict[str, tuple[Callable[[int], Rule], int]] = {  # the rule and the fewest steps it has
+_RULES: dict[str, tuple[Callable[[int], Rule], int]] = {  # the rule and its least n_steps
     "riemann_left": (_riemann_left, 1),
     "riemann_right": (_riemann_right, 1),
     "riemann_middle": (_riemann_middle, 1),
@@ -83,18 +82,14 @@ METHODS = tuple(_RULES)
 
 
 def quadrature_rule(method: str, n_steps: int) -> Rule:
-    """The rule that `method` names, with `n_steps` nodes.
+    """Returns the rule that `method` names, with `n_steps` nodes in ascending order.
 
     Args:
         method: one of `METHODS`. `gausslegendre` is exact for polynomials of degree 2 n_steps - 1. The four Riemann
-            rules are Captum's. Captum's `riemann_trapezoid` places n_steps nodes from 0 to 1 but spaces its weights by
-            1 / n_steps, so they sum to (n_steps - 1) / n_steps and attributions come out that much too small (2 % at 50
-            steps); it is kept for those whose numbers depend on it. `trapezoid` is the correct rule, weights summing
-            to 1.
+            rules are Captum's, kept for callers whose numbers depend on them. `riemann_trapezoid` has n_steps nodes
+            from 0 to 1 but spaces its weights by 1 / n_steps. The sum is (n_steps - 1) / n_steps, so attributions are
+            that much too small (2 % at 50 steps). `trapezoid` is the correct rule: its weights sum to 1.
         n_steps: number of nodes, at least 1, at least 2 for the two trapezoid rules.
-
-    Returns:
-        The rule, nodes ascending.
 
     Raises:
         ArgumentError: unknown method, or n_steps too small.

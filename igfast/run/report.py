@@ -1,4 +1,4 @@
-"""What a call did and what it cost."""
+"""Reports what a call did and what it cost."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LeanReport:
-    """What lean execution did in a call.
+    """The use of lean execution, which keeps in forward passes only what the gradient of the input needs.
 
     Attributes:
-        off_because: why it was off, or was turned off during the call; empty if it was on throughout.
-        swapped: how many calls of each PyTorch function were swapped.
-        plain: how many calls of functions that it knows ran plainly, by function and reason.
+        off_because: why lean execution was off, or was turned off during the call; empty if it was on throughout.
+        swapped: number of calls of each PyTorch function that lean execution replaced.
+        plain: number of calls that ran plainly though lean execution knows the function, by function and reason.
     """
 
     off_because: str
@@ -22,30 +22,28 @@ class LeanReport:
     plain: Mapping[tuple[str, str], int]
 
     def __bool__(self) -> bool:
-        """Whether it was on throughout."""
+        """Returns whether lean execution was on throughout."""
         return not self.off_because
 
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a call of `attribute` did and what it cost; `print` shows it as a short table.
+    """What a call of `attribute` did and what it cost; `print` shows a short table of it.
 
     Attributes:
-        n_rows: path points of the quadrature: examples times steps, or steps where those are taken as a whole.
-        n_evaluations: rows that went forward and backward; more than `n_rows` where chunks had to be repeated, in
-            smaller ones or in another layout.
-        chunks: how many chunks there were of each number of rows.
+        n_rows: path points of the quadrature: examples times steps; steps alone where examples depend on each other.
+        n_evaluations: rows that went forward and backward; repeats of chunks (smaller, in another layout) count again.
+        chunks: number of chunks for each chunk size in rows.
         channels_last: whether the path points of the last chunk were channels-last by igfast's choice.
         lean: what lean execution did.
-        peak_bytes: the most that PyTorch's allocator held during the call over what it held before, with what it keeps
-            for later tensors; None where it was not measured (other devices than the CPU, unless it was the process's
-            highest; a replaced allocator). On the CPU, attributions in other threads at the same time are in it.
-        budget_bytes: what `memory_budget` came to, all that was free (less a tenth) if there was none; None where there
-            was no telling.
+        peak_bytes: the most that PyTorch's allocator held during the call over what it held before, memory kept for
+            later tensors included. On the CPU, attributions in other threads at the same time count too. None where not
+            measured: with a replaced allocator, and on other devices unless the peak was the process's highest.
+        budget_bytes: `memory_budget` in bytes; without a budget all free memory, less a tenth; None if unknown.
         seconds: wall-clock time of the call, without the parsing of its arguments.
-        device: where it ran.
+        device: where the call ran.
         kernels: the instruction set of the compiled operators, "cuda", or "none" where plain PyTorch was used.
-        notes: what had to be done, in order: against lack of memory, or since rows are not independent.
+        notes: what was done, in order: against lack of memory, or because rows are not independent.
     """
 
     n_rows: int

@@ -17,8 +17,6 @@ def in_a_process(code):
 
 FREED_BY_THE_ALLOCATOR_OF_THE_TIME = """
 import torch
-from igfast.memory.machine import resident_bytes
-from igfast.memory.recovery import give_back_freed_blocks
 from igfast.memory.scope import memory_scope
 device = torch.device("cpu")
 image = torch.randn(1, 8, 300, 300)
@@ -50,8 +48,6 @@ import threading
 import torch
 from igfast import _C
 from igfast.memory import scope
-from igfast.memory.machine import resident_bytes
-from igfast.memory.recovery import give_back_freed_blocks
 from igfast.memory.scope import memory_scope
 
 is_over = threading.Event()
@@ -124,8 +120,6 @@ WITH_FEW_ADDRESSES = """
 import resource
 import torch
 import igfast
-from igfast.memory.machine import resident_bytes
-from igfast.memory.recovery import give_back_freed_blocks
 from igfast.memory.scope import memory_scope
 
 def mapped():
