@@ -98,7 +98,7 @@ Tensor interpolate(const Tensor& given_x, const Tensor& given_baseline, const Te
   sizes[0] = example.numel();
   Tensor out = at::empty(sizes, x.options().memory_format(order));
   if (out.numel() == 0) return out;
-  const int64_t n_features = n_features_of(x);
+  const int64_t n_features = n_features_of(out);
   const InterpolateArgs args{dtype,
                              out.size(0),
                              x.size(0),

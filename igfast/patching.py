@@ -22,7 +22,7 @@ _active: list[CaptumPatch] = []
 _igfasts_own: set[tuple[str, str]] = set()  # (module, name) that referred to igfast's classes before the first patch
 
 
-@dataclass
+@dataclass(eq=False)
 class CaptumPatch:
     """What one call of `patch_captum` replaced; `undo`, or the end of a `with` block, puts Captum's classes back.
 
@@ -44,15 +44,15 @@ class CaptumPatch:
     def undo(self) -> None:
         """Puts Captum's classes back; a second call does nothing.
 
-        When no other patch is active, names that modules got from Captum in the meantime are put back too. A name that
-        was bound to something else since is left alone.
+        When no other patch is active, names that were bound to igfast's classes in the meantime are put back too, since
+        they cannot be told from names bound through Captum. A name that was bound to something else is left alone.
         """
+        if self not in _active:
+            return
         for container, key, theirs in reversed(self._undo):
             if _get(container, key) is _OURS[theirs]:
                 container[key] = theirs
-        self._undo.clear()
-        if self in _active:
-            _active.remove(self)
+        _active.remove(self)
         if not _active:
             for module in _modules():
                 for name, value in list(vars(module).items()):

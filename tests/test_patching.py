@@ -68,6 +68,37 @@ def test_modules_of_captum_imported_meanwhile_get_captums_class_back():
         del sys.modules[module.__name__]
 
 
+def test_calls_that_are_left_to_captum_reach_captum_under_a_patch():
+    network, x = models.mlp(), torch.randn(2, 3, dtype=torch.float64)
+    layer = network[0]
+
+    class Derived(igfast.IntegratedGradients):
+        def _attribute(self, *args, **kwargs):
+            return super()._attribute(*args, **kwargs)
+
+    wanted = CAPTUMS(network).attribute(x, target=0)
+    before = captum.attr.NeuronIntegratedGradients(network, layer)
+    of_neuron = before.attribute(x, 0)
+    with igfast.patch_captum():
+        assert torch.equal(Derived(network).attribute(x, target=0), wanted)
+        torch.testing.assert_close(before.attribute(x, 0), of_neuron)
+        explainer = igfast.LayerIntegratedGradients(network, layer)
+        assert explainer.attribute(x, target=0, grad_kwargs={"create_graph": True}).shape == (2, layer.out_features)
+
+
+def test_a_second_undo_does_nothing():
+    patch = igfast.patch_captum()
+    patch.undo()
+    module = types.ModuleType("user_module")
+    module.Ours = igfast.IntegratedGradients
+    sys.modules[module.__name__] = module
+    try:
+        patch.undo()
+        assert module.Ours is igfast.IntegratedGradients
+    finally:
+        del sys.modules[module.__name__]
+
+
 def test_a_name_that_was_igfasts_before_stays_so_and_one_from_captum_does_not():
     module = types.ModuleType("user_module")
     module.Ours = igfast.IntegratedGradients

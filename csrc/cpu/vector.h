@@ -221,14 +221,4 @@ IGFAST_INLINE M sum_of_lanes(V v) {
     case DType::kDouble: return KERNEL<double>(args, begin, end);     \
   }
 
-// The same for kernels of float and double only.
-#define IGFAST_FOR_WIDE_DTYPE(KERNEL, args, begin, end) \
-  do {                                                  \
-    if (args.dtype == DType::kDouble) {                 \
-      KERNEL<double>(args, begin, end);                 \
-    } else {                                            \
-      KERNEL<float>(args, begin, end);                  \
-    }                                                   \
-  } while (false)
-
 }  // namespace igfast::IGFAST_ISA

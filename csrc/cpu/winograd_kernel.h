@@ -125,11 +125,11 @@ void image_from_tiles(const WinogradArgs& args, int64_t begin, int64_t end) {
 }
 
 inline void winograd_tiles(const WinogradArgs& args, int64_t begin, int64_t end) {
-  IGFAST_FOR_WIDE_DTYPE(tiles_from_image, args, begin, end);
+  args.dtype == DType::kDouble ? tiles_from_image<double>(args, begin, end) : tiles_from_image<float>(args, begin, end);
 }
 
 inline void winograd_image(const WinogradArgs& args, int64_t begin, int64_t end) {
-  IGFAST_FOR_WIDE_DTYPE(image_from_tiles, args, begin, end);
+  args.dtype == DType::kDouble ? image_from_tiles<double>(args, begin, end) : image_from_tiles<float>(args, begin, end);
 }
 
 }  // namespace igfast::IGFAST_ISA

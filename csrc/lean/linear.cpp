@@ -8,7 +8,26 @@
 namespace igfast::lean {
 namespace {
 
-// grad @ weight, for y = x @ weight^T
+// Returns grad @ weight, without the rows of a CPU gradient that are zero, if those are most. A classifier that reads
+// one token leaves the gradients of the other tokens zero up to the last attention: without this a BERT-base took 1.08
+// times as long. The first column tells a dense gradient, without a look at all of it.
+Tensor matmul_rows(const Tensor& grad, const Tensor& weight) {
+  constexpr int64_t kWorthALook = 1 << 16, kFew = 4;  // elements; times as many rows must there be
+  if (!grad.is_cpu() || !grad.is_contiguous() || grad.dim() < 2 || grad.numel() < kWorthALook) {
+    return at::matmul(grad, weight);
+  }
+  const Tensor matrix = grad.view({-1, grad.size(-1)});
+  if (kFew * at::count_nonzero(matrix.select(1, 0)).item<int64_t>() > matrix.size(0)) return at::matmul(grad, weight);
+  const Tensor rows = at::nonzero(matrix.any(1)).squeeze(1);
+  if (kFew * rows.numel() > matrix.size(0)) return at::matmul(grad, weight);
+  at::DimVector sizes(grad.sizes());
+  sizes.back() = weight.size(1);
+  Tensor result = at::zeros(sizes, grad.options());
+  result.view({-1, weight.size(1)}).index_copy_(0, rows, at::matmul(matrix.index_select(0, rows), weight));
+  return result;
+}
+
+// The gradient of y = x @ weight^T is grad @ weight.
 struct MatmulBackward final : Node {
   bool transposed_weight;
 
@@ -16,7 +35,7 @@ struct MatmulBackward final : Node {
 
   Tensor input_gradient(Tensor grad) override {
     const Tensor weight = unpack(0);
-    return at::matmul(grad, transposed_weight ? weight : weight.t());
+    return matmul_rows(grad, transposed_weight ? weight : weight.t());
   }
 };
 

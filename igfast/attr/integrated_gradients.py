@@ -25,6 +25,7 @@ from igfast.run.quadrature import quadrature_rule
 TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
 Baselines = Tensor | int | float | tuple[Tensor | int | float, ...] | None
 Target = int | tuple[int | slice, ...] | Tensor | list[int] | list[tuple[int, ...]] | None
+_CAPTUMS = captum.attr.IntegratedGradients  # under this name, whatever patch_captum() does
 
 
 class IntegratedGradients(captum.attr.IntegratedGradients):
@@ -184,7 +185,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
         arguments = dict(locals())
         why = self._why_captum()
         if why:
-            return left_to_captum(why, captum.attr.IntegratedGradients, arguments)
+            return left_to_captum(why, _CAPTUMS, arguments)
         with_graph = torch.is_grad_enabled() and self.multiplies_by_inputs and _require_grad(inputs, baselines)
         # Leaves the caller's inference mode, in which nothing can be differentiated.
         with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
@@ -195,7 +196,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
                 run = Run(evaluator, self._options, memory, size, "inputs")
                 sums = run.integrate(rule)
                 ends = run.ends() if return_convergence_delta else None
-            attributions = scale(run.evaluator, sums, self.multiplies_by_inputs and not with_graph)
+                attributions = scale(run.evaluator, sums, self.multiplies_by_inputs and not with_graph)
         if with_graph:
             attributions = _scaled_with_graph(attributions, inputs, baselines)
         delta = None if ends is None else convergence_delta(tuple(a.detach() for a in attributions), *ends)
@@ -246,7 +247,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
 
     def _why_captum(self) -> str:
         """Returns why a call is left to Captum's own code; empty if the call is not."""
-        if getattr(self._attribute, "__func__", None) is not captum.attr.IntegratedGradients._attribute:
+        if getattr(self._attribute, "__func__", None) is not _CAPTUMS._attribute:
             return f"{type(self).__name__} overrides _attribute"
         return "" if self.gradient_func is compute_gradients else "gradient_func was replaced"
 

@@ -33,6 +33,7 @@ from igfast.run.quadrature import quadrature_rule
 _SAME = 5e-2  # of the largest output: rounding is less on any device, another grouping is more
 _GRAD_OPTIONS = frozenset({"allow_unused", "materialize_grads"})
 _OPTIONS_OF_CAPTUM = frozenset({"create_graph", "retain_graph"})
+_CAPTUMS = captum.attr.LayerIntegratedGradients  # under this name, whatever patch_captum() does
 
 
 class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients):
@@ -126,7 +127,7 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients):
         """
         arguments = dict(locals())
         if _OPTIONS_OF_CAPTUM & {name for name, value in (grad_kwargs or {}).items() if value}:
-            return left_to_captum("grad_kwargs asks for a graph", captum.attr.LayerIntegratedGradients, arguments)
+            return left_to_captum("grad_kwargs asks for a graph", _CAPTUMS, arguments)
         layers = self.layer if isinstance(self.layer, list) else [self.layer]
         device_ids = self.device_ids or getattr(self.forward_func, "device_ids", None)
         with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
@@ -147,7 +148,7 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients):
                 run = Run(evaluator, self._options, memory, size, kind, tuple(layers))
                 sums = run.integrate(rule)
                 ends = _ends(run, at_baseline) if return_convergence_delta else None
-            attributions = scale(run.evaluator, sums, self.multiplies_by_inputs)
+                attributions = scale(run.evaluator, sums, self.multiplies_by_inputs)
             delta = None if ends is None else convergence_delta(attributions, *ends)
             shaped = tuple(a.view(x.shape) for a, x in zip(attributions, evaluator.values_of_layers(), strict=True))
             result = _per_layer(shaped, evaluator, isinstance(self.layer, list))

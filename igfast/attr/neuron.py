@@ -119,5 +119,5 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients):
                 kind = (id(self.layer), attribute_to_neuron_input, *selects) if selects else None
                 run = Run(evaluator, self._options, memory, size, kind, (self.layer,))
                 sums = run.integrate(rule)
-            attributions = scale(run.evaluator, sums, self.multiplies_by_inputs)
+                attributions = scale(run.evaluator, sums, self.multiplies_by_inputs)
             return run.results(parsed.format(attributions), None, return_report)

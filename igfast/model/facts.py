@@ -129,7 +129,9 @@ def _takes_channels_last(evaluator: ForwardFunction, output: Any) -> bool:
     finally:
         before.restore()
     own = evaluator.comparable(output)
-    return distance(other, own) <= rounding((own, *images))
+    # Kernels for another layout may round float32 to 10 bits in an order of their own.
+    rounds_to_tf32 = own.is_cuda and torch.backends.cudnn.allow_tf32
+    return distance(other, own) <= max(rounding((own, *images)), 5e-2 if rounds_to_tf32 else 0.0)
 
 
 def _drops_one_row(evaluator: ForwardFunction, output: Tensor) -> bool:
@@ -137,10 +139,13 @@ def _drops_one_row(evaluator: ForwardFunction, output: Tensor) -> bool:
     if evaluator.inputs.batch > 1 or (output.dim() > 0 and output.shape[0] == 1):
         return False
     twice = tuple(x.expand(2, *x.shape[1:]).contiguous() for x in evaluator.inputs.x)
+    before = random_state(evaluator.inputs.device)
     try:
         of_two = evaluator.output(twice, torch.zeros(2, dtype=torch.int64, device=evaluator.inputs.device))
     except Exception:  # a model may raise anything for two rows
         return False
+    finally:
+        before.restore()
     return isinstance(of_two, Tensor) and of_two.dim() == output.dim() + 1 and of_two.shape[0] == 2
 
 

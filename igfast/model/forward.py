@@ -118,6 +118,8 @@ class ForwardFunction:
         with torch.enable_grad():
             output = call(tuple(copied(point).requires_grad_() for point in points))
         self._differentiates = True
+        if isinstance(output, tuple):  # a layer's values
+            return tuple(value.detach() for value in output)
         return output.detach() if isinstance(output, Tensor) else output
 
     def output(self, points: tuple[Tensor, ...], example: Tensor) -> Any:

@@ -88,8 +88,9 @@ class ToLayer(ForwardFunction):
 
     def own_output(self) -> Any:
         """Returns the layer's values in the caller's own call, forward only."""
-        with torch.no_grad():
-            return self._values_of(*self.inputs.join(tuple(map(copied, self.inputs.x))), *map(copied, self.args))
+        return self._without_graph(
+            lambda inputs: self._values_of(*inputs, *map(copied, self.args)), self.inputs.join(self.inputs.x)
+        )
 
     def n_entries(self, output: Any) -> int:
         """Returns the number of selected values; if there is one for all rows, the number of examples."""

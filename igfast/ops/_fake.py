@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import torch
+import torch._prims_common
 from torch import Tensor
 
 
 @torch.library.register_fake("igfast::interpolate")
 def _interpolate(x: Tensor, baseline: Tensor, example: Tensor, alpha: Tensor) -> Tensor:  # noqa: ARG001
-    rows = x.new_empty((example.shape[0], *x.shape[1:]))
-    for memory_format in (torch.channels_last, torch.channels_last_3d):
-        is_channels_last = x.dim() == (4 if memory_format is torch.channels_last else 5) and not x.is_contiguous()
-        if is_channels_last and x.is_contiguous(memory_format=memory_format):
-            return rows.contiguous(memory_format=memory_format)
-    return rows
+    memory_format = torch._prims_common.suggest_memory_format(x)
+    return torch.empty((example.shape[0], *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=memory_format)
 
 
 @torch.library.register_fake("igfast::accumulate_")

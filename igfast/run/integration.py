@@ -58,6 +58,7 @@ class Run:
     kind: Hashable = None
     hooked: tuple[nn.Module, ...] = ()
     _facts: Facts | None = field(default=None, init=False)
+    _own: Any = field(default=None, init=False)  # the output of the caller's own call, if this call made it
     _facts_key: Hashable = field(default=None, init=False)
     _notes: list[str] = field(default_factory=list, init=False)
     _began: float = field(default_factory=time.perf_counter, init=False)
@@ -71,13 +72,13 @@ class Run:
         """
         inputs = self.evaluator.inputs
         input_not_finite = warn_if_not_finite(inputs)
+        facts = self._known() if inputs.batch > 0 else None  # before the accumulators take memory
         with self.memory.for_results():
             sums = tuple(accumulator(x.squeeze(0) if inputs.joint else x) for x in inputs.x)
         self.memory.reserve(sum(acc.nbytes for acc in sums))
-        if inputs.batch == 0:
+        if facts is None:
             self._integral = Integral(sums, None)
             return sums
-        facts = self._known()
         self.evaluator.lean = self._lean(facts)
         for _ in range(facts.n_savings):  # measures that earlier calls of this kind took
             self._notes.append(f"{self.evaluator.save_memory()}, as in an earlier call")
@@ -104,7 +105,8 @@ class Run:
             facts = self._known()
             self._remember(facts)
             self._take(facts)
-        return self._at_end(1.0, self.evaluator.own_output), self._at_end(0.0, self.evaluator.baseline_output)
+        own = self.evaluator.own_output if self._own is None else lambda: self._own
+        return self._at_end(1.0, own), self._at_end(0.0, self.evaluator.baseline_output)
 
     def results(self, attributions: Any, delta: Tensor | None, with_report: bool) -> Any:
         """Returns what `attribute` returns: the attributions, or a tuple with the delta and report asked for."""
@@ -137,12 +139,13 @@ class Run:
         self._facts_key = key_of(evaluator, (self.kind, self.options.memory_budget) if self.kind is not None else None)
         self._facts = remembered.get(evaluator.forward_func, self._facts_key) if self._facts_key is not None else None
         if self._facts is None:
-            self._facts, output = discover(evaluator)
-            if output is None:
+            self._facts, self._own = discover(evaluator)
+            if self._own is None:
                 self._facts_key = None  # a call that has more memory may find out more
                 self._notes.append("the inputs do not fit in one forward pass: their rows are taken to be independent")
                 if self._facts.gains_channels_last:
-                    self._notes.append("no memory to compare outputs of channels-last images")
+                    self._notes.append("channels-last path points, without memory to compare their outputs")
+                    warn(f"the inputs do not fit in one forward pass, so igfast uses {self._notes[-1]}")
         evaluator.explains_integers = False
         return self._facts
 
@@ -252,7 +255,6 @@ class Run:
         evaluator = self.evaluator
         inputs = evaluator.inputs
         plan = ChunkPlan(1, inputs.batch, inputs.batch, inputs.row_bytes)
-        paths = list(map(straight_line, inputs.x, inputs.baselines))
         example = evaluator.all_examples()
 
         def values(rows: slice) -> Tensor:
@@ -260,6 +262,7 @@ class Run:
             if n_rows == inputs.batch:
                 return evaluator.values(evaluator.with_entries(whole(), example), example)
             alphas = torch.full((n_rows,), alpha, dtype=torch.float64, device=inputs.device)
+            paths = map(straight_line, inputs.x, inputs.baselines)
             points = tuple(path.points(example[rows], alphas, channels_last=False) for path in paths)
             return evaluator.value(points, example[rows])
 

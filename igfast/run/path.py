@@ -33,9 +33,12 @@ class Path:
 
 
 def straight_line(x: Tensor, baseline: Tensor) -> Path:
-    """Returns the path from a baseline to x; copies x once if the operators would copy it for each chunk."""
-    is_dense = x.is_contiguous() or (x.dim() in CHANNELS_LAST and x.is_contiguous(memory_format=CHANNELS_LAST[x.dim()]))
-    return Path(x if is_dense else x.contiguous(), baseline)
+    """Returns the path from a baseline to x; copies once what the operators would copy for each chunk."""
+    order = torch.contiguous_format
+    if x.dim() in CHANNELS_LAST and not x.is_contiguous() and x.is_contiguous(memory_format=CHANNELS_LAST[x.dim()]):
+        order = CHANNELS_LAST[x.dim()]
+    ends = (end if end.dim() == 0 else end.contiguous(memory_format=order) for end in (x, baseline))
+    return Path(*ends)
 
 
 def accumulator(x: Tensor) -> Tensor:

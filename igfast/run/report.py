@@ -32,7 +32,7 @@ class RunReport:
 
     Attributes:
         n_rows: path points of the quadrature: examples times steps; steps alone where examples depend on each other.
-        n_evaluations: rows that went forward and backward; repeats of chunks (smaller, in another layout) count again.
+        n_evaluations: rows that went forward and backward; repeats of chunks in smaller ones count again.
         chunks: number of chunks for each chunk size in rows.
         channels_last: whether the path points of the last chunk were channels-last by igfast's choice.
         lean: what lean execution did.
