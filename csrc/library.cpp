@@ -240,6 +240,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("host_pool_bytes_in_use", &igfast::host_pool_bytes_in_use, "Returns the bytes of the blocks in use.");
   m.def("host_pool_peak_in_use", &igfast::host_pool_peak_in_use,
         "Returns the highest host_pool_bytes_in_use() since it was restarted.");
+  m.def("count_in_host_pool", &igfast::count_in_host_pool, pybind11::call_guard<pybind11::gil_scoped_release>(),
+        "Counts bytes that are allocated past the pool; negative to count them no longer.");
   m.def("pause_host_pool", &igfast::pause_host_pool,
         "Sends this thread's requests past the pool, or no longer; returns the previous setting.");
   m.def("restart_host_pool_peak", &igfast::restart_host_pool_peak,

@@ -228,6 +228,14 @@ void empty_host_pool(int64_t kept) {
   }
 }
 
+void count_in_host_pool(int64_t n_bytes) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (n_bytes > 0) make_room(n_bytes);
+  in_others += n_bytes;
+  raise(live_peak, host_pool_bytes_in_use());
+  raise(peak, host_pool_bytes());
+}
+
 bool pause_host_pool(bool pause) { return std::exchange(is_paused, pause); }
 
 int64_t restart_host_pool_peak() {

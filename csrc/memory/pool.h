@@ -15,6 +15,10 @@ int64_t leave_host_pool();
 // Decommits all free pages but `kept` bytes of them.
 void empty_host_pool(int64_t kept = 0);
 
+// Counts bytes that were, or are to be, allocated past the pool; negative to count them no longer. Decommits as many
+// free pages where the peak would rise otherwise.
+void count_in_host_pool(int64_t n_bytes);
+
 // Sends the calling thread's requests past the pool while `pause` is set, for memory that outlives the attribution.
 // Returns the previous setting.
 bool pause_host_pool(bool pause);

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -35,8 +33,7 @@ class MemoryUse:
             the peak includes attributions that other threads run at the same time.
         peak_of_tensors: returns the same since `restart_peak`, without free pages that are kept for later tensors.
         restart_peak: restarts `peak_of_tensors`.
-        for_results: returns a context manager for allocations that outlive the call.
-        reserve: counts the bytes of such an allocation against the budget.
+        for_results: returns a context manager for allocations of so many bytes that outlive the call.
     """
 
     device: torch.device
@@ -45,8 +42,7 @@ class MemoryUse:
     peak: Callable[[], int | None] = lambda: None
     peak_of_tensors: Callable[[], int | None] = lambda: None
     restart_peak: Callable[[], object] = lambda: None
-    for_results: Callable[[], AbstractContextManager[object]] = nullcontext
-    reserve: Callable[[int], object] = lambda n_bytes: None  # noqa: ARG005
+    for_results: Callable[[int], AbstractContextManager[object]] = nullcontext
 
 
 @contextmanager
@@ -92,25 +88,28 @@ def _host_scope(device: torch.device, use: MemoryUse, is_explicit: bool) -> Iter
             yield
         return
     began, held, before = time.monotonic(), pool.host_pool_bytes(), pool.host_pool_bytes_in_use()
-    highest = before
+    highest, reserved = before, 0
 
     def restart_peak() -> None:
         nonlocal highest
         highest = max(highest, pool.restart_host_pool_peak())
 
-    reserved = 0
-
-    def reserve(n_bytes: int) -> None:
+    @contextmanager
+    def for_results(n_bytes: int) -> Iterator[None]:
         nonlocal reserved
         reserved += n_bytes
+        pool.count_in_host_pool(n_bytes)
         if use.for_tensors is not None:
             use.for_tensors = max(0, use.for_tensors - n_bytes)
-            pool.set_host_pool_limit(held + use.for_tensors)
+        paused = pool.pause_host_pool(True)
+        try:
+            yield
+        finally:
+            pool.pause_host_pool(paused)
 
-    use.reserve = reserve
-    use.restart_peak, use.for_results = restart_peak, functools.partial(_pool_paused, pool)
-    use.peak_of_tensors = lambda: max(0, pool.host_pool_peak_in_use() - before)
-    use.peak = lambda: reserved + max(pool.host_pool_peak() - held, highest - before, use.peak_of_tensors() or 0)
+    use.restart_peak, use.for_results = restart_peak, for_results
+    use.peak_of_tensors = lambda: max(0, pool.host_pool_peak_in_use() - before - reserved)
+    use.peak = lambda: max(pool.host_pool_peak() - held, highest - before, pool.host_pool_peak_in_use() - before)
     if use.allowed is not None and is_explicit:
         use.for_tensors = use.allowed - min(use.allowed // 8, _UNCOUNTED_BYTES)
     outer = pool.set_host_pool_limit(-1 if use.for_tensors is None else held + use.for_tensors)
@@ -120,20 +119,12 @@ def _host_scope(device: torch.device, use: MemoryUse, is_explicit: bool) -> Iter
         peak, of_tensors = use.peak(), use.peak_of_tensors()
         use.peak, use.peak_of_tensors = lambda: peak, lambda: of_tensors
         pool.set_host_pool_limit(outer)
+        pool.count_in_host_pool(-reserved)
         users, seconds = pool.leave_host_pool(), time.monotonic() - began
         if seconds > _TRIM_AFTER_SECONDS:
             give_back_freed_blocks()
         elif users == 0:
             pool.empty_host_pool(kept=0 if seconds > _RETURN_ALL_AFTER_SECONDS else _KEPT_BYTES)
-
-
-@contextmanager
-def _pool_paused(pool: Any) -> Iterator[None]:
-    before = pool.pause_host_pool(True)
-    try:
-        yield
-    finally:
-        pool.pause_host_pool(before)
 
 
 @contextmanager

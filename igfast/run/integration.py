@@ -73,9 +73,9 @@ class Run:
         inputs = self.evaluator.inputs
         input_not_finite = warn_if_not_finite(inputs)
         facts = self._known() if inputs.batch > 0 else None  # before the accumulators take memory
-        with self.memory.for_results():
+        n_bytes = sum(x.numel() * ops.accumulator_dtype(x.dtype).itemsize for x in inputs.x)
+        with self.memory.for_results(n_bytes):
             sums = tuple(accumulator(x.squeeze(0) if inputs.joint else x) for x in inputs.x)
-        self.memory.reserve(sum(acc.nbytes for acc in sums))
         if facts is None:
             self._integral = Integral(sums, None)
             return sums
