@@ -23,7 +23,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := $(wildcard csrc/* csrc/*/*)
 FORMATTED := $(filter %.cpp %.h %.cu %.cuh,$(SOURCES)) $(wildcard tests/cuda/emulated/*)
 
-.PHONY: setup test demo check cuda-check sanitize gpu-test gpu-sanitize gpu-bench gpu-package gpu-first format bench clean
+.PHONY: setup test demo docs check cuda-check sanitize gpu-test gpu-sanitize gpu-bench gpu-package gpu-first format bench clean
 
 setup: $(STAMP)/igfast
 
@@ -38,7 +38,7 @@ $(STAMP)/packages: pyproject.toml $(STAMP)/torch
 	touch $@
 
 $(STAMP)/igfast: setup.py $(SOURCES) $(STAMP)/packages
-	$(PIP) --no-build-isolation -e ".[demo,dev]"
+	$(PIP) --no-build-isolation -e ".[demo,dev,docs]"
 	$(PIP) --no-deps "transformers-interpret==0.10.0"  # its metadata asks for transformers below 5, but it runs with 5
 	touch $@
 
@@ -47,6 +47,10 @@ test: setup
 
 demo: setup
 	$(BIN)/python -m igfast demo
+
+docs: setup
+	IGFAST_REQUIRE_KERNELS=1 $(BIN)/python -m pytest tests/test_pages.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 check: setup
 	$(BIN)/ruff format --check .

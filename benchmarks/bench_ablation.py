@@ -47,6 +47,21 @@ class PlainConvolution(torch.autograd.Function):
         return (of_input, *[None] * (2 + len(ctx.options)))
 
 
+class PlainLinear(torch.autograd.Function):
+    """A linear map with one matrix product as its gradient, whatever rows of it are zero."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+        """PyTorch's linear map."""
+        ctx.weight = weight
+        return torch.nn.functional.linear(input, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        """The gradient of the input alone."""
+        return grads[0] @ ctx.weight, None, None
+
+
 @contextmanager
 def without_convolution_gradient(applies: Callable[..., bool], hits: list[str]) -> Iterator[None]:
     """PyTorch's gradient for the convolutions that a function picks by weight and stride."""
@@ -96,9 +111,23 @@ def without_channels_last(hits: list[str]) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def without_zero_rows(hits: list[str]) -> Iterator[None]:
+    """Gradients of linear maps with all their rows, zero or not."""
+    from igfast.lean import linear as family
+
+    def linear(*arguments: Any) -> Any:
+        hits.append("linear")
+        return PlainLinear.apply(*arguments)
+
+    with patch.object(family, "lean_linear", linear):
+        yield
+
+
 MECHANISMS: dict[str, Callable[[list[str]], Any]] = {
     "host pool": without_pool,
     "channels-last": without_channels_last,
+    "zero rows skipped": without_zero_rows,
     "Winograd for 3x3": partial(without_convolution_gradient, is_winograd),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,6 +50,18 @@ def memory() -> list[str]:
     return lines
 
 
+def large_image() -> list[str]:
+    """The README's table: peak memory and time of igfast, Captum at its smallest chunk, and inference."""
+    records = [r for r in harness.read("memory") if r["side"] == 1024]
+    providers = ("igfast", "captum, internal_batch_size=1", "inference")
+    lines = [f"| network | {' | '.join(providers)} | memory, captum / igfast |", "|---|---|---|---|---|"]
+    for network in dict.fromkeys(r["network"] for r in records):
+        of = {r["provider"]: r for r in records if r["network"] == network}
+        costs = " | ".join(f"{of[p]['peak_bytes'] / 2**20:.0f} MiB, {of[p]['seconds']:.0f} s" for p in providers)
+        lines.append(f"| {network} | {costs} | {of[providers[1]]['peak_bytes'] / of['igfast']['peak_bytes']:.1f} x |")
+    return lines
+
+
 def within_budget() -> list[str]:
     """ResNet-50 on images that do not fit otherwise."""
     lines = ["| image | call | peak memory |", "|---|---|---|"]
@@ -58,11 +71,9 @@ def within_budget() -> list[str]:
     return lines
 
 
-def _beside_captum(
-    name: str, unit: str, per_second: int, is_busy: bool = False
-) -> Iterator[tuple[dict[str, Any], str]]:
+def _beside_captum(name: str, unit: str, per_second: int) -> Iterator[tuple[dict[str, Any], str]]:
     """Igfast's record of each network, and its line: times of igfast, Captum and Captum's best size, and ratios."""
-    records = [r for r in harness.read(name) if r["case"].endswith(BUSY) == is_busy]
+    records = [r for r in harness.read(name) if not r["case"].endswith(BUSY)]
     for network in dict.fromkeys(r["network"] for r in records):
         ours, captums, *tuned = (r for r in records if r["network"] == network)
         best = min(tuned, key=lambda r: float(r["time_ratio"]))
@@ -88,15 +99,6 @@ def small() -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     return lines + [line for _, line in _beside_captum("small", "ms", 1000)]
-
-
-def busy() -> list[str]:
-    """As `networks`, while another process keeps one core busy."""
-    lines = [
-        "| network | igfast | captum | captum, best size | captum / igfast | best / igfast |",
-        "|---|---|---|---|---|---|",
-    ]
-    return lines + [line for _, line in _beside_captum("networks", "s", 1, is_busy=True)]
 
 
 def ablation() -> list[str]:
@@ -164,20 +166,33 @@ def operators() -> list[str]:
     return lines
 
 
-TABLES = (
-    demo,
-    memory,
-    within_budget,
-    integrated_gradients,
-    networks,
-    busy,
-    small,
-    text,
-    operators,
-    ablation,
-    gpu,
-    gpu_operators,
-)
+ROOT = harness.RESULTS.parent.parent
+PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
+TABLES = {
+    table.__name__: table
+    for table in (
+        large_image,
+        demo,
+        memory,
+        within_budget,
+        integrated_gradients,
+        networks,
+        small,
+        text,
+        operators,
+        ablation,
+        gpu,
+        gpu_operators,
+    )
+}
+_TABLE = re.compile(r"(<!-- table: (\w+) -->\n)(?:\|.*\n)+")
+
+
+def rendered(page: str) -> str:
+    """Returns a page with the table after each marker `<!-- table: name -->` rendered from the records."""
+    return _TABLE.sub(lambda found: found[1] + "".join(f"{line}\n" for line in TABLES[found[2]]()), page)
+
 
 if __name__ == "__main__":
-    print("\n\n".join("\n".join(table()) for table in TABLES))
+    for path in PAGES:
+        path.write_text(rendered(path.read_text()))
