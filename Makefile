@@ -1,5 +1,6 @@
 # make demo        sets up and attributes a photograph, with igfast and with Captum
 # make test        sets up and runs the tests
+# make docs        runs the examples of the pages and builds the site in build/site; fails on a broken link
 # make check       checks format, lint and types
 # make cuda-check  compiles, links and loads the CUDA kernels; needs nvcc and no GPU
 # make sanitize    runs the tests of lean execution and of the pool, on a build with AddressSanitizer and UBSan

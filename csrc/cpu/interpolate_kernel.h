@@ -29,8 +29,8 @@ template <typename T>
 void interpolate_items(const InterpolateArgs& args, int64_t begin, int64_t end) {
   for (int64_t index = begin; index < end; ++index) {
     const Item item(args.n_features, index);
-    const T *const x = item.of<T>(args.x, args.example[item.row]), *const b = item.of<T>(args.baseline,
-                                                                                         args.example[item.row]);
+    const int64_t example = args.example[item.row];
+    const T *const x = item.of<T>(args.x, example), *const b = item.of<T>(args.baseline, example);
     T* const out = item.of<T>(args.out, item.row);
     const double alpha = args.alpha[item.row];
     // The path's ends are copied, so that they are exact even if the other end is infinite (0 * inf is NaN).

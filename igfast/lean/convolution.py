@@ -43,7 +43,6 @@ def _convolution(n: int) -> Callable[..., Any]:
 
 
 def _transposed_convolution(n: int) -> Callable[..., Any]:
-
     def handler(
         input: Tensor,
         weight: Tensor,

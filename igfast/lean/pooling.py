@@ -55,7 +55,6 @@ def _integers(value: _Size | None) -> Any:
 
 
 def _max_pool(n: int) -> Callable[..., Any]:
-
     def handler(
         input: Tensor,
         kernel_size: _Size,
@@ -86,7 +85,6 @@ def _max_pool(n: int) -> Callable[..., Any]:
 
 
 def _avg_pool(n: int) -> Callable[..., Any]:
-
     def handler(
         input: Tensor,
         kernel_size: _Size,
@@ -126,7 +124,6 @@ def _avg_pool1d(
 
 
 def _adaptive_avg_pool(n: int) -> Callable[..., Any]:
-
     def handler(input: Tensor, output_size: Any) -> Tensor | Plain:
         why = refuses(input)
         if why is not None or input.dim() != n + 2:
