@@ -39,7 +39,6 @@ OPERATOR_MB = 256
 CALLS_PER_SAMPLE = 10
 ROUNDS = 3
 SAMPLE_SECONDS = 0.02  # about, of calls that are timed together
-SIDE_UNIT = 32
 SEVERAL_INPUTS = ("ResNet-50, 224x224", "CNN of 5 layers, 32x32", "MLP of 6 layers")
 Records = list[dict[str, Any]]
 
@@ -201,23 +200,23 @@ def measure_choices(device: torch.device, workload: Workload) -> Records:
     return [shown(workload, provider, figures[provider]) | {"choice": True} for provider in calls]
 
 
-def largest_side(fits: Callable[[int], bool], first: int) -> int:
-    """The largest multiple of `SIDE_UNIT` that fits, 0 if none does: by doubling, then by halving what is left."""
-    below, above = 0, first // SIDE_UNIT
-    while fits(above * SIDE_UNIT):
+def largest_side(fits: Callable[[int], bool], first: int, unit: int) -> int:
+    """The largest multiple of `unit` that fits, 0 if none does: by doubling, then by halving what is left."""
+    below, above = 0, first // unit
+    while fits(above * unit):
         below, above = above, 2 * above
     while above - below > 1:
         middle = (below + above) // 2
-        if fits(middle * SIDE_UNIT):
+        if fits(middle * unit):
             below = middle
         else:
             above = middle
-    return below * SIDE_UNIT
+    return below * unit
 
 
-def measure_largest_image(device: torch.device, first: int = 1024) -> Records:
+def measure_largest_image(device: torch.device, first: int = 4096, unit: int = 256) -> Records:
     """The largest square image that a ResNet-50 is attributed on, by Captum one row at a time and by igfast."""
-    network = cases.resnet50(SIDE_UNIT)[0].to(device)
+    network = cases.resnet50(unit)[0].to(device)
     reasons: list[str] = []
 
     def fits(library: Any, options: dict[str, int], side: int) -> bool:
@@ -238,7 +237,7 @@ def measure_largest_image(device: torch.device, first: int = 1024) -> Records:
         ("igfast", igfast, {}),
     ):
         reasons.clear()
-        side = largest_side(partial(fits, library, options), first)
+        side = largest_side(partial(fits, library, options), first, unit)
         print(f"largest image on ResNet-50: {provider:<32} {side} x {side} ({reasons[-1]})", flush=True)
         record = {"case": "largest image on ResNet-50, float32", "provider": provider, "side": side}
         records.append({**record, "larger_ones": list(reasons)})

@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("limit", [0, 31, 32, 1000, 1024, 5000, 5024, 100000])
 def test_the_largest_side_that_fits(limit):
     asked = []
-    assert bench_gpu.largest_side(lambda side: asked.append(side) or side <= limit, 1024) == limit // 32 * 32
+    assert bench_gpu.largest_side(lambda side: asked.append(side) or side <= limit, 1024, 32) == limit // 32 * 32
     assert len(asked) == len(set(asked)) < 25
 
 
@@ -62,7 +62,7 @@ def test_an_image_is_too_large_whatever_it_raises(monkeypatch):
 
     for library in (bench_gpu.igfast, bench_gpu.captum.attr):
         monkeypatch.setattr(library, "IntegratedGradients", Refuses)
-    records = bench_gpu.measure_largest_image(CPU, first=32)
+    records = bench_gpu.measure_largest_image(CPU, first=32, unit=32)
     assert [record["side"] for record in records] == [64, 64]
     assert records[0]["larger_ones"] == [
         "128: RuntimeError: an index is too long",

@@ -24,8 +24,7 @@ template <typename T, int width>
 __global__ void __launch_bounds__(kThreads) accumulate_rows(const AccumulateArgs args, const int64_t n_stretches) {
   const int64_t index = thread_index();
   if (index >= n_stretches * args.n_examples) return;
-  const int64_t example = index / n_stretches;
-  const int64_t stretch = index % n_stretches;
+  const int64_t example = quotient(index, n_stretches), stretch = index - example * n_stretches;
   auto* to = static_cast<Math<T>*>(args.acc) + example * args.n_features + stretch * width;
   const T* from = static_cast<const T*>(args.grads) + stretch * width;
   const int64_t* next = args.links + args.n_examples;

@@ -24,20 +24,13 @@ __device__ Math<T> scale_of(const BatchNormArgs& args, int64_t channel) {
   return constant<T>(args.weight, channel, 1) * inverse_root(variance + static_cast<Math<T>>(args.eps));
 }
 
-// Returns the channel of an element. A 64-bit division takes longer than all the rest, so Index may be 32-bit.
-template <typename Index>
-__device__ int64_t channel_of(const BatchNormArgs& args, int64_t element) {
-  const auto at = static_cast<Index>(element), channels = static_cast<Index>(args.n_channels);
-  return args.channels_last ? at % channels : at / static_cast<Index>(args.n_positions) % channels;
-}
-
 template <typename T, int width, bool is_gradient>
 __global__ void __launch_bounds__(kThreads) map_channels(const BatchNormArgs args, const int64_t n_stretches) {
   const int64_t index = thread_index();
   if (index >= n_stretches) return;
   const int64_t first = index * width;
-  const int64_t channel =
-      args.n_elements <= UINT32_MAX ? channel_of<uint32_t>(args, first) : channel_of<uint64_t>(args, first);
+  const int64_t of_all = args.channels_last ? first : quotient(first, args.n_positions);
+  const int64_t channel = of_all - quotient(of_all, args.n_channels) * args.n_channels;
   T lanes[width];
   load(lanes, static_cast<const T*>(args.from) + first);
   Math<T> scale = 0, mean = 0, bias = 0;

@@ -54,35 +54,13 @@ __device__ inline __nv_bfloat16 narrowed<__nv_bfloat16>(float v) {
   return __float2bfloat16_rn(v);
 }
 
-// Loads and stores of n consecutive elements. If these are a multiple of 16 bytes, the address must be aligned to 16.
-template <int n, typename T>
-__device__ inline void load(T (&lanes)[n], const T* from) {
-  if constexpr (n * sizeof(T) % kVectorBytes == 0) {
-    for (size_t i = 0; i < n * sizeof(T) / kVectorBytes; ++i) {
-      const uint4 vector = reinterpret_cast<const uint4*>(from)[i];
-      memcpy(reinterpret_cast<char*>(lanes) + i * kVectorBytes, &vector, kVectorBytes);
-    }
-  } else {
-    for (int i = 0; i < n; ++i) lanes[i] = from[i];
-  }
-}
-
-template <int n, typename T>
-__device__ inline void store(T* to, const T (&lanes)[n]) {
-  if constexpr (n * sizeof(T) % kVectorBytes == 0) {
-    for (size_t i = 0; i < n * sizeof(T) / kVectorBytes; ++i) {
-      uint4 vector;
-      memcpy(&vector, reinterpret_cast<const char*>(lanes) + i * kVectorBytes, kVectorBytes);
-      reinterpret_cast<uint4*>(to)[i] = vector;
-    }
-  } else {
-    for (int i = 0; i < n; ++i) to[i] = lanes[i];
-  }
-}
-
-// Loads and stores of n consecutive bytes in one access. The address must be aligned to n, which is 1, 2, 4 or 8.
-template <int n>
+// Loads and stores of n consecutive elements, in accesses of at most 16 bytes. The address must be aligned to these.
+template <size_t bytes>
 struct WordOf {
+  using type = uint4;
+};
+template <>
+struct WordOf<1> {
   using type = uint8_t;
 };
 template <>
@@ -98,17 +76,53 @@ struct WordOf<8> {
   using type = uint64_t;
 };
 
-template <int n>
-__device__ inline void load_bytes(uint8_t (&lanes)[n], const uint8_t* from) {
-  const auto word = *reinterpret_cast<const typename WordOf<n>::type*>(from);
-  memcpy(lanes, &word, n);
+template <int n, typename T>
+__device__ inline void load(T (&lanes)[n], const T* from) {
+  using Word = typename WordOf<sizeof(lanes)>::type;
+  static_assert(sizeof(lanes) % sizeof(Word) == 0);
+  for (size_t i = 0; i < sizeof(lanes); i += sizeof(Word)) {
+    const Word word = *reinterpret_cast<const Word*>(reinterpret_cast<const char*>(from) + i);
+    memcpy(reinterpret_cast<char*>(lanes) + i, &word, sizeof(Word));
+  }
 }
 
-template <int n>
-__device__ inline void store_bytes(uint8_t* to, const uint8_t (&lanes)[n]) {
-  typename WordOf<n>::type word;
-  memcpy(&word, lanes, n);
-  *reinterpret_cast<typename WordOf<n>::type*>(to) = word;
+template <int n, typename T>
+__device__ inline void store(T* to, const T (&lanes)[n]) {
+  using Word = typename WordOf<sizeof(lanes)>::type;
+  static_assert(sizeof(lanes) % sizeof(Word) == 0);
+  for (size_t i = 0; i < sizeof(lanes); i += sizeof(Word)) {
+    Word word;
+    memcpy(&word, reinterpret_cast<const char*>(lanes) + i, sizeof(Word));
+    *reinterpret_cast<Word*>(reinterpret_cast<char*>(to) + i) = word;
+  }
+}
+
+// The number of a cell in a pooling window, as wide as an element of 16 or 32 bits, so that one mask selects both.
+template <typename T>
+using Number = std::conditional_t<sizeof(T) == 2, uint16_t, uint32_t>;
+
+// Returns two neighbouring elements as one.
+__device__ inline __half2 pair_at(const __half* from) { return {from[0], from[1]}; }
+__device__ inline __nv_bfloat162 pair_at(const __nv_bfloat16* from) { return {from[0], from[1]}; }
+
+// Copies the elements of a pair whose 16 bits are set in a mask.
+template <typename T>
+__device__ inline void select(T* to, const T* from, unsigned taken) {
+  static_assert(2 * sizeof(T) == sizeof(unsigned));
+  unsigned before, after;
+  memcpy(&before, to, sizeof(before));
+  memcpy(&after, from, sizeof(after));
+  before = (after & taken) | (before & ~taken);
+  memcpy(to, &before, sizeof(before));
+}
+
+// Returns n / by. A 64-bit division takes longer than all the rest of a thread.
+__device__ inline int64_t quotient(int64_t n, int64_t by) {
+  if (((n | by) >> 32) == 0) return static_cast<uint32_t>(n) / static_cast<uint32_t>(by);
+  return n / by;
+}
+__device__ inline int32_t quotient(int32_t n, int32_t by) {
+  return static_cast<int32_t>(static_cast<uint32_t>(n) / static_cast<uint32_t>(by));
 }
 
 __device__ inline int64_t thread_index() {

@@ -36,13 +36,18 @@ __global__ void __launch_bounds__(kThreads)
       loaded = example;
     }
     const double alpha = args.alpha[r];
+    T* to = static_cast<T*>(args.out) + r * args.n_features + index * width;
+    // The path's ends are copied, so that they are exact even if the other end is infinite (0 * inf is NaN).
+    if (alpha == 0.0 || alpha == 1.0) {
+      store(to, alpha == 0.0 ? b : x);
+      continue;
+    }
     T out[width];
     for (int k = 0; k < width; ++k) {
       const Point<T> point = baseline[k] + static_cast<Point<T>>(alpha) * difference[k];
-      // The path's ends are copied, so that they are exact even if the other end is infinite (0 * inf is NaN).
-      out[k] = alpha == 0.0 ? b[k] : (alpha == 1.0 ? x[k] : narrowed<T>(static_cast<Math<T>>(point)));
+      out[k] = narrowed<T>(static_cast<Math<T>>(point));
     }
-    store(static_cast<T*>(args.out) + r * args.n_features + index * width, out);
+    store(to, out);
   }
 }
 

@@ -62,7 +62,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
             as "2GiB", a fraction of the device's memory (a float up to 1.0), or None for all free memory, less a tenth.
             Chunks that do not fit are halved and repeated. Where one path point does not fit, repeated blocks of the
             model are recomputed in the backward pass. On CUDA, saved tensors then go to main memory. Each measure gives
-            a warning. What attributions in other threads hold counts too. CUDA itself does not enforce the budget yet.
+            a warning. What attributions in other threads hold counts too; on CUDA, all that is allocated on the GPU.
         show_progress: show a progress bar over path points.
 
     Raises:

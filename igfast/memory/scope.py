@@ -13,6 +13,7 @@ import torch
 from igfast.errors import IgfastMemoryError, warn
 from igfast.memory.budget import MemoryBudget, allowed_bytes
 from igfast.memory.recovery import give_back_freed_blocks, is_out_of_memory
+from igfast.memory.watch import AllocationWatch
 from igfast.ops._load import kernels_loaded
 
 _UNCOUNTED_BYTES = 2**27  # of a budget, for code and libraries' scratch space beside tensors; at most an eighth of it
@@ -34,6 +35,7 @@ class MemoryUse:
         peak_of_tensors: returns the same since `restart_peak`, without free pages that are kept for later tensors.
         restart_peak: restarts `peak_of_tensors`.
         for_results: returns a context manager for allocations of so many bytes that outlive the call.
+        is_watched: whether the limit is noticed only when it is exceeded, so that a first chunk must be small.
     """
 
     device: torch.device
@@ -43,6 +45,7 @@ class MemoryUse:
     peak_of_tensors: Callable[[], int | None] = lambda: None
     restart_peak: Callable[[], object] = lambda: None
     for_results: Callable[[int], AbstractContextManager[object]] = nullcontext
+    is_watched: bool = False
 
 
 @contextmanager
@@ -54,7 +57,7 @@ def memory_scope(device: torch.device, budget: MemoryBudget) -> Iterator[MemoryU
     heap grew to three times what was alive. Pages that go back to the system come back zeroed, which takes time. A
     request of this thread beyond the budget fails in the pool. There is no pool without the compiled operators, or
     where the user has replaced PyTorch's CPU allocator. Several threads may be inside such blocks at the same time. On
-    CUDA the budget only limits the growth of chunks.
+    CUDA, an operation of this thread fails if it leaves more allocated than an explicit budget allows.
 
     Raises:
         IgfastMemoryError: memory ran out in the block.
@@ -129,8 +132,10 @@ def _host_scope(device: torch.device, use: MemoryUse, is_explicit: bool) -> Iter
 
 @contextmanager
 def _cuda_scope(device: torch.device, use: MemoryUse, is_explicit: bool) -> Iterator[None]:
-    if is_explicit:
-        warn("memory_budget is not enforced on CUDA: chunks stop growing below it, but the first may exceed it")
+    def held() -> tuple[int, int]:
+        counts = torch.cuda.memory_stats_as_nested_dict(device)["allocated_bytes"]["all"]
+        return counts["current"], counts["peak"]
+
     before, highest = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
 
     def peak() -> int | None:  # None unless the peak is the process's highest: the user's statistics are not reset
@@ -138,11 +143,29 @@ def _cuda_scope(device: torch.device, use: MemoryUse, is_explicit: bool) -> Iter
         return now - before if now > highest else None
 
     use.peak = use.peak_of_tensors = peak
+    watch: AbstractContextManager[object] = nullcontext()
+    if is_explicit and use.allowed is not None:
+        watch = _watch(use, held, before)
     try:
-        yield
+        with watch:
+            yield
     finally:
-        taken = peak()
-        use.peak = use.peak_of_tensors = lambda: taken
+        taken, of_tensors = use.peak(), use.peak_of_tensors()
+        use.peak, use.peak_of_tensors = lambda: taken, lambda: of_tensors
+
+
+def _watch(use: MemoryUse, held: Callable[[], tuple[int, int]], before: int) -> AllocationWatch:
+    """Returns a watch that keeps to `use.allowed` and measures the peaks of `use`."""
+    watch, highest = AllocationWatch(held, before + (use.allowed or 0)), before
+
+    def restart_peak() -> None:
+        nonlocal highest
+        highest, watch.highest = max(highest, watch.highest), before
+
+    use.restart_peak, use.is_watched = restart_peak, True
+    use.peak_of_tensors = lambda: watch.highest - before
+    use.peak = lambda: max(highest, watch.highest) - before
+    return watch
 
 
 _SCOPES = {"cpu": _host_scope, "cuda": _cuda_scope}

@@ -29,7 +29,7 @@ from igfast.request.options import Options
 from igfast.rng import random_state
 from igfast.run.engine import Integral, Loop, integrate
 from igfast.run.path import accumulator, straight_line
-from igfast.run.plan import CPU, PARALLEL, ChunkPlan
+from igfast.run.plan import CPU, PARALLEL, WATCHED, ChunkPlan
 from igfast.run.quadrature import Rule
 from igfast.run.report import LeanReport, RunReport
 
@@ -210,8 +210,9 @@ class Run:
             return ChunkPlan(1, n_rows, 1, row_bytes)
         plan = ChunkPlan(inputs.batch, n_rows, 1, row_bytes, channels_last, most_rows=facts.most_rows)
         if self.internal_batch_size is not None:
-            return replace(plan, rows=min(self.internal_batch_size, n_rows, facts.most_rows or n_rows))
-        plan = plan.growing(CPU if is_on_cpu else PARALLEL)
+            plan = replace(plan, rows=min(self.internal_batch_size, n_rows, facts.most_rows or n_rows))
+            return replace(plan, most_rows=plan.rows).growing(WATCHED) if self.memory.is_watched else plan
+        plan = plan.growing(WATCHED if self.memory.is_watched else CPU if is_on_cpu else PARALLEL)
         if plan.rows == n_rows or not self.evaluator.runs_whole_model:
             return plan
         return replace(plan, weight_bytes=weight_bytes(module_of(self.evaluator.forward_func), self.memory.device))

@@ -32,6 +32,9 @@ PARALLEL = Gains(first=2**26, largest=2**26, cheap=2**34, share=1)
 """For devices that wait for Python where a chunk is small. 64 MiB of input are 111 images of 224x224. 50 images took a
 ResNet-50 0.81, 0.17, 0.07, 0.04 and 0.025 s in chunks of 1, 5, 10, 25 and 50; the GPU computed for 0.015 s (H200)."""
 
+WATCHED = replace(PARALLEL, first=1)
+"""The same where a limit is noticed only when it is exceeded: a first chunk of one row shows how many rows fit."""
+
 _CHEAP_WEIGHTS = 2
 """The peak of a chunk may also be so many times the bytes of the weights, because each chunk reads all weights. A
 ViT-B/16 and a VGG-16 took 0.93 of the processor time per row with 8 images of 224x224 instead of 4 (2 cores)."""

@@ -129,6 +129,11 @@ def test_gates_equal_plain_activations(name, offset, n, dtype):
 
 WINDOWS = {  # kernel, stride, padding, dilation
     "apart": ((2, 2, 2), (2, 2, 2), (0, 0, 0), (1, 1, 1)),
+    "squares apart": ((1, 2, 2), (1, 2, 2), (0, 1, 1), (1, 1, 1)),
+    "squares": ((1, 3, 3), (1, 2, 2), (0, 1, 1), (1, 1, 1)),
+    "squares without padding": ((1, 3, 3), (1, 2, 2), (0, 0, 0), (1, 1, 1)),
+    "squares at each cell": ((1, 3, 3), (1, 1, 1), (0, 1, 1), (1, 1, 1)),
+    "squares with gaps": ((1, 2, 2), (1, 3, 3), (0, 0, 0), (1, 1, 1)),
     "overlapping": ((1, 3, 3), (1, 2, 1), (0, 1, 1), (1, 1, 1)),
     "dilated": ((1, 3, 3), (1, 2, 1), (0, 1, 1), (1, 2, 2)),
     "with gaps": ((3, 1, 2), (3, 1, 3), (1, 0, 1), (1, 1, 1)),

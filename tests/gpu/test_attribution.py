@@ -91,6 +91,35 @@ def test_memory_that_runs_out_halves_the_chunks(precise_convolutions):
     assert relative_difference(got, wanted) <= 1e-5
 
 
+@pytest.mark.parametrize("is_peak_of_process", [True, False])
+@pytest.mark.parametrize("options", [{}, {"internal_batch_size": 16}])
+@pytest.mark.parametrize("lean", [True, False])
+def test_a_budget_is_kept(lean, options, is_peak_of_process, precise_convolutions, recwarn):
+    wide = nn.Sequential(nn.Conv2d(3, 256, 3, padding=1), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).cuda()
+    x = torch.randn(1, 3, 256, 256, device="cuda")
+    wanted = igfast.IntegratedGradients(wide).attribute(x, target=1, n_steps=16, internal_batch_size=1)
+    del_after = None if is_peak_of_process else torch.empty(2**31, dtype=torch.uint8, device="cuda")
+    torch.cuda.synchronize()
+    del del_after
+    torch.cuda.empty_cache()
+    before, budget = torch.cuda.memory_allocated(), 900 * 2**20
+    if is_peak_of_process:
+        torch.cuda.reset_peak_memory_stats()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (torch.cuda.memory_reserved() + 2 * budget) / total))
+    try:
+        explainer = igfast.IntegratedGradients(wide, lean=lean, memory_budget=budget)
+        got, report = explainer.attribute(x, target=1, n_steps=16, return_report=True, **options)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert relative_difference(got, wanted) <= 1e-5
+    assert report.peak_bytes <= budget
+    assert max(report.chunks) > 1
+    if is_peak_of_process:
+        assert torch.cuda.max_memory_allocated() - before <= budget
+    assert not recwarn.list
+
+
 class Fails(nn.Module):
     """Draws from the GPU's generator, and runs out of memory on one pass with a gradient."""
 
