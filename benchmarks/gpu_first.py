@@ -121,7 +121,7 @@ def precompile(compiled: Sequence[str], out: Path, environment: dict[str, str]) 
     processes = []
     for name in compiled:
         command = [sys.executable, "-c", PRECOMPILE, "50", name]
-        with (out / f"precompile-{name.split(',')[0]}.txt").open("w") as log:
+        with (out / f"precompile-{name.split(',')[0].replace('/', '-')}.txt").open("w") as log:
             processes.append(subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment))
     return processes
 

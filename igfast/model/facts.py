@@ -38,6 +38,8 @@ class Facts:
         not_lean: why the model does not take lean execution; empty unless that was found out.
         most_rows: rows of a chunk that fitted after a larger chunk did not; None if no chunk was too large.
         n_savings: number of measures against lack of memory that were taken at one row.
+        plain_bytes: what plain autograd keeps for the caller's own call; None if unknown, and where lean execution is
+            as fast for small calls.
     """
 
     why_whole: str = ""
@@ -47,8 +49,10 @@ class Facts:
     not_lean: str = ""
     most_rows: int | None = None
     n_savings: int = 0
+    plain_bytes: int | None = None
 
 
+_PLAIN_IS_FASTER = {"cuda"}  # for small calls: a GPU waits for Python, and lean execution runs more of that
 remembered: Remembered[Facts] = Remembered()
 
 
@@ -108,7 +112,32 @@ def discover(evaluator: ForwardFunction) -> tuple[Facts, Any]:
         evaluator.output_dim = output.dim()
     why_whole = evaluator.why_output_is_joint(output)
     gains = watch.gains and not why_whole and _takes_channels_last(evaluator, output)
-    return Facts(why_whole, evaluator.output_dim, gains), output
+    is_faster = not why_whole and evaluator.inputs.device.type in _PLAIN_IS_FASTER
+    return Facts(
+        why_whole, evaluator.output_dim, gains, plain_bytes=_plain_bytes(evaluator) if is_faster else None
+    ), output
+
+
+def _plain_bytes(evaluator: ForwardFunction) -> int | None:
+    """Returns the bytes that plain autograd keeps for the caller's own call besides weights; None if that fails."""
+    kept: dict[int, int] = {}
+    module = module_of(evaluator.forward_func)
+    weights = {weight.untyped_storage().data_ptr() for weight in (module.parameters() if module else ())}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    before = random_state(evaluator.inputs.device)
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            evaluator.output_with_graph(evaluator.inputs.x, evaluator.all_examples())
+    except Exception:  # a model may raise anything, also where hooks are in place
+        return None
+    finally:
+        before.restore()
+    return sum(kept.values())
 
 
 def _takes_channels_last(evaluator: ForwardFunction, output: Any) -> bool:
@@ -130,8 +159,14 @@ def _takes_channels_last(evaluator: ForwardFunction, output: Any) -> bool:
         before.restore()
     own = evaluator.comparable(output)
     # Kernels for another layout may round float32 to 10 bits in an order of their own.
-    rounds_to_tf32 = own.is_cuda and torch.backends.cudnn.allow_tf32
-    return distance(other, own) <= max(rounding((own, *images)), 5e-2 if rounds_to_tf32 else 0.0)
+    return distance(other, own) <= max(rounding((own, *images)), 5e-2 if own.is_cuda and rounds_to_tf32() else 0.0)
+
+
+def rounds_to_tf32() -> bool:
+    """Returns whether cuDNN may compute float32 convolutions in TF32, whichever of PyTorch's settings says so."""
+    cudnn: Any = torch.backends.cudnn  # its allow_tf32 raises where a user has set the precision of convolutions
+    levels = (getattr(part, "fp32_precision", "none") for part in (cudnn.conv, cudnn, torch.backends))
+    return next((level for level in levels if level != "none"), "ieee") == "tf32"
 
 
 def _drops_one_row(evaluator: ForwardFunction, output: Tensor) -> bool:

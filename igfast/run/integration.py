@@ -33,6 +33,7 @@ from igfast.run.plan import CPU, PARALLEL, WATCHED, ChunkPlan
 from igfast.run.quadrature import Rule
 from igfast.run.report import LeanReport, RunReport
 
+_SMALL_BYTES = 2**26  # of what plain autograd keeps for all path points at once
 _NOT_CHANNELS_LAST = "forward_func does not take channels-last images"
 
 
@@ -79,7 +80,7 @@ class Run:
         if facts is None:
             self._integral = Integral(sums, None)
             return sums
-        self.evaluator.lean = self._lean(facts)
+        self.evaluator.lean = self._lean(facts, len(rule.nodes))
         for _ in range(facts.n_savings):  # measures that earlier calls of this kind took
             self._notes.append(f"{self.evaluator.save_memory()}, as in an earlier call")
         try:
@@ -161,12 +162,17 @@ class Run:
         else:
             self.evaluator.target.check_count(self.evaluator.inputs.batch)
 
-    def _lean(self, facts: Facts) -> LeanExecution:
+    def _lean(self, facts: Facts, n_steps: int) -> LeanExecution:
         forward_func, lean = self.evaluator.forward_func, self.options.lean
         module, device = module_of(forward_func), self.evaluator.inputs.device
         if lean is False:
             return LeanExecution("lean=False", False, module, self.hooked, device)
-        known = facts.not_lean if lean == "auto" else ""
+        known = ""
+        if lean == "auto":
+            is_small = facts.plain_bytes is not None and facts.plain_bytes * n_steps <= _SMALL_BYTES
+            known = facts.not_lean or (
+                f"plain autograd keeps little here, and is faster on {device}" if is_small else ""
+            )
         return LeanExecution(known or why_not(forward_func, module), lean is True, module, self.hooked, device)
 
     def _integrate(self, rule: Rule, sums: tuple[Tensor, ...], facts: Facts) -> Facts:

@@ -1,0 +1,88 @@
+"""What is found out about a model on a GPU: whether plain autograd is faster for so small a call, how cuDNN rounds."""
+
+import pytest
+import torch
+from torch import nn
+
+import igfast
+from igfast.model import facts
+
+_BEFORE = (
+    torch.backends.cudnn.conv.fp32_precision,
+    torch.backends.cudnn.rnn.fp32_precision,
+    torch.backends.cudnn.fp32_precision,
+    torch.backends.fp32_precision,
+)
+
+
+@pytest.fixture
+def precisions():
+    """Puts PyTorch's settings back."""
+    yield torch.backends
+    cudnn = torch.backends.cudnn
+    torch.backends.fp32_precision = _BEFORE[3]
+    cudnn.fp32_precision = _BEFORE[2]
+    cudnn.rnn.fp32_precision = _BEFORE[1]
+    cudnn.conv.fp32_precision = _BEFORE[0]
+
+
+def set_allowed(backends):
+    backends.cudnn.allow_tf32 = False
+
+
+def set_of_convolutions(backends):
+    backends.cudnn.conv.fp32_precision = "ieee"  # after which PyTorch refuses to read allow_tf32
+
+
+def set_of_all(backends):
+    backends.cudnn.conv.fp32_precision = "none"
+    backends.fp32_precision = "tf32"
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [(lambda backends: None, True), (set_allowed, False), (set_of_convolutions, False), (set_of_all, True)],
+)
+def test_rounding_of_convolutions(precisions, change, wanted):
+    change(precisions)
+    assert facts.rounds_to_tf32() is wanted
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)).eval()
+
+
+@pytest.mark.parametrize("lean", ["auto", True])
+@pytest.mark.parametrize(("side", "is_small"), [(32, True), (256, False)])
+def test_a_small_call_on_a_gpu_runs_plainly(side, is_small, lean, monkeypatch):
+    x = torch.randn(1, 3, side, side)
+    wanted = igfast.IntegratedGradients(network()).attribute(x, target=1)
+    monkeypatch.setattr(facts, "_PLAIN_IS_FASTER", {"cpu"})
+    explainer = igfast.IntegratedGradients(network(), lean=lean)
+    for _ in range(2):  # the first call is like the others
+        got, report = explainer.attribute(x, target=1, return_report=True)
+        assert bool(report.lean.off_because) is (is_small and lean == "auto")
+        torch.testing.assert_close(got, wanted)
+
+
+def test_weights_do_not_count(monkeypatch):
+    monkeypatch.setattr(facts, "_PLAIN_IS_FASTER", {"cpu"})
+    wide = nn.Sequential(nn.Linear(4, 2**20), nn.ReLU(), nn.Linear(2**20, 2))
+    _, report = igfast.IntegratedGradients(wide).attribute(torch.randn(1, 4), target=1, n_steps=9, return_report=True)
+    assert report.lean.off_because
+    _, report = igfast.IntegratedGradients(wide).attribute(torch.randn(1, 4), target=1, n_steps=20, return_report=True)
+    assert not report.lean.off_because
+
+
+def test_a_model_that_forbids_hooks_is_left_to_lean_execution(monkeypatch):
+    class Forbids(nn.Module):
+        def forward(self, x):
+            with torch.autograd.graph.disable_saved_tensors_hooks("none here"):
+                return (x * x).sum(1)
+
+    monkeypatch.setattr(facts, "_PLAIN_IS_FASTER", {"cpu"})
+    x = torch.randn(2, 4)
+    got, report = igfast.IntegratedGradients(Forbids()).attribute(x, return_report=True)
+    assert not report.lean.off_because
+    torch.testing.assert_close(got, x * x)
