@@ -169,7 +169,7 @@ def measure_network(device: torch.device, workload: Workload, compiled_steps: tu
     for steps in compiled_steps:
         calls[f"captum, compiled, {steps} steps at a time"] = compiled_call(workload, device, steps)
     figures = compared(device, calls, "igfast")
-    if workload.n_inputs == 1:
+    if workload.n_inputs == 1 and "1024" not in workload.network:  # a large image in float64 takes minutes
         wanted = reference(workload, device)
         for provider in ("igfast", "captum"):
             if figures[provider]["seconds"] is not None:
@@ -214,13 +214,21 @@ def largest_side(fits: Callable[[int], bool], first: int, unit: int) -> int:
     return below * unit
 
 
-def measure_largest_image(device: torch.device, first: int = 4096, unit: int = 256) -> Records:
-    """The largest square image that a ResNet-50 is attributed on, by Captum one row at a time and by igfast."""
+LARGEST: dict[str, tuple[Any, dict[str, int]]] = {
+    "captum, internal_batch_size=1": (captum.attr, {"internal_batch_size": 1}),
+    "igfast": (igfast, {}),
+}
+
+
+def measure_largest_image(device: torch.device, provider: str, first: int = 4480, unit: int = 1120) -> Records:
+    """The largest square image that a ResNet-50 is attributed on, in steps of `unit`."""
+    library, options = LARGEST[provider]
     network = cases.resnet50(unit)[0].to(device)
     reasons: list[str] = []
 
-    def fits(library: Any, options: dict[str, int], side: int) -> bool:
+    def fits(side: int) -> bool:
         free_memory(device)
+        began = time.perf_counter()
         try:
             image = torch.randn(1, 3, side, side, device=device)
             library.IntegratedGradients(network).attribute(image, target=3, n_steps=2, **options)
@@ -228,20 +236,14 @@ def measure_largest_image(device: torch.device, first: int = 4096, unit: int = 2
             if side <= first and not is_out_of_memory(error):
                 raise
             reasons.append(f"{side}: {type(error).__name__}: {error}".splitlines()[0])
-            return False
-        return True
+        fitted = not reasons or not reasons[-1].startswith(f"{side}:")
+        print(f"{provider}: {side} x {side} {fitted}, {time.perf_counter() - began:.1f} s", flush=True)
+        return fitted
 
-    records = []
-    for provider, library, options in (
-        ("captum, internal_batch_size=1", captum.attr, {"internal_batch_size": 1}),
-        ("igfast", igfast, {}),
-    ):
-        reasons.clear()
-        side = largest_side(partial(fits, library, options), first, unit)
-        print(f"largest image on ResNet-50: {provider:<32} {side} x {side} ({reasons[-1]})", flush=True)
-        record = {"case": "largest image on ResNet-50, float32", "provider": provider, "side": side}
-        records.append({**record, "larger_ones": list(reasons)})
-    return records
+    side = largest_side(fits, first, unit)
+    print(f"largest image on ResNet-50: {provider:<32} {side} x {side} ({reasons[-1]})", flush=True)
+    record = {"case": "largest image on ResNet-50, float32", "provider": provider, "side": side, "unit": unit}
+    return [{**record, "larger_ones": list(reasons)}]
 
 
 def workloads(names: list[str], inputs: list[int], dtypes: list[str]) -> Iterator[Workload]:
@@ -285,7 +287,7 @@ def measurements(options: argparse.Namespace, device: torch.device) -> Iterator[
                 partial(measure_operators, device, options.megabytes, t) for t in (torch.float32, torch.float16)
             )
         elif part == "image":
-            yield partial(measure_largest_image, device)
+            yield from (partial(measure_largest_image, device, provider) for provider in options.largest)
         else:
             for workload in workloads(options.networks, options.inputs, options.dtypes):
                 compiled = compiled_steps if workload.network in options.compiled and workload.n_inputs == 1 else ()
@@ -303,6 +305,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--inputs", nargs="+", type=int, default=[1, 16], help="examples of a call")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--largest", nargs="+", choices=LARGEST, default=list(LARGEST), help="of the part image")
     parser.add_argument("--compiled", nargs="*", choices=NETWORKS, default=[], help="to be compiled for Captum, too")
     parser.add_argument("--compiled-steps", nargs="+", type=int, default=[50])
     parser.add_argument("--megabytes", type=int, default=OPERATOR_MB, help="of an operator's largest tensor")

@@ -19,7 +19,7 @@ def chunks(plan, n_rows):
 def test_the_first_chunk_has_so_many_bytes_of_input():
     assert ChunkPlan(1, 50, 1, IMAGE).growing(CPU).rows == 4
     assert ChunkPlan(1, 50, 1, IMAGE).growing(PARALLEL).rows == 50
-    assert ChunkPlan(16, 800, 1, IMAGE).growing(PARALLEL).rows == 112
+    assert ChunkPlan(16, 800, 1, IMAGE).growing(PARALLEL).rows == 140
     assert ChunkPlan(1, 50, 1, 0).growing(CPU).rows == 50
     assert ChunkPlan(1, 50, 1, 2**30).growing(CPU).rows == 1
 
