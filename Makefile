@@ -72,9 +72,9 @@ sanitize: setup
 	rm -f $(SANITIZE)/igfast/_C*.so
 	IGFAST_CUDA=0 IGFAST_SANITIZE=1 $(BIN)/python setup.py --quiet build_ext --build-lib $(SANITIZE) \
 		--build-temp build/sanitize-objects
-	cd $(SANITIZE) && IGFAST_REQUIRE_KERNELS=1 ASAN_OPTIONS=detect_leaks=0 \
+	cd $(SANITIZE) && IGFAST_REQUIRE_KERNELS=1 ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-		$(abspath $(BIN))/python -m pytest tests/lean tests/memory tests/ops
+		$(abspath $(BIN))/python -m pytest --capture=sys tests/lean tests/memory tests/ops
 
 gpu-test gpu-sanitize gpu-bench: export IGFAST_REQUIRE_KERNELS := 1
 gpu-test gpu-sanitize: export IGFAST_REQUIRE_GPU := 1

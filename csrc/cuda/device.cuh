@@ -159,6 +159,18 @@ const char* launch(void (*kernel)(Parameters...), int64_t blocks_x, int64_t bloc
   return cudaGetErrorString(error);
 }
 
+// Launches a kernel with one thread per stretch of features, which loops over items. With few stretches, the items are
+// split between threads, so that there are 1024 blocks, 8 per multiprocessor of a large device.
+template <typename Args>
+const char* launch_parts(void (*kernel)(Args, int64_t, int64_t), const Args& args, int64_t n_stretches, int64_t n_items,
+                         void* stream) {
+  constexpr int64_t enough_blocks = 1024;
+  const int64_t blocks = n_blocks(n_stretches);
+  const int64_t parts = std::min(n_items, (enough_blocks + blocks - 1) / blocks);
+  const int64_t items_each = (n_items + parts - 1) / parts;
+  return launch(kernel, blocks, (n_items + items_each - 1) / items_each, stream, args, n_stretches, items_each);
+}
+
 // Calls `of(T{})` with the type that a dtype names.
 template <typename Of>
 const char* for_dtype(DType dtype, const Of& of) {

@@ -10,8 +10,8 @@ namespace {
 template <typename T>
 using Point = std::conditional_t<sizeof(T) == sizeof(float), double, Math<T>>;
 
-// With fewer blocks, the rows are split between threads too. 1024 is 8 per multiprocessor of a large device.
-constexpr int64_t kEnoughBlocks = 1024;
+constexpr int kRowsAtOnce =
+    4;  // rows whose example and alpha are loaded at once, so that a row need not wait for its own
 
 template <typename T, int width>
 __global__ void __launch_bounds__(kThreads)
@@ -23,42 +23,39 @@ __global__ void __launch_bounds__(kThreads)
   T x[width] = {}, b[width] = {};
   Point<T> baseline[width] = {}, difference[width] = {};
   int64_t loaded = -1;
-  for (int64_t r = begin; r < end; ++r) {
-    const int64_t example = args.example[r];
-    assert(example >= 0 && example < args.n_examples);
-    if (example != loaded) {
-      load(x, static_cast<const T*>(args.x) + example * args.n_features + index * width);
-      load_baseline(b, args.baseline, example, index * width);
-      for (int k = 0; k < width; ++k) {
-        baseline[k] = static_cast<Point<T>>(widened(b[k]));
-        difference[k] = static_cast<Point<T>>(widened(x[k])) - baseline[k];
+  for (int64_t first = begin; first < end; first += kRowsAtOnce) {
+    int64_t example[kRowsAtOnce];
+    double alpha[kRowsAtOnce];
+    for (int g = 0; g < kRowsAtOnce; ++g) {
+      const int64_t r = first + g < end ? first + g : end - 1;
+      example[g] = args.example[r];
+      alpha[g] = args.alpha[r];
+      assert(example[g] >= 0 && example[g] < args.n_examples);
+    }
+    for (int g = 0; g < kRowsAtOnce && first + g < end; ++g) {
+      if (example[g] != loaded) {
+        load(x, static_cast<const T*>(args.x) + example[g] * args.n_features + index * width);
+        load_baseline(b, args.baseline, example[g], index * width);
+        for (int k = 0; k < width; ++k) {
+          baseline[k] = static_cast<Point<T>>(widened(b[k]));
+          difference[k] = static_cast<Point<T>>(widened(x[k])) - baseline[k];
+        }
+        loaded = example[g];
       }
-      loaded = example;
+      T out[width];
+      for (int k = 0; k < width; ++k) {
+        const Point<T> point = baseline[k] + static_cast<Point<T>>(alpha[g]) * difference[k];
+        // The path's ends are copied, so that they are exact even if the other end is infinite (0 * inf is NaN).
+        out[k] = alpha[g] == 0.0 ? b[k] : (alpha[g] == 1.0 ? x[k] : narrowed<T>(static_cast<Math<T>>(point)));
+      }
+      store(static_cast<T*>(args.out) + (first + g) * args.n_features + index * width, out);
     }
-    const double alpha = args.alpha[r];
-    T* to = static_cast<T*>(args.out) + r * args.n_features + index * width;
-    // The path's ends are copied, so that they are exact even if the other end is infinite (0 * inf is NaN).
-    if (alpha == 0.0 || alpha == 1.0) {
-      store(to, alpha == 0.0 ? b : x);
-      continue;
-    }
-    T out[width];
-    for (int k = 0; k < width; ++k) {
-      const Point<T> point = baseline[k] + static_cast<Point<T>>(alpha) * difference[k];
-      out[k] = narrowed<T>(static_cast<Math<T>>(point));
-    }
-    store(to, out);
   }
 }
 
 template <typename T, int width>
 const char* launch_width(const InterpolateArgs& args, void* stream) {
-  const int64_t n_stretches = args.n_features / width;
-  const int64_t blocks = n_blocks(n_stretches);
-  const int64_t parts = std::min(args.n_rows, (kEnoughBlocks + blocks - 1) / blocks);
-  const int64_t rows_each = (args.n_rows + parts - 1) / parts;
-  return launch(interpolate_rows<T, width>, blocks, (args.n_rows + rows_each - 1) / rows_each, stream, args,
-                n_stretches, rows_each);
+  return launch_parts(interpolate_rows<T, width>, args, args.n_features / width, args.n_rows, stream);
 }
 
 }  // namespace

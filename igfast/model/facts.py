@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Hashable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from igfast.model.independence import WORTH_A_CLOSER_LOOK, RowsDependError, dist
 from igfast.model.state import Remembered, module_of, modules_behind
 from igfast.rng import random_state
 
+UNKNOWN = sys.maxsize
 STACKED, SPLIT, CHANNELS_LAST = "stacked", "split", "channels-last"
 _DEPENDS = "the output of forward_func for one example depends on the others in its batch"
 _CHANGES = "the output of forward_func changes from call to call (dropout, or a state that it keeps)"
@@ -38,8 +40,7 @@ class Facts:
         not_lean: why the model does not take lean execution; empty unless that was found out.
         most_rows: rows of a chunk that fitted after a larger chunk did not; None if no chunk was too large.
         n_savings: number of measures against lack of memory that were taken at one row.
-        plain_bytes: what plain autograd keeps for the caller's own call; None if unknown, and where lean execution is
-            as fast for small calls.
+        plain_bytes: what plain autograd keeps for the caller's own call; None if that was not asked.
     """
 
     why_whole: str = ""
@@ -52,7 +53,6 @@ class Facts:
     plain_bytes: int | None = None
 
 
-_PLAIN_IS_FASTER = {"cuda"}  # for small calls: a GPU waits for Python, and lean execution runs more of that
 remembered: Remembered[Facts] = Remembered()
 
 
@@ -112,14 +112,14 @@ def discover(evaluator: ForwardFunction) -> tuple[Facts, Any]:
         evaluator.output_dim = output.dim()
     why_whole = evaluator.why_output_is_joint(output)
     gains = watch.gains and not why_whole and _takes_channels_last(evaluator, output)
-    is_faster = not why_whole and evaluator.inputs.device.type in _PLAIN_IS_FASTER
-    return Facts(
-        why_whole, evaluator.output_dim, gains, plain_bytes=_plain_bytes(evaluator) if is_faster else None
-    ), output
+    return Facts(why_whole, evaluator.output_dim, gains), output
 
 
-def _plain_bytes(evaluator: ForwardFunction) -> int | None:
-    """Returns the bytes that plain autograd keeps for the caller's own call besides weights; None if that fails."""
+def plain_bytes(evaluator: ForwardFunction) -> int:
+    """Returns the bytes that plain autograd keeps for the caller's own call besides weights; `UNKNOWN` if that fails.
+
+    The evaluator must not be in lean execution.
+    """
     kept: dict[int, int] = {}
     module = module_of(evaluator.forward_func)
     weights = {weight.untyped_storage().data_ptr() for weight in (module.parameters() if module else ())}
@@ -127,14 +127,14 @@ def _plain_bytes(evaluator: ForwardFunction) -> int | None:
     def keep(tensor: Tensor) -> Tensor:
         if tensor.untyped_storage().data_ptr() not in weights:
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
+        return tensor.detach()  # the tensor itself would be held by its own graph
 
     before = random_state(evaluator.inputs.device)
     try:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             evaluator.output_with_graph(evaluator.inputs.x, evaluator.all_examples())
     except Exception:  # a model may raise anything, also where hooks are in place
-        return None
+        return UNKNOWN
     finally:
         before.restore()
     return sum(kept.values())

@@ -18,7 +18,7 @@ from igfast.lean import LeanExecution, why_not
 from igfast.memory.recovery import is_out_of_memory
 from igfast.memory.scope import MemoryUse
 from igfast.model.channels_last import may_be_channels_last
-from igfast.model.facts import Facts, Guard, discover, key_of, remembered
+from igfast.model.facts import Facts, Guard, discover, key_of, plain_bytes, remembered
 from igfast.model.forward import ForwardFunction
 from igfast.model.independence import RowsDependError
 from igfast.model.state import module_of
@@ -33,6 +33,7 @@ from igfast.run.plan import CPU, PARALLEL, WATCHED, ChunkPlan
 from igfast.run.quadrature import Rule
 from igfast.run.report import LeanReport, RunReport
 
+_PLAIN_IS_FASTER = {"cuda"}  # for small calls: a GPU waits for Python, and lean execution runs more of that
 _SMALL_BYTES = 2**26  # of what plain autograd keeps for all path points at once
 _NOT_CHANNELS_LAST = "forward_func does not take channels-last images"
 
@@ -80,6 +81,8 @@ class Run:
         if facts is None:
             self._integral = Integral(sums, None)
             return sums
+        if facts.plain_bytes is None and self._may_be_small(len(rule.nodes)) and not facts.why_whole:
+            facts = replace(facts, plain_bytes=plain_bytes(self.evaluator))
         self.evaluator.lean = self._lean(facts, len(rule.nodes))
         for _ in range(facts.n_savings):  # measures that earlier calls of this kind took
             self._notes.append(f"{self.evaluator.save_memory()}, as in an earlier call")
@@ -161,6 +164,12 @@ class Run:
             self.evaluator = self.evaluator.in_whole_steps(facts.why_whole)
         else:
             self.evaluator.target.check_count(self.evaluator.inputs.batch)
+
+    def _may_be_small(self, n_steps: int) -> bool:
+        """Returns whether plain autograd may be faster and need little memory; it keeps the inputs at least."""
+        inputs = self.evaluator.inputs
+        is_asked = self.options.lean == "auto" and inputs.device.type in _PLAIN_IS_FASTER
+        return is_asked and inputs.batch * inputs.row_bytes * n_steps <= _SMALL_BYTES
 
     def _lean(self, facts: Facts, n_steps: int) -> LeanExecution:
         forward_func, lean = self.evaluator.forward_func, self.options.lean

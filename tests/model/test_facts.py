@@ -1,11 +1,15 @@
 """What is found out about a model on a GPU: whether plain autograd is faster for so small a call, how cuDNN rounds."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
 
 import igfast
 from igfast.model import facts
+from igfast.run import integration
 
 _BEFORE = (
     torch.backends.cudnn.conv.fp32_precision,
@@ -58,7 +62,7 @@ def network():
 def test_a_small_call_on_a_gpu_runs_plainly(side, is_small, lean, monkeypatch):
     x = torch.randn(1, 3, side, side)
     wanted = igfast.IntegratedGradients(network()).attribute(x, target=1)
-    monkeypatch.setattr(facts, "_PLAIN_IS_FASTER", {"cpu"})
+    monkeypatch.setattr(integration, "_PLAIN_IS_FASTER", {"cpu"})
     explainer = igfast.IntegratedGradients(network(), lean=lean)
     for _ in range(2):  # the first call is like the others
         got, report = explainer.attribute(x, target=1, return_report=True)
@@ -67,7 +71,7 @@ def test_a_small_call_on_a_gpu_runs_plainly(side, is_small, lean, monkeypatch):
 
 
 def test_weights_do_not_count(monkeypatch):
-    monkeypatch.setattr(facts, "_PLAIN_IS_FASTER", {"cpu"})
+    monkeypatch.setattr(integration, "_PLAIN_IS_FASTER", {"cpu"})
     wide = nn.Sequential(nn.Linear(4, 2**20), nn.ReLU(), nn.Linear(2**20, 2))
     _, report = igfast.IntegratedGradients(wide).attribute(torch.randn(1, 4), target=1, n_steps=9, return_report=True)
     assert report.lean.off_because
@@ -81,8 +85,28 @@ def test_a_model_that_forbids_hooks_is_left_to_lean_execution(monkeypatch):
             with torch.autograd.graph.disable_saved_tensors_hooks("none here"):
                 return (x * x).sum(1)
 
-    monkeypatch.setattr(facts, "_PLAIN_IS_FASTER", {"cpu"})
+    monkeypatch.setattr(integration, "_PLAIN_IS_FASTER", {"cpu"})
     x = torch.randn(2, 4)
     got, report = igfast.IntegratedGradients(Forbids()).attribute(x, return_report=True)
     assert not report.lean.off_because
     torch.testing.assert_close(got, x * x)
+
+
+def test_what_a_pass_keeps_is_freed_with_it(monkeypatch):
+    """Hooks on saved tensors that return the tensor itself would tie it to its graph for good."""
+    seen = []
+
+    class Keeps(nn.Module):
+        def forward(self, x):
+            y = x.exp()
+            seen.append(weakref.ref(y))
+            return y.sum(1)
+
+    monkeypatch.setattr(integration, "_PLAIN_IS_FASTER", {"cpu"})
+    gc.disable()
+    try:
+        igfast.IntegratedGradients(Keeps()).attribute(torch.randn(2, 4))
+    finally:
+        gc.enable()
+    assert len(seen) >= 3  # the caller's own call, what it keeps, and a chunk
+    assert not any(ref() is not None for ref in seen)
