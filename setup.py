@@ -8,14 +8,41 @@ build; elsewhere a compiler may know more warnings than CI's.
 
 import os
 import re
+import shlex
 import shutil
+import site
 import subprocess
+import sys
+import sysconfig
 from pathlib import Path
+from types import ModuleType
 
 import pybind11
-import torch
 from setuptools import setup
-from torch.utils import cpp_extension
+
+
+def torch_of_environment() -> ModuleType:
+    """Returns the torch that igfast is compiled for: that of the environment which igfast is installed into.
+
+    pip builds in an environment of its own, where that torch is not on the path. Another one would be of no use.
+    """
+    try:
+        import torch
+    except ImportError:
+        sys.path += [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), site.getusersitepackages()]
+        try:
+            import torch
+        except ImportError:
+            raise SystemExit(
+                "igfast is compiled for the torch that it runs with, and found none. Install torch first, for instance "
+                "`pip install torch`. Tools that hide the environment from a build (uv, python -m build) need "
+                "`--no-build-isolation`, or `--no-isolation`, with ninja and pybind11 installed too"
+            ) from None
+    return torch
+
+
+torch = torch_of_environment()
+from torch.utils import cpp_extension  # noqa: E402  # of the torch that was found
 
 CHECKS_CUDA = os.environ.get("IGFAST_CUDA") == "check"
 WARNINGS_ARE_ERRORS = os.environ.get("IGFAST_WERROR") == "1"
@@ -28,6 +55,17 @@ HEADERS = sorted(str(path) for pattern in ("*.h", "*.cuh") for path in Path("csr
 
 # Only those that nvcc knows are built. The first and the last are also built as PTX, for devices between and after.
 ARCHITECTURES = ("5.0", "6.0", "7.0", "7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "11.0", "12.0")
+
+
+def missing_for_cpp() -> list[str]:
+    """What stands between this environment and a build of C++ code; empty when nothing does."""
+    missing = []
+    compiler = shlex.split(os.environ.get("CXX", "c++"))[0]
+    if shutil.which(compiler) is None:
+        missing.append(f"the C++ compiler {compiler} (`apt install g++`, `dnf install gcc-c++`, `conda install gxx`)")
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        missing.append("the headers of Python (`apt install python3-dev`, `dnf install python3-devel`)")
+    return missing
 
 
 def nvcc() -> str | None:
@@ -104,6 +142,8 @@ class BuildExtension(cpp_extension.BuildExtension):
 
     def build_extensions(self) -> None:
         """Adds the version and the objects of the CUDA kernels, and builds."""
+        if missing := missing_for_cpp():
+            raise SystemExit(f"igfast compiles C++ code, and these are missing: {'; '.join(missing)}")
         for extension in self.extensions:
             extension.define_macros.append(("IGFAST_VERSION", f'"{self.distribution.get_version()}"'))
             extension.extra_objects += self.compiled_by_nvcc(extension.cuda_sources)
@@ -160,4 +200,22 @@ def make_extension() -> cpp_extension.CppExtension:
     return extension
 
 
-setup(ext_modules=[make_extension()], cmdclass={"build_ext": BuildExtension})
+# A wheel carries the torch that it was built for in its version (`make wheels`), and asks pip for that torch alone.
+FOR_WHEEL = os.environ.get("IGFAST_WHEEL") == "1"
+RELEASE = torch.__version__.split("+")[0]
+
+
+def local_version() -> str:
+    """Returns "+pt213cpu" for a wheel for torch 2.13 without CUDA kernels, and "" elsewhere."""
+    if not FOR_WHEEL:
+        return ""
+    device = f"cu{(torch.version.cuda or '').replace('.', '')}" if wants_cuda() else "cpu"
+    return f"+pt{''.join(RELEASE.split('.')[:2])}{device}"
+
+
+setup(
+    version=f"0.1.0{local_version()}",
+    install_requires=[f"torch=={RELEASE}" if FOR_WHEEL else "torch>=2.11", "numpy", "captum>=0.8", "tqdm", "psutil"],
+    ext_modules=[make_extension()],
+    cmdclass={"build_ext": BuildExtension},
+)

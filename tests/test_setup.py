@@ -1,11 +1,13 @@
-"""What the build makes of IGFAST_CUDA, without building."""
+"""What the build makes of its environment, without building."""
 
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 
@@ -82,3 +84,61 @@ def test_auto_says_what_it_chose():
 
 def test_other_values_are_refused():
     assert "IGFAST_CUDA='maybe' is not one of auto, 0, 1, check" in setup("maybe").stderr
+
+
+def test_a_missing_compiler_is_named(tmp_path):
+    finished = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path, "--build-temp", tmp_path],
+        cwd=ROOT,
+        env={**os.environ, "IGFAST_CUDA": "0", "CXX": "nowhere-g++"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode != 0
+    assert (
+        "igfast compiles C++ code, and these are missing: the C++ compiler nowhere-g++ (`apt install" in finished.stderr
+    )
+
+
+# As pip builds: the interpreter of the environment, without what is installed there but for the build's own packages.
+ISOLATED = """
+import runpy, sys
+sys.path = [sys.argv[1], *(path for path in sys.path if "site-packages" not in path)]
+sys.argv = ["setup.py", "--version"]
+runpy.run_path("setup.py", run_name="__main__")
+"""
+
+
+@pytest.fixture
+def of_build(tmp_path):
+    """The packages that pyproject.toml asks for, alone."""
+    installed = Path(sysconfig.get_path("purelib"))
+    for name in ("setuptools", "_distutils_hack", "pybind11", "distutils-precedence.pth"):
+        if (installed / name).exists():
+            (tmp_path / name).symlink_to(installed / name)
+    return tmp_path
+
+
+@pytest.mark.parametrize("torch_is_there", [True, False])
+def test_an_isolated_build_finds_the_torch_of_the_environment(of_build, torch_is_there):
+    if not torch_is_there:
+        (of_build / "torch.py").write_text("raise ImportError('none here')")
+    finished = subprocess.run(
+        [sys.executable, "-c", ISOLATED, of_build],
+        cwd=ROOT,
+        env={**os.environ, "IGFAST_CUDA": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if torch_is_there:
+        assert finished.stdout.splitlines()[-1] == "0.1.0", finished.stderr
+    else:
+        assert "found none. Install torch first, for instance `pip install torch`" in finished.stderr
+
+
+def test_a_wheel_names_the_torch_that_it_was_built_for():
+    finished = setup("0", IGFAST_WHEEL="1")
+    major, minor = torch.__version__.split(".")[:2]
+    assert finished.stdout.splitlines()[-1] == f"0.1.0+pt{major}{minor}cpu"

@@ -13,10 +13,8 @@ import torch
 
 from igfast.errors import KernelsError, warn
 
-_REBUILD = (
-    "pip install --no-build-isolation --no-deps --force-reinstall --no-cache-dir igfast, or `make clean setup` in its "
-    "source folder"
-)
+_REBUILD = "pip install --no-deps --force-reinstall --no-cache-dir igfast, or `make clean setup` in its source folder"
+_NEWEST_TESTED = (2, 13)
 _MARK = re.compile(rb"igfast-built-for-torch=([^;]+);")
 
 
@@ -69,7 +67,15 @@ def kernels_loaded() -> bool:
             f"igfast's compiled operators cannot be loaded: {error}. Rebuild them: {_REBUILD}"
         ) from error
     importlib.import_module("igfast.ops._fake")
+    if is_untested(torch.__version__):
+        newest = ".".join(map(str, _NEWEST_TESTED))
+        warn(f"igfast was tested up to torch {newest}, and torch {torch.__version__} is running")
     return True
+
+
+def is_untested(version: str) -> bool:
+    """Returns whether a torch version is newer than those that igfast was tested with."""
+    return tuple(map(int, version.split(".")[:2])) > _NEWEST_TESTED
 
 
 def runs_on(architectures: str, capability: tuple[int, int]) -> bool:

@@ -31,6 +31,15 @@ def test_build_for_another_torch_is_refused(tmp_path):
     _load.check_built_for(extension, "1.2.3+cu130")
 
 
+def test_a_newer_torch_than_tested_warns_once(monkeypatch):
+    assert not _load.is_untested(f"{'.'.join(map(str, _load._NEWEST_TESTED))}.9+cpu")
+    assert _load.is_untested("2.99.0.dev20300101+cu200")
+    assert _load.is_untested("3.0.0")
+    monkeypatch.setattr(_load, "_NEWEST_TESTED", (1, 13))
+    with pytest.warns(igfast.IgfastWarning, match=r"tested up to torch 1\.13, and torch .* is running"):
+        assert _load.kernels_loaded.__wrapped__()
+
+
 def test_the_mark_is_in_the_real_extension():
     origin = importlib.util.find_spec("igfast._C").origin
     assert _load.built_for_torch(Path(origin)) == torch.__version__.split("+")[0]
