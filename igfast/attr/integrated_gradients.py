@@ -39,6 +39,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
     Later calls of the same kind on the model (shapes, arguments, training mode) skip that evaluation if arguments are
     tensors, numbers and strings. If the output has one entry for each example, steps are stacked and examples split as
     memory and speed ask for. Comparing a step alone with the same step in a chunk checks that examples are independent.
+    On a GPU, a first call that may be small runs the model once more, to count what autograd keeps.
 
     Every path point is a whole step if the comparison fails (with one warning), or the output or an argument has
     another number of entries. A whole step is the caller's own call at another alpha, with arguments and target as
@@ -56,8 +57,8 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
         multiply_by_inputs: whether to multiply the integrated gradients by `inputs - baselines`. If False, the result
             is the average gradient along the path, and completeness does not hold.
         lean: "auto" keeps in the forward pass only what the gradient of the input needs. A model that does not take
-            that runs plainly, with a warning; True raises a LeanError instead. False always runs plainly. Attributions
-            are equal up to rounding.
+            that runs plainly, with a warning; True raises a LeanError instead. False always runs plainly, and "auto"
+            does for calls on a GPU that are small enough to be faster so. Attributions are equal up to rounding.
         memory_budget: the most memory that a call may take over what is held when the call begins. Bytes, a size such
             as "2GiB", a fraction of the device's memory (a float up to 1.0), or None for all free memory, less a tenth.
             Chunks that do not fit are halved and repeated. Where one path point does not fit, repeated blocks of the

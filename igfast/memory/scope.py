@@ -156,14 +156,16 @@ def _cuda_scope(device: torch.device, use: MemoryUse, is_explicit: bool) -> Iter
 
 def _watch(use: MemoryUse, held: Callable[[], tuple[int, int]], before: int) -> AllocationWatch:
     """Returns a watch that keeps to `use.allowed` and measures the peaks of `use`."""
-    watch, highest = AllocationWatch(held, before + (use.allowed or 0)), before
+    allowed = use.allowed or 0
+    watch, highest, base = AllocationWatch(held, before + allowed), before, before
 
     def restart_peak() -> None:
-        nonlocal highest
-        highest, watch.highest = max(highest, watch.highest), before
+        nonlocal highest, base
+        highest, base = max(highest, watch.highest), held()[0]
+        watch.highest, use.for_tensors = base, allowed - (base - before)  # accumulators, say, are allocated by now
 
     use.restart_peak, use.is_watched = restart_peak, True
-    use.peak_of_tensors = lambda: watch.highest - before
+    use.peak_of_tensors = lambda: watch.highest - base
     use.peak = lambda: max(highest, watch.highest) - before
     return watch
 

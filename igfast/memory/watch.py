@@ -13,7 +13,8 @@ class AllocationWatch(TorchDispatchMode):
     """Makes operations fail that leave more allocated than a limit, or needed more meanwhile.
 
     The mode is active in its own thread, and in the backward passes that this thread starts. An operation is not
-    stopped: what it takes for itself can exceed the limit until the operation ends.
+    stopped: it can exceed the limit until it ends. What it takes meanwhile and frees itself is seen where that is a new
+    peak of the process.
 
     Args:
         held: returns the bytes that the allocator holds, and its peak so far.
@@ -22,6 +23,13 @@ class AllocationWatch(TorchDispatchMode):
     Attributes:
         highest: the most bytes that were seen, since `highest` was last set.
     """
+
+    supports_higher_order_operators = True  # torch.cond, flex_attention
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Lets torch.compile work on under this mode; it would mark the model's code to be run without it for good."""
+        return True
 
     def __init__(self, held: Callable[[], tuple[int, int]], limit: int) -> None:
         super().__init__()
@@ -37,5 +45,6 @@ class AllocationWatch(TorchDispatchMode):
             now = self._peak = peak
         self.highest = max(self.highest, now)
         if now > self._limit:
-            raise torch.OutOfMemoryError(f"{func} took {(now - self._limit) / 2**20:.1f} MiB more than memory_budget")
+            more = f"{(now - self._limit) / 2**20:.1f} MiB more than memory_budget allows"
+            raise torch.OutOfMemoryError(f"after {func}, {more} were allocated")
         return result

@@ -60,16 +60,20 @@ def key_of(evaluator: ForwardFunction, kind: Hashable) -> Hashable:
     """Returns the key of a model's facts; None where the key could not tell different calls apart.
 
     The key has the function, and the shapes, layouts, dtypes and devices of the inputs. Arguments (of tensors the shape
-    and dtype) and training modes are in the key too.
+    and dtype), training modes, autocast and whether weights require gradients are in the key too.
     """
     args = tuple(_key_of_argument(arg) for arg in evaluator.args)
     if kind is None or None in args:
         return None
     forward_func = evaluator.forward_func
     of_inputs = tuple((x.shape, x.stride(), x.dtype, x.device) for x in evaluator.inputs.x)
-    training = tuple(part.training for module in modules_behind(forward_func) for part in module.modules())
+    modules = modules_behind(forward_func)
+    training = tuple(part.training for module in modules for part in module.modules())
+    differentiates = any(weight.requires_grad for module in modules for weight in module.parameters())
+    device_type = evaluator.inputs.device.type
+    autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
     function = getattr(forward_func, "__func__", None)  # bound methods have one
-    return kind, type(evaluator), function, evaluator.inputs.joint, of_inputs, args, training
+    return kind, type(evaluator), function, evaluator.inputs.joint, of_inputs, args, training, differentiates, autocast
 
 
 def _key_of_argument(arg: Any) -> Hashable:
@@ -115,18 +119,21 @@ def discover(evaluator: ForwardFunction) -> tuple[Facts, Any]:
     return Facts(why_whole, evaluator.output_dim, gains), output
 
 
-def plain_bytes(evaluator: ForwardFunction) -> int:
-    """Returns the bytes that plain autograd keeps for the caller's own call besides weights; `UNKNOWN` if that fails.
+def plain_bytes(evaluator: ForwardFunction, limit: int) -> int:
+    """Returns the bytes that plain autograd keeps for the caller's own call besides weights.
 
-    The evaluator must not be in lean execution.
+    Returns `UNKNOWN` if these are more than `limit`, or if the call fails under hooks on saved tensors. The evaluator
+    must not be in lean execution.
     """
-    kept: dict[int, int] = {}
-    module = module_of(evaluator.forward_func)
-    weights = {weight.untyped_storage().data_ptr() for weight in (module.parameters() if module else ())}
+    weights = {_storage_of(weight) for part in modules_behind(evaluator.forward_func) for weight in part.parameters()}
+    kept: dict[int | None, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage().data_ptr() not in weights:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        storage = _storage_of(tensor)
+        if storage is None or storage not in weights:
+            kept[storage] = tensor.nbytes if storage is None else tensor.untyped_storage().nbytes()
+            if sum(kept.values()) > limit:
+                raise MemoryError("more than that")
         return tensor.detach()  # the tensor itself would be held by its own graph
 
     before = random_state(evaluator.inputs.device)
@@ -138,6 +145,14 @@ def plain_bytes(evaluator: ForwardFunction) -> int:
     finally:
         before.restore()
     return sum(kept.values())
+
+
+def _storage_of(tensor: Tensor) -> int | None:
+    """Returns the address of a tensor's memory; None for tensors without, such as lazy weights and some subclasses."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except Exception:  # subclasses raise what they like
+        return None
 
 
 def _takes_channels_last(evaluator: ForwardFunction, output: Any) -> bool:

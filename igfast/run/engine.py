@@ -192,6 +192,8 @@ def integrate(
 
     def gradients(chunk: slice) -> tuple[Tensor, ...]:
         before(chunk.stop - chunk.start)
+        if not chunks:
+            loop.memory.restart_peak()  # its peak per row decides on the size of the others
         points = tuple(path.points(example[chunk], alpha[chunk], loop.plan.channels_last) for path in paths)
         grads = evaluator.gradient(points, example[chunk])
         after(points)

@@ -34,7 +34,7 @@ from igfast.run.quadrature import Rule
 from igfast.run.report import LeanReport, RunReport
 
 _PLAIN_IS_FASTER = {"cuda"}  # for small calls: a GPU waits for Python, and lean execution runs more of that
-_SMALL_BYTES = 2**26  # of what plain autograd keeps for all path points at once
+_SMALL_BYTES = 2**26
 _NOT_CHANNELS_LAST = "forward_func does not take channels-last images"
 
 
@@ -81,9 +81,7 @@ class Run:
         if facts is None:
             self._integral = Integral(sums, None)
             return sums
-        if facts.plain_bytes is None and self._may_be_small(len(rule.nodes)) and not facts.why_whole:
-            facts = replace(facts, plain_bytes=plain_bytes(self.evaluator))
-        self.evaluator.lean = self._lean(facts, len(rule.nodes))
+        self.evaluator.lean, facts = self._lean(facts, len(rule.nodes))
         for _ in range(facts.n_savings):  # measures that earlier calls of this kind took
             self._notes.append(f"{self.evaluator.save_memory()}, as in an earlier call")
         try:
@@ -165,24 +163,28 @@ class Run:
         else:
             self.evaluator.target.check_count(self.evaluator.inputs.batch)
 
-    def _may_be_small(self, n_steps: int) -> bool:
-        """Returns whether plain autograd may be faster and need little memory; it keeps the inputs at least."""
-        inputs = self.evaluator.inputs
-        is_asked = self.options.lean == "auto" and inputs.device.type in _PLAIN_IS_FASTER
-        return is_asked and inputs.batch * inputs.row_bytes * n_steps <= _SMALL_BYTES
-
-    def _lean(self, facts: Facts, n_steps: int) -> LeanExecution:
+    def _lean(self, facts: Facts, n_steps: int) -> tuple[LeanExecution, Facts]:
+        """Returns how the chunks are executed, and the facts with what was found out for that."""
         forward_func, lean = self.evaluator.forward_func, self.options.lean
         module, device = module_of(forward_func), self.evaluator.inputs.device
         if lean is False:
-            return LeanExecution("lean=False", False, module, self.hooked, device)
-        known = ""
-        if lean == "auto":
-            is_small = facts.plain_bytes is not None and facts.plain_bytes * n_steps <= _SMALL_BYTES
-            known = facts.not_lean or (
-                f"plain autograd keeps little here, and is faster on {device}" if is_small else ""
-            )
-        return LeanExecution(known or why_not(forward_func, module), lean is True, module, self.hooked, device)
+            return LeanExecution("lean=False", False, module, self.hooked, device), facts
+        because = (facts.not_lean if lean == "auto" else "") or why_not(forward_func, module)
+        if not because and lean == "auto" and not facts.why_whole and self._may_be_small(n_steps):
+            if facts.plain_bytes is None:
+                facts = replace(facts, plain_bytes=plain_bytes(self.evaluator, _SMALL_BYTES))
+            if self._is_small((facts.plain_bytes or 0) * n_steps):
+                because = f"plain autograd keeps little here, and is faster on {device}"
+        return LeanExecution(because, lean is True, module, self.hooked, device), facts
+
+    def _may_be_small(self, n_steps: int) -> bool:
+        """Returns whether plain autograd may be faster and need little memory; it keeps the inputs at least."""
+        inputs = self.evaluator.inputs
+        return inputs.device.type in _PLAIN_IS_FASTER and self._is_small(inputs.batch * inputs.row_bytes * n_steps)
+
+    def _is_small(self, n_bytes: int) -> bool:
+        """Returns whether plain autograd may keep so many bytes for all path points at once."""
+        return n_bytes <= _SMALL_BYTES and (self.memory.allowed is None or n_bytes <= self.memory.allowed // 4)
 
     def _integrate(self, rule: Rule, sums: tuple[Tensor, ...], facts: Facts) -> Facts:
         """Integrates, in whole steps where rows turn out to belong together, and returns the updated facts."""
@@ -241,7 +243,6 @@ class Run:
         if not inputs.joint:
             guarded = {"before": lambda n_rows: guard.before(n_rows, loop.plan.channels_last), "after": guard.after}
         accumulators = tuple(acc.unsqueeze(0) for acc in sums) if inputs.joint else sums
-        self.memory.restart_peak()
         with tqdm(total=plan.n_rows, desc="igfast", unit="row") if self.options.show_progress else nullcontext() as bar:
             on_rows = None if bar is None else bar.update
             try:

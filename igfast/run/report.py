@@ -39,6 +39,7 @@ class RunReport:
         peak_bytes: the most that PyTorch's allocator held during the call over what it held before, memory kept for
             later tensors included. On the CPU, attributions in other threads at the same time count too. None where not
             measured: with a replaced allocator, and on CUDA without a budget if the process's peak was higher before.
+            With a budget there, what operations take and free themselves may be missing.
         budget_bytes: `memory_budget` in bytes; without a budget all free memory, less a tenth; None if unknown.
         seconds: wall-clock time of the call, without the parsing of its arguments.
         device: where the call ran.

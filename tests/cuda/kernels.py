@@ -78,13 +78,14 @@ MaxPoolArgs = struct(
 
 
 @functools.cache
-def library():
-    """The kernels, compiled, in four seconds."""
+def library(*defined):
+    """The kernels, compiled with these macros, in four seconds."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("needs g++, which compiles the CUDA kernels for the CPU")
     built = Path(tempfile.mkdtemp()) / "kernels.so"
     command = [compiler, "-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    command += [f"-D{name}" for name in defined]
     sources = [f"-I{HERE / 'emulated'}", "-x", "c++", str(HERE / "emulated" / "kernels.cpp")]
     if subprocess.run([*command, *sources, "-o", str(built)], check=False).returncode != 0:
         pytest.exit("the CUDA kernels do not compile for the CPU: tests/cuda/emulated", returncode=1)
@@ -105,8 +106,8 @@ def library():
     return loaded
 
 
-def run(name, *args):
-    failure = getattr(library(), name)(*args)
+def run(name, *args, defined=()):
+    failure = getattr(library(*defined), name)(*args)
     assert failure is None, failure
 
 
@@ -176,7 +177,7 @@ def batch_norm(name, x, weight, bias, mean, variance, eps):
     return to
 
 
-def max_pool(x, output_sizes, kernel, stride, padding, dilation):
+def max_pool(x, output_sizes, kernel, stride, padding, dilation, defined=()):
     """3-d: the largest cells, their numbers, and a function from gradients of the output to those of the input."""
     channels_last = not x.is_contiguous()
     memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
@@ -188,7 +189,7 @@ def max_pool(x, output_sizes, kernel, stride, padding, dilation):
         args = MaxPoolArgs(
             DTYPES[x.dtype], channels_last, *x.shape[:2], *triples, from_.data_ptr(), to.data_ptr(), cells.data_ptr()
         )
-        run(name, ctypes.byref(args))
+        run(name, ctypes.byref(args), defined=defined)
         return to
 
     return call("max_pool", x, output), cells, lambda grad: call("max_pool_grad", grad, torch.full_like(x, torch.nan))

@@ -146,7 +146,8 @@ WINDOWS = {  # kernel, stride, padding, dilation
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
 @pytest.mark.parametrize("ceil_mode", [False, True])
 @pytest.mark.parametrize("window", WINDOWS)
-def test_max_pools_and_their_gradients(window, ceil_mode, memory_format, channels, dtype):
+@pytest.mark.parametrize("defined", [(), ("IGFAST_64_BIT",)], ids=["", "64 bits"])
+def test_max_pools_and_their_gradients(defined, window, ceil_mode, memory_format, channels, dtype):
     x = torch.randint(-9, 9, (2, channels, 6, 7, 8)).to(dtype)  # with ties
     x[torch.rand(x.shape) < 0.03] = float("nan")
     x[torch.rand(x.shape) < 0.1] = -float("inf")
@@ -154,7 +155,7 @@ def test_max_pools_and_their_gradients(window, ceil_mode, memory_format, channel
     x.requires_grad_()  # contiguous: PyTorch numbers the winners of channels-last volumes of -inf wrongly (2.13, CPU)
     wanted = F.max_pool3d(x, *WINDOWS[window], ceil_mode=ceil_mode)
     same = x.detach().contiguous(memory_format=memory_format)
-    output, cells, backward = kernels.max_pool(same, wanted.shape[2:], *WINDOWS[window])
+    output, cells, backward = kernels.max_pool(same, wanted.shape[2:], *WINDOWS[window], defined=defined)
     torch.testing.assert_close(output, wanted.detach(), rtol=0, atol=0, equal_nan=True)
     kernel = WINDOWS[window][0]
     assert int(cells.max()) < kernel[0] * kernel[1] * kernel[2]

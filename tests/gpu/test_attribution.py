@@ -39,9 +39,9 @@ def test_equals_the_cpu(method, lean):
 
 
 def test_any_chunk_and_layout_gives_the_same():
-    explainer = igfast.IntegratedGradients(network().cuda())
+    explainer = igfast.IntegratedGradients(network().cuda(), lean=True)
     x = torch.randn(2, 3, 20, 18, dtype=torch.float64, device="cuda")
-    wanted = explainer.attribute(x, target=1)
+    wanted = igfast.IntegratedGradients(network().cuda(), lean=False).attribute(x, target=1)
     for size in (1, 3, 100):
         for same in (x, x.contiguous(memory_format=torch.channels_last), x.repeat(1, 1, 1, 2)[..., :18]):
             got = explainer.attribute(same, target=1, internal_batch_size=size)
@@ -49,9 +49,9 @@ def test_any_chunk_and_layout_gives_the_same():
 
 
 def test_another_stream():
-    explainer = igfast.IntegratedGradients(network().cuda())
+    explainer = igfast.IntegratedGradients(network().cuda(), lean=True)
     x = torch.randn(2, 3, 20, 18, dtype=torch.float64, device="cuda")
-    wanted = explainer.attribute(x, target=1)
+    wanted = igfast.IntegratedGradients(network().cuda(), lean=False).attribute(x, target=1)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -65,6 +65,13 @@ def test_lean_execution_takes_the_kernels():
     _, report = igfast.IntegratedGradients(network().cuda(), lean=True).attribute(x, target=1, return_report=True)
     assert "relu" in str(report)
     assert "no kernel" not in str(report)
+
+
+@pytest.mark.parametrize(("side", "is_small"), [(20, True), (256, False)])
+def test_small_calls_run_plainly(side, is_small):
+    x = torch.randn(2, 3, side, side, device="cuda")
+    _, report = igfast.IntegratedGradients(network(torch.float32).cuda()).attribute(x, target=1, return_report=True)
+    assert ("plain autograd keeps little" in report.lean.off_because) is is_small
 
 
 @pytest.fixture

@@ -73,6 +73,42 @@ def test_a_later_chunk_that_does_not_fit_is_halved(counted):
     assert relative_difference(got, wanted) <= 1e-5
 
 
+@pytest.mark.parametrize("call", ["first", "second"])
+def test_a_batch_is_not_taken_for_a_row(counted, call):
+    """The first chunk's peak decides on the others': what the whole batch takes beforehand is not in it."""
+    x = torch.randn(8, 3, 128, 128)
+    explainer = igfast.IntegratedGradients(network(), memory_budget="80MiB")
+    if call == "second":
+        explainer.attribute(x, target=1, n_steps=4)
+    _, report = explainer.attribute(x, target=1, n_steps=4, return_report=True)
+    assert max(report.chunks) >= 5
+    assert report.peak_bytes <= 80 * 2**20
+
+
+def test_a_compiled_model_stays_compiled(counted):
+    compilations = []
+
+    def backend(graph, inputs):
+        compilations.append(graph)
+        return graph.forward
+
+    model, x = torch.compile(network(), backend=backend), torch.randn(1, 3, 32, 32)
+    igfast.IntegratedGradients(model, memory_budget="1GiB").attribute(x, target=1)
+    n_before = len(compilations)
+    model(torch.randn(1, 3, 40, 40))
+    assert len(compilations) == n_before + 1
+
+
+def test_higher_order_operators_run(counted):
+    class Branches(nn.Module):
+        def forward(self, x):
+            return torch.cond(x.sum() > 1e9, lambda y: y.sin(), lambda y: y * y, (x,)).sum(1)
+
+    x = torch.randn(2, 3)
+    got = igfast.IntegratedGradients(Branches(), memory_budget="1GiB").attribute(x, internal_batch_size=2)
+    torch.testing.assert_close(got, x * x)
+
+
 def test_a_row_that_does_not_fit_is_an_error(counted):
     explainer = igfast.IntegratedGradients(network(), memory_budget="1MiB")
     with pytest.warns(igfast.IgfastWarning), pytest.raises(igfast.IgfastMemoryError, match="allowed on cpu"):

@@ -79,6 +79,46 @@ def test_weights_do_not_count(monkeypatch):
     assert not report.lean.off_because
 
 
+def test_weights_without_memory(monkeypatch):
+    class Unused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network, self.head = network(), nn.LazyLinear(4)
+
+        def forward(self, x):
+            return self.network(x)
+
+    monkeypatch.setattr(integration, "_PLAIN_IS_FASTER", {"cpu"})
+    x = torch.randn(1, 3, 32, 32)
+    got, report = igfast.IntegratedGradients(Unused().eval()).attribute(x, target=1, return_report=True)
+    assert "plain autograd keeps little" in report.lean.off_because
+    torch.testing.assert_close(got, igfast.IntegratedGradients(network()).attribute(x, target=1))
+
+
+def test_a_small_budget_is_for_lean_execution(monkeypatch):
+    monkeypatch.setattr(integration, "_PLAIN_IS_FASTER", {"cpu"})
+    explainer = igfast.IntegratedGradients(network(), memory_budget="12MiB")
+    _, report = explainer.attribute(torch.randn(1, 3, 32, 32), target=1, return_report=True)
+    assert not report.lean.off_because
+
+
+def test_a_compiled_model_is_said_to_be_one(monkeypatch):
+    monkeypatch.setattr(integration, "_PLAIN_IS_FASTER", {"cpu"})
+    compiled = torch.compile(network(), backend="eager")
+    _, report = igfast.IntegratedGradients(compiled).attribute(torch.randn(1, 3, 32, 32), target=1, return_report=True)
+    assert "is compiled" in report.lean.off_because
+
+
+def test_frozen_weights_are_another_kind_of_call(monkeypatch):
+    monkeypatch.setattr(integration, "_PLAIN_IS_FASTER", {"cpu"})
+    wide = nn.Sequential(nn.Linear(4, 2**18), nn.Linear(2**18, 2)).requires_grad_(False)
+    x = torch.randn(1, 4)
+    for frozen in (True, False):  # weights that need a gradient keep the wide layer's values
+        wide.requires_grad_(not frozen)
+        _, report = igfast.IntegratedGradients(wide).attribute(x, target=1, n_steps=80, return_report=True)
+        assert bool(report.lean.off_because) is frozen
+
+
 def test_a_model_that_forbids_hooks_is_left_to_lean_execution(monkeypatch):
     class Forbids(nn.Module):
         def forward(self, x):
