@@ -86,6 +86,7 @@ def test_a_batch_is_not_taken_for_a_row(counted, call):
 
 
 def test_a_compiled_model_stays_compiled(counted):
+    torch._dynamo.reset()  # other tests may have used up the recompilations of a module's code
     compilations = []
 
     def backend(graph, inputs):
