@@ -136,7 +136,7 @@ wheel:
 		--exclude "libtorch*" --exclude "libc10*" --exclude "libcudart*" build/wheel/*.whl
 	$(PYTHON) -m venv $(TRIED)
 	wheel=$$(ls dist/$$(basename build/wheel/*.whl | cut -d- -f1-4)-*.whl); \
-		PATH=$(TRIED)/bin $(TRIED)/bin/python -m pip install --quiet pytest hypothesis $$wheel
+		PATH=$(TRIED)/bin $(TRIED)/bin/python -m pip install --quiet pytest pytest-benchmark hypothesis "$$wheel[demo]"
 	cp -r tests pyproject.toml $(TRIED)
 	cd $(TRIED) && PATH=bin IGFAST_REQUIRE_KERNELS=1 bin/python -m pytest -p no:cacheprovider \
 		tests/attr/test_integrated_gradients.py tests/ops

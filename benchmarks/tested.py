@@ -18,7 +18,7 @@ from benchmarks import harness
 
 ROOT = Path(__file__).parent.parent
 TESTS = ("tests/attr", "tests/lean", "tests/model", "tests/ops", "tests/properties", "tests/test_patching.py")
-PACKAGES = ("pytest", "hypothesis")
+PACKAGES = ("pytest", "pytest-benchmark", "hypothesis")
 
 
 def environment(python: str, torch: str) -> Path:
