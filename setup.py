@@ -205,17 +205,18 @@ FOR_WHEEL = os.environ.get("IGFAST_WHEEL") == "1"
 RELEASE = torch.__version__.split("+")[0]
 
 
-def local_version() -> str:
+def local_version(extension: cpp_extension.CppExtension) -> str:
     """Returns "+pt213cpu" for a wheel for torch 2.13 without CUDA kernels, and "" elsewhere."""
     if not FOR_WHEEL:
         return ""
-    device = f"cu{(torch.version.cuda or '').replace('.', '')}" if wants_cuda() else "cpu"
+    device = f"cu{(torch.version.cuda or '').replace('.', '')}" if extension.cuda_sources else "cpu"
     return f"+pt{''.join(RELEASE.split('.')[:2])}{device}"
 
 
+EXTENSION = make_extension()
 setup(
-    version=f"0.1.0{local_version()}",
+    version=f"0.1.0{local_version(EXTENSION)}",
     install_requires=[f"torch=={RELEASE}" if FOR_WHEEL else "torch>=2.11", "numpy", "captum>=0.8", "tqdm", "psutil"],
-    ext_modules=[make_extension()],
+    ext_modules=[EXTENSION],
     cmdclass={"build_ext": BuildExtension},
 )

@@ -236,7 +236,9 @@ def measure_largest_image(device: torch.device, provider: str, first: int = 4480
             if side <= first and not is_out_of_memory(error):
                 raise
             reasons.append(f"{side}: {type(error).__name__}: {error}".splitlines()[0])
-        fitted = not reasons or not reasons[-1].startswith(f"{side}:")
+            fitted = False
+        else:
+            fitted = True
         print(f"{provider}: {side} x {side} {fitted}, {time.perf_counter() - began:.1f} s", flush=True)
         return fitted
 

@@ -29,8 +29,8 @@ def environment(python: str, torch: str) -> Path:
         subprocess.run([python, "-m", "venv", folder], check=True)
     pip = [interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, f"torch=={torch}", *PACKAGES], check=True)
-    subprocess.run([*pip, "--force-reinstall", "--no-deps", ROOT], check=True, env={**os.environ, "IGFAST_CUDA": "0"})
-    subprocess.run([*pip, ROOT], check=True, env={**os.environ, "IGFAST_CUDA": "0"})  # what igfast depends on
+    subprocess.run([interpreter, "-m", "pip", "uninstall", "--quiet", "--yes", "igfast"], check=True)
+    subprocess.run([*pip, ROOT], check=True, env={**os.environ, "IGFAST_CUDA": "0"})
     return interpreter
 
 

@@ -18,6 +18,7 @@ class _Selected(nn.Module):
         self.training = model.training
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns that part of the model's output."""
         return _part_of(self.model(*args, **kwargs), self.part)
 
 

@@ -10,8 +10,8 @@ namespace {
 template <typename T>
 using Point = std::conditional_t<sizeof(T) == sizeof(float), double, Math<T>>;
 
-constexpr int kRowsAtOnce =
-    4;  // rows whose example and alpha are loaded at once, so that a row need not wait for its own
+// Rows whose example and alpha are loaded at once, so that a row need not wait for its own.
+constexpr int kRowsAtOnce = 4;
 
 template <typename T, int width>
 __global__ void __launch_bounds__(kThreads)

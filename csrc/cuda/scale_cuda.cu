@@ -14,14 +14,13 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t begin = static_cast<int64_t>(blockIdx.y) * examples_each, first = index * width;
   const int64_t end = begin + examples_each < args.n_examples ? begin + examples_each : args.n_examples;
   T b[width];
-  load_baseline(b, args.baseline, begin, first);
   for (int64_t example = begin; example < end; ++example) {
     Math<T> acc[width];
     T x[width];
     auto* to = static_cast<Math<T>*>(args.acc) + example * args.n_features + first;
     load(acc, to);
     load(x, static_cast<const T*>(args.x) + example * args.n_features + first);
-    if (args.baseline.stride != 0) load_baseline(b, args.baseline, example, first);
+    if (example == begin || args.baseline.stride != 0) load_baseline(b, args.baseline, example, first);
     for (int k = 0; k < width; ++k) acc[k] *= widened(x[k]) - widened(b[k]);
     store(to, acc);
   }

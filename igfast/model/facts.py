@@ -16,7 +16,7 @@ from igfast.lean import compiled
 from igfast.memory.recovery import free_memory, is_out_of_memory
 from igfast.model.channels_last import ConvolutionWatch, in_channels_last
 from igfast.model.forward import ForwardFunction
-from igfast.model.independence import WORTH_A_CLOSER_LOOK, RowsDependError, distance, rounding
+from igfast.model.independence import WORTH_A_CLOSER_LOOK, RowsDependError, distance, is_autocast, rounding
 from igfast.model.state import Remembered, module_of, modules_behind
 from igfast.rng import random_state
 
@@ -70,8 +70,7 @@ def key_of(evaluator: ForwardFunction, kind: Hashable) -> Hashable:
     modules = modules_behind(forward_func)
     training = tuple(part.training for module in modules for part in module.modules())
     differentiates = any(weight.requires_grad for module in modules for weight in module.parameters())
-    device_type = evaluator.inputs.device.type
-    autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    autocast = is_autocast(evaluator.inputs.device.type)
     function = getattr(forward_func, "__func__", None)  # bound methods have one
     return kind, type(evaluator), function, evaluator.inputs.joint, of_inputs, args, training, differentiates, autocast
 
@@ -126,12 +125,12 @@ def plain_bytes(evaluator: ForwardFunction, limit: int) -> int:
     must not be in lean execution.
     """
     weights = {_storage_of(weight) for part in modules_behind(evaluator.forward_func) for weight in part.parameters()}
-    kept: dict[int | None, int] = {}
+    kept: dict[object, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = _storage_of(tensor)
         if storage is None or storage not in weights:
-            kept[storage] = tensor.nbytes if storage is None else tensor.untyped_storage().nbytes()
+            kept[storage or object()] = tensor.nbytes if storage is None else tensor.untyped_storage().nbytes()
             if sum(kept.values()) > limit:
                 raise MemoryError("more than that")
         return tensor.detach()  # the tensor itself would be held by its own graph

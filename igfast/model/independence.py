@@ -44,12 +44,13 @@ def rounding(tensors: Iterable[Any]) -> float:
     """
     of_numbers = [t for t in tensors if isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex())]
     eps = max((torch.finfo(t.dtype).eps for t in of_numbers), default=0.0)
-    if eps > torch.finfo(torch.float32).eps or any(map(_is_autocast, {t.device.type for t in of_numbers})):
+    if eps > torch.finfo(torch.float32).eps or any(map(is_autocast, {t.device.type for t in of_numbers})):
         return 5e-2
     if eps == torch.finfo(torch.float32).eps:
         return 5e-3
     return 1e-6  # for float64: a model may compute parts in float32
 
 
-def _is_autocast(device_type: str) -> bool:
+def is_autocast(device_type: str) -> bool:
+    """Returns whether autocast is on for devices of a type."""
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)

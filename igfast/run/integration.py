@@ -171,9 +171,10 @@ class Run:
             return LeanExecution("lean=False", False, module, self.hooked, device), facts
         because = (facts.not_lean if lean == "auto" else "") or why_not(forward_func, module)
         if not because and lean == "auto" and not facts.why_whole and self._may_be_small(n_steps):
-            if facts.plain_bytes is None:
-                facts = replace(facts, plain_bytes=plain_bytes(self.evaluator, _SMALL_BYTES))
-            if self._is_small((facts.plain_bytes or 0) * n_steps):
+            known = facts.plain_bytes
+            kept = plain_bytes(self.evaluator, _SMALL_BYTES) if known is None else known
+            facts = replace(facts, plain_bytes=kept)
+            if self._is_small(kept * n_steps):
                 because = f"plain autograd keeps little here, and is faster on {device}"
         return LeanExecution(because, lean is True, module, self.hooked, device), facts
 

@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "pair.h"
+
 struct __nv_bfloat16 {
   uint16_t bits;
 };
@@ -20,14 +22,4 @@ inline __nv_bfloat16 __float2bfloat16_rn(float f) {
   return {static_cast<uint16_t>((wide + 0x7fff + (wide >> 16 & 1)) >> 16)};
 }
 
-struct __nv_bfloat162 {
-  __nv_bfloat16 x, y;
-};
-inline unsigned __hgt2_mask(__nv_bfloat162 a, __nv_bfloat162 b) {
-  return (__bfloat162float(a.x) > __bfloat162float(b.x) ? 0xffffu : 0) |
-         (__bfloat162float(a.y) > __bfloat162float(b.y) ? 0xffff0000u : 0);
-}
-inline unsigned __hneu2_mask(__nv_bfloat162 a, __nv_bfloat162 b) {
-  return (__bfloat162float(a.x) == __bfloat162float(b.x) ? 0 : 0xffffu) |
-         (__bfloat162float(a.y) == __bfloat162float(b.y) ? 0 : 0xffff0000u);
-}
+using __nv_bfloat162 = Pair<__nv_bfloat16, __bfloat162float>;

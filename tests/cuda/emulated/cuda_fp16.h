@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "pair.h"
+
 struct __half {
   uint16_t bits;  // 1 sign, 5 exponent, 10 mantissa
 };
@@ -28,14 +30,4 @@ inline __half __float2half_rn(float f) {
   return {static_cast<uint16_t>(sign | biased)};
 }
 
-struct __half2 {
-  __half x, y;
-};
-inline unsigned __hgt2_mask(__half2 a, __half2 b) {
-  return (__half2float(a.x) > __half2float(b.x) ? 0xffffu : 0) |
-         (__half2float(a.y) > __half2float(b.y) ? 0xffff0000u : 0);
-}
-inline unsigned __hneu2_mask(__half2 a, __half2 b) {
-  return (__half2float(a.x) == __half2float(b.x) ? 0 : 0xffffu) |
-         (__half2float(a.y) == __half2float(b.y) ? 0 : 0xffff0000u);
-}
+using __half2 = Pair<__half, __half2float>;
