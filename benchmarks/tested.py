@@ -18,6 +18,7 @@ from benchmarks import harness
 
 ROOT = Path(__file__).parent.parent
 TESTS = ("tests/attr", "tests/lean", "tests/model", "tests/ops", "tests/properties", "tests/test_patching.py")
+UNTESTED = "ignore:igfast was tested up to torch"  # the warning that these tests are to make needless
 PACKAGES = ("pytest", "pytest-benchmark", "hypothesis")
 
 
@@ -42,7 +43,7 @@ def tested(python: str, torch: str) -> dict[str, Any]:
     shutil.copytree(ROOT / "tests", copy / "tests")
     shutil.copy(ROOT / "pyproject.toml", copy)
     began = time.monotonic()
-    command = [interpreter, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
+    command = [interpreter, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", UNTESTED, *TESTS]
     run = subprocess.run(
         command,
         cwd=copy,
