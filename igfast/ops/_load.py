@@ -14,7 +14,7 @@ import torch
 from igfast.errors import KernelsError, warn
 
 _REBUILD = "pip install --no-deps --force-reinstall --no-cache-dir igfast, or `make clean setup` in its source folder"
-_NEWEST_TESTED = (2, 13)
+_NEWEST_TESTED = (2, 15)
 _MARK = re.compile(rb"igfast-built-for-torch=([^;]+);")
 
 

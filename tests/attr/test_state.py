@@ -139,7 +139,7 @@ def test_forward_that_works_in_place(internal_batch_size, scripted):
     network = InPlace()
     if scripted:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit is on its way out, but in use
+            warnings.filterwarnings("ignore", ".*torch.jit.*")  # torch.jit is on its way out, but in use
             forward = torch.jit.script(network)
     else:
         forward = network

@@ -244,7 +244,7 @@ def test_llm_gradient_attribution():
     assert_same(script)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 @pytest.mark.parametrize("kind", ["traced", "scripted", "compiled", "data parallel"])
 def test_other_kinds_of_models(kind):
     def script():

@@ -17,7 +17,7 @@ def channels_last(x):
     return [x.contiguous(memory_format=memory_format) for memory_format in formats.get(x.dim(), [])]
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")
 @pytest.mark.parametrize("name", architectures.TAKING_LEAN)
 def test_lean_equals_plain(name):
     function, image, baseline = architectures.build(name)

@@ -9,7 +9,7 @@ from igfast.model.weights import weight_bytes
 CPU = torch.device("cpu")
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")
 def test_weights_that_each_chunk_reads():
     linear, tied = nn.Linear(10, 10, bias=False), nn.Linear(10, 10, bias=False)
     tied.weight = linear.weight
