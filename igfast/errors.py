@@ -78,6 +78,19 @@ class IgfastMemoryError(IgfastError, MemoryError, RuntimeError):
     """The attribution does not fit in the allowed memory, even with one path point at a time."""
 
 
+class ExplanationFileError(IgfastError, ValueError):
+    """A file or a text does not hold a whole `igfast.Explanation` of a version that this igfast reads."""
+
+
+class MissingPackageError(IgfastError, ModuleNotFoundError):
+    """A package that is needed for this and not for attributions is not installed."""
+
+    @classmethod
+    def of(cls, what: str, error: ModuleNotFoundError) -> MissingPackageError:
+        """Returns the error for a failed import; `what` says what the package is needed for."""
+        return cls(f'{error.name} is needed {what}: pip install "igfast[explain]"')
+
+
 class IgfastWarning(UserWarning):
     """Something that changes the result or its cost and that the caller may not expect."""
 

@@ -12,6 +12,7 @@ from captum.log import log_usage
 from torch import Tensor
 
 from igfast.errors import ArgumentTypeError
+from igfast.explanation.explain import Explains
 from igfast.model.forward import ForwardFunction, as_tuple
 from igfast.model.state import buffers_restored
 from igfast.request.inputs import describe, one_for_each, parse_inputs, parse_internal_batch_size
@@ -28,7 +29,7 @@ Target = int | tuple[int | slice, ...] | Tensor | list[int] | list[tuple[int, ..
 _CAPTUMS = captum.attr.IntegratedGradients  # under this name, whatever patch_captum() does
 
 
-class IntegratedGradients(captum.attr.IntegratedGradients):
+class IntegratedGradients(Explains, captum.attr.IntegratedGradients):
     """Attributes a model's output to its input features by integrating gradients from a baseline to the input.
 
     A drop-in for `captum.attr.IntegratedGradients`: same arguments, results and places in Captum's other tools, at
@@ -230,12 +231,18 @@ class IntegratedGradients(captum.attr.IntegratedGradients):
 
         Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, Proposition 1.
         """
+        given = attributions if isinstance(attributions, tuple) else (attributions,)
+        ends = self._ends(end_point, start_point, target, additional_forward_args)
+        return convergence_delta(tuple(a.detach() for a in given), *ends)
+
+    def _ends(
+        self, inputs: Any, baselines: Any, target: Any, additional_forward_args: Any, **_: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Returns F(inputs) and F(baselines), one number for each entry of the output."""
         with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
-            evaluator = self._evaluator(end_point, start_point, target, additional_forward_args)
-            given = attributions if isinstance(attributions, tuple) else (attributions,)
+            evaluator = self._evaluator(inputs, baselines, target, additional_forward_args)
             with self._options.memory(evaluator.inputs.device) as memory:
-                ends = Run(evaluator, self._options, memory, None, "inputs").ends()
-            return convergence_delta(tuple(a.detach() for a in given), *ends)
+                return Run(evaluator, self._options, memory, None, "inputs").ends()
 
     def _evaluator(self, inputs: Any, baselines: Any, target: Any, additional_forward_args: Any) -> ForwardFunction:
         """Returns the forward function with its checked inputs, arguments and target."""

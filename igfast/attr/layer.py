@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from igfast.errors import ArgumentError, ArgumentTypeError, LayerError
+from igfast.explanation.explain import Explains
 from igfast.memory.recovery import is_out_of_memory
 from igfast.memory.scope import MemoryUse
 from igfast.model.forward import ForwardFunction, as_tuple, copied
@@ -36,7 +38,7 @@ _OPTIONS_OF_CAPTUM = frozenset({"create_graph", "retain_graph"})
 _CAPTUMS = captum.attr.LayerIntegratedGradients  # under this name, whatever patch_captum() does
 
 
-class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients):
+class LayerIntegratedGradients(Explains, captum.attr.LayerIntegratedGradients):
     """Attributes a model's output to what a layer gives out or takes in.
 
     The path leads from the layer's values at the baselines to those at the inputs. Token ids are attributed so: name
@@ -128,22 +130,15 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients):
         arguments = dict(locals())
         if _OPTIONS_OF_CAPTUM & {name for name, value in (grad_kwargs or {}).items() if value}:
             return left_to_captum("grad_kwargs asks for a graph", _CAPTUMS, arguments)
-        layers = self.layer if isinstance(self.layer, list) else [self.layer]
-        device_ids = self.device_ids or getattr(self.forward_func, "device_ids", None)
         with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
             given = parse_model_inputs(inputs, baselines)
             rule = quadrature_rule(method, n_steps)
             size = parse_internal_batch_size(internal_batch_size)
-            forward = ForwardFunction(
-                forward_func=self.forward_func,
-                inputs=given.as_inputs(),
-                args=as_tuple(additional_forward_args),
-                target=parse_target(target),
-                unused_is_zero=_unused_is_zero(grad_kwargs),
-            )
-            tapped = LayerTap(layers, attribute_to_layer_input, device_ids).attached()
+            forward = self._forward(given, target, additional_forward_args, grad_kwargs)
+            tapped = self._tapped(attribute_to_layer_input)
             with self._options.memory(forward.inputs.device) as memory, tapped as tap:
                 evaluator, at_baseline = _from_layer(forward, given, tap, memory)
+                layers = self.layer if isinstance(self.layer, list) else [self.layer]
                 kind = (*map(id, layers), attribute_to_layer_input)  # ids: facts must not keep a layer alive
                 run = Run(evaluator, self._options, memory, size, kind, tuple(layers))
                 sums = run.integrate(rule)
@@ -153,6 +148,38 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients):
             shaped = tuple(a.view(x.shape) for a, x in zip(attributions, evaluator.values_of_layers(), strict=True))
             result = _per_layer(shaped, evaluator, isinstance(self.layer, list))
             return run.results(result, delta, return_report)
+
+    def _ends(
+        self, inputs: Any, baselines: Any, target: Any, additional_forward_args: Any, **_: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Returns F(inputs) and F(baselines), one number for each entry of the output."""
+        with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
+            given = parse_model_inputs(inputs, baselines)
+            forward = self._forward(given, target, additional_forward_args, None)
+            with self._options.memory(forward.inputs.device) as memory, self._tapped(False) as tap:
+                outputs = [_read(forward, xs, tap, memory)[1] for xs in (given.x, given.baselines)]
+        why_joint = forward.why_whole_steps() or forward.why_output_is_joint(outputs[0])
+        forward = forward.in_whole_steps(why_joint) if why_joint else forward
+        at_input, at_baseline = (forward.values(output, forward.all_examples()) for output in outputs)
+        return at_input, at_baseline
+
+    def _forward(
+        self, given: ModelInputs, target: Any, args: Any, grad_kwargs: dict[str, Any] | None
+    ) -> ForwardFunction:
+        """Returns the forward function with its checked inputs, arguments and target."""
+        return ForwardFunction(
+            forward_func=self.forward_func,
+            inputs=given.as_inputs(),
+            args=as_tuple(args),
+            target=parse_target(target),
+            unused_is_zero=_unused_is_zero(grad_kwargs),
+        )
+
+    def _tapped(self, at_input: bool) -> AbstractContextManager[LayerTap]:
+        """Returns a block in which the layers are hooked."""
+        layers = self.layer if isinstance(self.layer, list) else [self.layer]
+        device_ids = self.device_ids or getattr(self.forward_func, "device_ids", None)
+        return LayerTap(layers, at_input, device_ids).attached()
 
 
 def _unused_is_zero(grad_kwargs: dict[str, Any] | None) -> bool:

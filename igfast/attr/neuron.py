@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import captum.attr
 import torch
 from captum.log import log_usage
-from torch import nn
+from torch import Tensor, nn
 
 from igfast.errors import ArgumentTypeError
+from igfast.explanation.explain import Explains
 from igfast.model.forward import as_tuple
 from igfast.model.partial import Selector, ToLayer
 from igfast.model.state import buffers_restored
@@ -23,7 +25,7 @@ from igfast.run.integration import Run
 from igfast.run.quadrature import quadrature_rule
 
 
-class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients):
+class NeuronIntegratedGradients(Explains, captum.attr.NeuronIntegratedGradients):
     """Attributes a neuron, one number of what a layer gives out or takes in, to a model's inputs.
 
     A drop-in for `captum.attr.NeuronIntegratedGradients`, with the same arguments and results. What comes after the
@@ -99,25 +101,51 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients):
 
         Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, eq. 1 and 3.
         """
-        device_ids = self.device_ids or getattr(self.forward_func, "device_ids", None)
         with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
-            parsed = parse_inputs(inputs, baselines)
             rule = quadrature_rule(method, n_steps)
             size = parse_internal_batch_size(internal_batch_size)
-            tapped = LayerTap([self.layer], attribute_to_neuron_input, device_ids).attached()
-            with self._options.memory(parsed.device) as memory, tapped as tap:
-                evaluator = ToLayer(
-                    forward_func=self.forward_func,
-                    inputs=parsed,
-                    args=as_tuple(additional_forward_args),
-                    target=Target(),
-                    tap=tap,
-                    selector=neuron_selector,
-                )
-                # The id: facts must not keep a layer alive. Functions that select cannot be told apart.
-                selects = () if callable(neuron_selector) else (str(neuron_selector),)
-                kind = (id(self.layer), attribute_to_neuron_input, *selects) if selects else None
-                run = Run(evaluator, self._options, memory, size, kind, (self.layer,))
+            asked = (inputs, neuron_selector, baselines, additional_forward_args, attribute_to_neuron_input)
+            with self._run(*asked, size) as run:
                 sums = run.integrate(rule)
                 attributions = scale(run.evaluator, sums, self.multiplies_by_inputs)
-            return run.results(parsed.format(attributions), None, return_report)
+            return run.results(run.evaluator.inputs.format(attributions), None, return_report)
+
+    def _ends(
+        self,
+        inputs: Any,
+        neuron_selector: Selector,
+        baselines: Any,
+        additional_forward_args: Any,
+        attribute_to_neuron_input: bool,
+        **_: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the neuron's values at the inputs and the baselines, one for each example."""
+        asked = (inputs, neuron_selector, baselines, additional_forward_args, attribute_to_neuron_input)
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            buffers_restored(self.forward_func),
+            self._run(*asked, None) as run,
+        ):
+            return run.ends()
+
+    @contextmanager
+    def _run(
+        self, inputs: Any, selector: Selector, baselines: Any, args: Any, at_input: bool, size: int | None
+    ) -> Iterator[Run]:
+        """Gives the run of a call, whose layer is hooked during the block."""
+        device_ids = self.device_ids or getattr(self.forward_func, "device_ids", None)
+        parsed = parse_inputs(inputs, baselines)
+        tapped = LayerTap([self.layer], at_input, device_ids).attached()
+        with self._options.memory(parsed.device) as memory, tapped as tap:
+            evaluator = ToLayer(
+                forward_func=self.forward_func,
+                inputs=parsed,
+                args=as_tuple(args),
+                target=Target(),
+                tap=tap,
+                selector=selector,
+            )
+            # The id: facts must not keep a layer alive. Functions that select cannot be told apart.
+            kind = None if callable(selector) else (id(self.layer), at_input, str(selector))
+            yield Run(evaluator, self._options, memory, size, kind, (self.layer,))

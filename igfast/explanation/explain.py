@@ -1,0 +1,166 @@
+"""Adds `explain` to the three classes: takes NumPy arrays, attributes, and gathers what belongs to the result."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from igfast.errors import ArgumentError, ArgumentTypeError, InputTypeError
+from igfast.explanation.result import Explanation
+from igfast.model.state import modules_behind
+from igfast.run.attributions import convergence_delta
+
+_IN_THE_RESULT = ("return_convergence_delta", "return_report")
+
+
+class Explains:
+    """Adds `explain` to a class that has `attribute`."""
+
+    forward_func: Callable[..., Any]
+    attribute: Callable[..., Any]
+    multiplies_by_inputs: bool
+    _ends: Callable[..., tuple[Tensor, Tensor]]  # F(inputs) and F(baselines), one number for each entry of the output
+
+    def explain(self, *args: Any, feature_names: Any = None, **kwargs: Any) -> Explanation:
+        """Attributes as `attribute` does, and returns everything that belongs to the result in one object.
+
+        Args:
+            *args: the arguments of `attribute`, except `return_convergence_delta` and `return_report`; both are in the
+                result. NumPy arrays may stand in the place of tensors. Arrays go to the device of the model's
+                parameters, and floating arrays become of their dtype.
+            feature_names: names for summaries and pictures: one for each column of a table, or for each text the list
+                of its tokens.
+            **kwargs: further arguments of `attribute`, by name.
+
+        Returns:
+            An `igfast.Explanation`. Its predictions cost two forward passes. For a neuron, the predictions are the
+            neuron's values, and the target is the selector.
+
+        Raises:
+            ArgumentTypeError: an argument that `attribute` does not have, or one that is missing.
+            ArgumentError: `feature_names` has another number of names than there are features.
+            InputTypeError: an array that does not hold numbers.
+            And whatever `attribute` raises for the same arguments.
+
+        Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, eq. 1 and 3, and Proposition 1.
+
+        Example:
+            >>> model = torch.nn.Linear(3, 2)
+            >>> explanation = igfast.IntegratedGradients(model).explain(np.ones((1, 3)), target=0, n_steps=5)
+            >>> explanation.attributions.shape
+            torch.Size([1, 3])
+        """
+        given = tensors_of(self.forward_func, self._bound(args, kwargs))
+        names = _checked_names(feature_names, given["inputs"])
+        attributions, report = self.attribute(**given, return_report=True)
+        at_input, at_baseline = self._ends(**given)
+        flat = tuple(tensor.detach() for tensor in flattened(attributions))
+        selector = given.get("neuron_selector")
+        return Explanation(
+            attributions=attributions,
+            inputs=_detached(given["inputs"]),
+            baselines=0 if given["baselines"] is None else _detached(given["baselines"]),
+            target=_name_of(selector) if callable(selector) else given.get("target", selector),
+            predictions=at_input,
+            baseline_predictions=at_baseline,
+            deltas=convergence_delta(flat, at_input, at_baseline),
+            report=report,
+            meta=self._meta(given),
+            feature_names=names,
+        )
+
+    def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Returns the arguments of `attribute` by name, with its defaults."""
+        signature = inspect.signature(self.attribute)
+        parameters = [p for p in signature.parameters.values() if p.name not in _IN_THE_RESULT]
+        try:
+            bound = signature.replace(parameters=parameters).bind(*args, **kwargs)
+        except TypeError as error:
+            raise ArgumentTypeError(
+                f"explain takes the arguments of attribute, without {_IN_THE_RESULT}: {error}"
+            ) from None
+        bound.apply_defaults()
+        return dict(bound.arguments)
+
+    def _meta(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        layers = getattr(self, "layer", None) or []
+        return {
+            "method": type(self).__name__,
+            "rule": given["method"],
+            "n_steps": int(given["n_steps"]),
+            "multiply_by_inputs": self.multiplies_by_inputs,
+            "model": _name_of(self.forward_func),
+            "layer": ", ".join(type(layer).__name__ for layer in (layers if isinstance(layers, list) else [layers])),
+            "versions": {name: version(name) for name in ("igfast", "torch", "captum")},
+        }
+
+
+def tensors_of(forward_func: Callable[..., Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns arguments with tensors in the place of NumPy arrays, on the device of the model's parameters.
+
+    Floating arrays become of the dtype of the first floating parameter, because NumPy's default is float64.
+
+    Raises:
+        InputTypeError: an array of texts or objects.
+    """
+    parameters = [p for module in modules_behind(forward_func) for p in module.parameters()]
+    device = parameters[0].device if parameters else None
+    floating = next((p.dtype for p in parameters if p.is_floating_point()), None)
+
+    def converted(value: Any, name: str) -> Any:
+        if isinstance(value, tuple):
+            return tuple(converted(one, f"{name}[{i}]") for i, one in enumerate(value))
+        if not isinstance(value, np.ndarray):
+            return value
+        if value.dtype.kind not in "biufc":
+            raise InputTypeError(f"{name} is an array of {value.dtype}; it must hold numbers")
+        tensor = torch.tensor(np.ascontiguousarray(value), device=device)
+        return tensor.to(floating) if floating is not None and tensor.is_floating_point() else tensor
+
+    return {name: converted(value, name) for name, value in asked.items()}
+
+
+def flattened(attributions: Any) -> list[Tensor]:
+    """Returns the tensors in attributions, which may be a tensor, a tuple or a list of either."""
+    if isinstance(attributions, Tensor):
+        return [attributions]
+    return [tensor for part in attributions for tensor in flattened(part)]
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_detached, value))
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _name_of(forward_func: Any) -> str:
+    modules = modules_behind(forward_func)
+    if modules and not isinstance(forward_func, nn.Module):
+        return f"{type(modules[0]).__name__} in {getattr(forward_func, '__name__', type(forward_func).__name__)}"
+    return getattr(forward_func, "__name__", type(forward_func).__name__)
+
+
+def _checked_names(names: Any, inputs: Any) -> tuple[Any, ...] | None:
+    """Returns names as a tuple of texts, or one tuple of texts for each example; raises ArgumentError."""
+    if names is None:
+        return None
+    first = inputs[0] if isinstance(inputs, tuple) else inputs
+    rows: list[Any] = (
+        list(names) if isinstance(names, (Sequence, np.ndarray)) and not isinstance(names, str) else [None]
+    )
+    if all(isinstance(row, str) for row in rows):
+        fits, counts = len(rows) in first.shape[1:], f"{len(rows)}"
+    elif all(isinstance(row, (list, tuple)) and all(isinstance(one, str) for one in row) for row in rows):
+        longest = max(map(len, rows))
+        fits, counts = len(rows) == first.shape[0] and longest <= first.shape[1], f"{len(rows)} lists of {longest}"
+    else:
+        raise ArgumentError("feature_names must be a list of names, or for each example a list of its tokens")
+    if not fits:
+        raise ArgumentError(f"feature_names has {counts} names, but inputs has shape {tuple(first.shape)}")
+    return tuple(row if isinstance(row, str) else tuple(row) for row in rows)

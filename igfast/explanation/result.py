@@ -1,0 +1,184 @@
+"""The result of `explain`: attributions with what they are about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from igfast.explanation import files
+from igfast.run.report import RunReport
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    pass
+
+_MOST_ROWS = 10  # of a summary
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Attributions, and everything that belongs to them.
+
+    Attributes:
+        attributions: as `attribute` returns them: a tensor, or a tuple or a list of tensors.
+        inputs: the inputs, a tensor or a tuple of tensors, (batch, *features) each.
+        baselines: where the paths began: for each input a number or a tensor.
+        target: the target, as it was passed.
+        predictions: F(inputs), the attributed number of each example, (batch,).
+        baseline_predictions: F(baselines), likewise.
+        deltas: the convergence delta of each example, (batch,): the sum of the attributions less
+            `predictions - baseline_predictions`.
+        report: what the call did and what it cost; None if that is not known.
+        meta: `method` (the class), `rule`, `n_steps`, `multiply_by_inputs`, `model`, `layer` and `versions`.
+        feature_names: the names of a table's columns, or for each text the tuple of its tokens; None if not given.
+
+    Where examples depend on each other, predictions and baseline predictions have one number for each entry of the
+    output, and there is one delta of the totals, (1,).
+
+    Example:
+        >>> explainer = igfast.IntegratedGradients(torch.nn.Linear(3, 2))
+        >>> explanation = explainer.explain(torch.ones(1, 3), target=0)
+        >>> again = igfast.Explanation.from_json(explanation.to_json())
+        >>> torch.equal(again.attributions, explanation.attributions)
+        True
+    """
+
+    attributions: Any
+    inputs: Any
+    baselines: Any
+    target: Any
+    predictions: Tensor
+    baseline_predictions: Tensor
+    deltas: Tensor
+    report: RunReport | None
+    meta: Mapping[str, Any]
+    feature_names: tuple[Any, ...] | None = None
+
+    def to_numpy(self) -> Any:
+        """Returns the attributions as NumPy arrays, in the form of `attributions`."""
+        return _as_arrays(self.attributions)
+
+    def to_json(self) -> str:
+        """Returns the explanation as JSON text, without loss; tensors are base64 of their bytes."""
+        return files.to_json(vars(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Explanation:
+        """Returns the explanation that `to_json` wrote, with its tensors on the CPU.
+
+        Raises:
+            ExplanationFileError: the text is damaged, is something else, or of a later version.
+        """
+        return files.from_json(text, cls)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the explanation to a file in safetensors' format; what is not a tensor is in the file's header.
+
+        The file appears under its name when it is complete.
+
+        Args:
+            path: of the file; an existing file is replaced.
+
+        Raises:
+            MissingPackageError: safetensors is not installed.
+        """
+        files.save(vars(self), Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Explanation:
+        """Returns the explanation in a file that `save` wrote, with its tensors on the CPU.
+
+        Raises:
+            ExplanationFileError: the file is damaged, is something else, or of a later version; the message names it.
+            FileNotFoundError: there is no such file.
+            MissingPackageError: safetensors is not installed.
+        """
+        return files.load(Path(path), cls)
+
+    def summary(self) -> str:
+        """Returns a short text: what was attributed, how, and for each example how far from completeness it is.
+
+        Example:
+            >>> explainer = igfast.IntegratedGradients(torch.nn.Linear(3, 2))
+            >>> print(explainer.explain(torch.ones(1, 3), target=0).summary().splitlines()[0])
+            IntegratedGradients of Linear, 50 steps of gausslegendre
+        """
+        meta = self.meta
+        layer = f", layer {meta['layer']}" if meta.get("layer") else ""
+        lines = [
+            f"{meta['method']} of {meta['model']}{layer}, {meta['n_steps']} steps of {meta['rule']}",
+            f"inputs {_shapes(self.inputs)}, baselines {_shapes(self.baselines)}, target {_short(self.target)}",
+        ]
+        changes = self.predictions.double() - self.baseline_predictions.double()
+        if changes.shape != self.deltas.shape:
+            ends, deltas = f"{self.predictions.sum():.6g}", float(self.deltas.sum())
+            return "\n".join(
+                [
+                    *lines,
+                    f"F(inputs) {ends} in total, F(baselines) {self.baseline_predictions.sum():.6g}, "
+                    f"delta {deltas:.2g}",
+                ]
+            )
+        lines.append(f"{'example':>7} {'F(input)':>12} {'F(baseline)':>12} {'delta':>10} {'of the change':>14}")
+        columns = (self.predictions, self.baseline_predictions, self.deltas, changes)
+        for row, (at_input, at_baseline, delta, change) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
+            if row == _MOST_ROWS:
+                lines.append(f"... and {len(self.deltas) - row} more")
+                break
+            share = f"{abs(delta / change):.1%}" if change else "-"
+            lines.append(f"{row:>7} {at_input:>12.5g} {at_baseline:>12.5g} {delta:>10.2g} {share:>14}")
+        return "\n".join(lines)
+
+    def plot(self, *, row: int = 0, **options: Any) -> Figure:
+        """Draws one example as what it is: an image, a text, a signal, or a row of a table (`igfast.viz.plot`).
+
+        Args:
+            row: the example.
+            **options: of the function of `igfast.viz` that draws it.
+
+        Returns:
+            A figure, which is not shown by itself.
+        """
+        from igfast.viz.plot import plot
+
+        return plot(self, row=row, **options)
+
+    def _repr_html_(self) -> str:
+        """Returns the explanation as a notebook shows it."""
+        from igfast.viz.page import fragment
+
+        return fragment(self)
+
+    def __str__(self) -> str:
+        return self.summary()
+
+    def __repr__(self) -> str:
+        meta = self.meta
+        return f"<Explanation: {meta['method']} of {meta['model']}, attributions {_shapes(self.attributions)}>"
+
+
+def _as_arrays(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        tensor = value.detach().cpu()
+        return (tensor.float() if tensor.dtype in (torch.bfloat16,) else tensor).numpy()
+    return type(value)(map(_as_arrays, value))
+
+
+def _shapes(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)}"
+    if isinstance(value, (tuple, list)):
+        return ", ".join(map(_shapes, value))
+    return _short(value)
+
+
+def _short(value: Any) -> str:
+    text = str(value.tolist()) if isinstance(value, Tensor) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
