@@ -1,0 +1,95 @@
+"""Baselines of token ids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from igfast.errors import ArgumentError, InputTypeError
+from igfast.request.inputs import describe
+
+
+def pad_tokens(ids: Tensor, tokenizer: Any) -> Tensor:
+    """Returns the ids with padding tokens in the place of words. The usual choice for texts; special tokens stay.
+
+    Args:
+        ids: token ids, (batch, tokens), of any integer dtype.
+        tokenizer: a tokenizer of Hugging Face's interface (`pad_token_id`, `all_special_ids`).
+
+    Returns:
+        (batch, tokens), of the dtype of `ids`.
+
+    Raises:
+        InputTypeError: `ids` is not an integer tensor.
+        ArgumentError: the tokenizer has no such token; the message names those that it has.
+
+    Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, section 6.4 (zero embeddings, which padding tokens have in
+        models that were trained so).
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> tokenizer = SimpleNamespace(pad_token_id=0, all_special_ids=[0, 1, 2])
+        >>> igfast.baselines.pad_tokens(torch.tensor([[1, 7, 8, 2]]), tokenizer)
+        tensor([[1, 0, 0, 2]])
+    """
+    return _replaced(ids, tokenizer, "pad")
+
+
+def mask_tokens(ids: Tensor, tokenizer: Any) -> Tensor:
+    """Returns the ids with mask tokens in the place of words, for models that were trained to fill them in.
+
+    Args:
+        ids: token ids, (batch, tokens), of any integer dtype.
+        tokenizer: as in `pad_tokens`, with `mask_token_id`.
+
+    Returns:
+        (batch, tokens), of the dtype of `ids`.
+
+    Raises:
+        InputTypeError, ArgumentError: as in `pad_tokens`.
+
+    Source: Devlin and others 2018, arXiv:1810.04805, section 3.1 (what the mask token stands for).
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> tokenizer = SimpleNamespace(mask_token_id=9, all_special_ids=[1, 2, 9])
+        >>> igfast.baselines.mask_tokens(torch.tensor([[1, 7, 8, 2]]), tokenizer)
+        tensor([[1, 9, 9, 2]])
+    """
+    return _replaced(ids, tokenizer, "mask")
+
+
+def unknown_tokens(ids: Tensor, tokenizer: Any) -> Tensor:
+    """Returns the ids with the token for unknown words in the place of words: words, but no word in particular.
+
+    Args:
+        ids: token ids, (batch, tokens), of any integer dtype.
+        tokenizer: as in `pad_tokens`, with `unk_token_id`.
+
+    Returns:
+        (batch, tokens), of the dtype of `ids`.
+
+    Raises:
+        InputTypeError, ArgumentError: as in `pad_tokens`.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> tokenizer = SimpleNamespace(unk_token_id=3, all_special_ids=[1, 2, 3])
+        >>> igfast.baselines.unknown_tokens(torch.tensor([[1, 7, 8, 2]]), tokenizer)
+        tensor([[1, 3, 3, 2]])
+    """
+    return _replaced(ids, tokenizer, "unk")
+
+
+def _replaced(ids: Tensor, tokenizer: Any, kind: str) -> Tensor:
+    if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.is_complex() or ids.dtype is torch.bool:
+        raise InputTypeError(f"ids must be an integer tensor of token ids; got {describe(ids)}")
+    token = getattr(tokenizer, f"{kind}_token_id", None)
+    if token is None:
+        names = ("pad", "mask", "unk", "bos", "eos", "cls", "sep")
+        has = [name for name in names if getattr(tokenizer, f"{name}_token_id", None) is not None]
+        raise ArgumentError(f"the tokenizer has no {kind}_token_id; it has {has}")
+    special = torch.tensor(sorted(tokenizer.all_special_ids), device=ids.device, dtype=ids.dtype)
+    return torch.where(torch.isin(ids, special), ids, torch.full_like(ids, token))

@@ -1,0 +1,71 @@
+"""What `check_baseline` says about outputs that are known."""
+
+import math
+
+import pytest
+import torch
+
+import igfast
+from igfast.baselines import check_baseline
+
+X = torch.zeros(1, 2)
+
+
+def gives(*rows):
+    return lambda x, *others: torch.tensor(rows)
+
+
+def test_entropy_of_logits_and_of_probabilities():
+    p = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    expected = float(-(p * p.log()).sum())
+    for output in (p.unsqueeze(0), p.log().unsqueeze(0) + 3):
+        check = check_baseline(lambda x, output=output: output, X)
+        assert check.entropy == pytest.approx(expected, rel=1e-12)
+        assert check.highest_entropy == pytest.approx(math.log(3))
+        assert check.leans_to == 2
+        torch.testing.assert_close(check.probabilities, p)
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "verdict", "says"),
+    [
+        ([[0.25, 0.25, 0.3, 0.2]], {}, "good", "undecided"),
+        ([[0.6, 0.2, 0.1, 0.1]], {}, "leaning", "The model sees class 0"),
+        ([[0.97, 0.01, 0.01, 0.01]], {}, "decided", "pass default_class=0"),
+        ([[0.97, 0.01, 0.01, 0.01]], {"default_class": 0}, "good", "That is the default class"),
+        ([[0.97, 0.01, 0.01, 0.01]], {"default_class": 2}, "decided", "The default class 2 has 1.0%"),
+        ([[0.55, 0.45]], {}, "good", "Both classes need evidence"),
+        ([[0.2, 0.8]], {}, "leaning", "each should have about one half"),
+        ([[0.02, 0.98]], {}, "decided", "what speaks for class 1 is in the baseline already"),
+        ([[0.98]], {}, "decided", "class 1"),
+        ([0.5], {}, "good", "Both classes"),
+        ([[-4.0]], {}, "decided", "class 0"),
+        ([[5.0, 0.0, 0.0], [0.0, 5.0, 0.0], [0.0, 0.0, 5.0]], {}, "good", "undecided"),
+    ],
+)
+def test_verdicts(rows, options, verdict, says):
+    check = check_baseline(gives(*rows), X, **options)
+    assert check.verdict == verdict
+    assert says in str(check)
+    assert f"({check.entropy / check.highest_entropy:.0%})" in str(check)
+
+
+def test_arguments_reach_the_model():
+    check = check_baseline(lambda x, a, b: x + a * b, X, additional_forward_args=(torch.tensor(2.0), 3))
+    assert check.verdict == "good"
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: check_baseline(3, X), igfast.ArgumentTypeError, "model must be callable"),
+        (lambda: check_baseline(gives([1.0]), 3), igfast.ArgumentTypeError, "baseline must be a tensor; got 3"),
+        (lambda: check_baseline(gives([0.5, 0.5]), X, default_class=2), igfast.ArgumentError, "one of the 2 classes"),
+        (lambda: check_baseline(lambda x: (x,), X), igfast.OutputTypeError, "must return a tensor; got a tuple"),
+        (lambda: check_baseline(lambda x: x[None], X), igfast.OutputError, r"\(batch, classes\)"),
+        (lambda: check_baseline(lambda x: x / 0, X), igfast.OutputError, "NaN or infinite"),
+    ],
+)
+def test_bad_input(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
