@@ -1,0 +1,122 @@
+"""One page of HTML for an explanation, which works without a network."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
+
+from igfast.errors import ArgumentError, MissingPackageError
+from igfast.explanation import Explanation
+from igfast.viz.figures import described_target
+from igfast.viz.plot import kind_of, plot
+from igfast.viz.texts import text_html, tokens_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MOST_EXAMPLES = 50
+_PANELS = {
+    "input": "The image for",
+    "overlay": "Green speaks for, red against",
+    "outlines": "Outlines of what speaks most for and against",
+}
+
+
+@dataclass(frozen=True)
+class _Example:
+    """One example of the page: pictures as data addresses with what they show, or coloured text."""
+
+    title: str
+    pictures: tuple[tuple[str, str], ...]
+    text: str
+
+
+def report(explanation: Explanation, *, rows: Sequence[int] | None = None, title: str = "Explanation") -> str:
+    """Returns a page of HTML: the pictures, how far completeness holds, and how the attributions were computed.
+
+    The page holds all that it shows, so it works offline. It follows the reader's choice of light or dark, can be read
+    on a phone and used by keyboard. Names and tokens are escaped.
+
+    Args:
+        explanation: what to show.
+        rows: the examples; None shows all, up to 50.
+        title: of the page.
+
+    Returns:
+        The page, to be written as UTF-8.
+
+    Raises:
+        ArgumentError: no such row.
+        MissingPackageError: jinja2, matplotlib or scipy is not installed.
+
+    Example:
+        >>> explanation = igfast.IntegratedGradients(torch.nn.Linear(3, 2)).explain(torch.ones(1, 3), target=0)
+        >>> page = igfast.viz.report(explanation, title="Three columns")
+        >>> page.startswith("<!doctype html>"), "Three columns" in page
+        (True, True)
+    """
+    return _rendered("page", explanation, rows, title)
+
+
+def fragment(explanation: Explanation) -> str:
+    """Returns the middle of the page, for notebooks."""
+    return _rendered("content", explanation, [0] if len(explanation.predictions) else [], "")
+
+
+def _rendered(template: str, explanation: Explanation, rows: Sequence[int] | None, title: str) -> str:
+    try:
+        import jinja2
+    except ModuleNotFoundError as error:
+        raise MissingPackageError.of("to make pages", error) from None
+    n_examples = len(explanation.predictions)
+    shown = range(min(n_examples, _MOST_EXAMPLES)) if rows is None else rows
+    if any(not 0 <= row < n_examples for row in shown):
+        raise ArgumentError(f"rows must be some of the {n_examples} examples; got {list(shown)}")
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("igfast.viz"), autoescape=True, trim_blocks=True)
+    return environment.get_template(f"{template}.html").render(
+        title=title,
+        summary=explanation.summary(),
+        examples=[_example(explanation, row) for row in shown],
+        n_left_out=n_examples - len(shown) if rows is None else 0,
+        facts=_facts(explanation),
+        cost=str(explanation.report) if explanation.report is not None else "",
+    )
+
+
+def _example(explanation: Explanation, row: int) -> _Example:
+    target = described_target(explanation, row)
+    title = f"Example {row}: {target}"
+    try:
+        kind = kind_of(explanation)
+    except ArgumentError as error:
+        return _Example(title, (), f"<p>No picture: {escape(str(error))}.</p>")
+    if kind == "text":
+        return _Example(title, (), text_html(tokens_of(explanation, row=row, title="")))
+    if kind == "image":
+        pictures = [(plot(explanation, row=row, title="", panels=[p]), f"{_PANELS[p]} {target}") for p in _PANELS]
+    else:
+        pictures = [(plot(explanation, row=row, title=""), f"Green speaks for, red against {target}")]
+    return _Example(title, tuple((_address(figure), what) for figure, what in pictures), "")
+
+
+def _address(figure: Figure) -> str:
+    """Returns a figure as the address of a PNG that holds the picture itself."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110, format="png")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _facts(explanation: Explanation) -> list[tuple[str, str]]:
+    meta = explanation.meta
+    versions = ", ".join(f"{name} {number}" for name, number in meta["versions"].items())
+    return [
+        ("Method", f"{meta['method']}, {meta['n_steps']} steps of {meta['rule']}"),
+        ("Model", meta["model"]),
+        *([("Layer", meta["layer"])] if meta["layer"] else []),
+        ("Times (input - baseline)", "yes" if meta["multiply_by_inputs"] else "no: average gradients"),
+        ("Versions", versions),
+    ]

@@ -1,0 +1,231 @@
+"""Pictures of attributions to tokens: HTML and the terminal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from igfast.errors import ArgumentError, InputError, MissingPackageError
+from igfast.explanation import Explanation
+from igfast.viz.figures import GREEN, RED, as_array, described_target, largest, new_figure, row_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.text import Text
+
+_SPECIAL = re.compile(r"^(\[[A-Z]+\d*\]|</?s>|<(pad|unk|mask|bos|eos|cls|sep)>|<\|[a-z_]+\|>)$")
+_MOST_COLOUR = 0.72  # of the full colour, so that black text on it can be read
+_NEUTRAL = (0.93, 0.93, 0.93)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The words of one text and their attributions.
+
+    Attributes:
+        words: the tokens, or words joined from their pieces.
+        scores: the attribution of each word, the sum over its pieces and over the embedding's dimensions.
+        special: whether each word is a special token, such as "[CLS]", which pictures dim.
+        title: what was attributed.
+    """
+
+    words: tuple[str, ...]
+    scores: tuple[float, ...]
+    special: tuple[bool, ...]
+    title: str = ""
+
+    @property
+    def strengths(self) -> tuple[float, ...]:
+        """The scores over the largest absolute score, in [-1, 1]."""
+        most = largest(np.array(self.scores))
+        return tuple(score / most for score in self.scores)
+
+
+def tokens_of(
+    explanation: Explanation | Any,
+    tokens: Sequence[str] | None = None,
+    *,
+    row: int = 0,
+    title: str | None = None,
+    join_pieces: bool = True,
+) -> Tokens:
+    """Returns the words of a text with their attributions.
+
+    Args:
+        explanation: an `igfast.Explanation` of token embeddings, or attributions, (tokens,) or (tokens, dimensions).
+        tokens: the tokens as the tokenizer writes them; None takes the explanation's feature names. Attributions beyond
+            the last token, of padding, are left out.
+        row: the example.
+        title: what was attributed; None says it for an explanation.
+        join_pieces: join pieces of words as BERT ("##ing"), GPT ("Ġthe") and SentencePiece ("▁the") write them.
+
+    Raises:
+        ArgumentError: no tokens, or more tokens than attributions.
+        InputError: not attributions of one text.
+
+    Example:
+        >>> igfast.viz.tokens_of([0.5, 0.1, -0.2], ["play", "##ing", "[SEP]"])
+        Tokens(words=('playing', '[SEP]'), scores=(0.6, -0.2), special=(False, True), title='')
+    """
+    given: Any = explanation
+    if isinstance(explanation, Explanation):
+        given = row_of(explanation.attributions, row, "attributions")
+        names = explanation.feature_names
+        if tokens is None and names is not None:
+            tokens = names[row] if isinstance(names[0], tuple) else names
+        title = described_target(explanation, row) if title is None else title
+    scores = as_array(given, "attributions")
+    if scores.ndim == 2:
+        scores = scores.sum(axis=1)
+    if scores.ndim != 1:
+        raise InputError(f"a text has attributions (tokens,) or (tokens, dimensions); got shape {scores.shape}")
+    if tokens is None:
+        raise ArgumentError("tokens are needed: pass them, or feature_names to explain")
+    if len(tokens) > len(scores):
+        raise ArgumentError(f"there are {len(tokens)} tokens for {len(scores)} attributions")
+    special = [bool(_SPECIAL.match(token)) for token in tokens]
+    pieces = zip(tokens, scores[: len(tokens)].tolist(), special, strict=True)
+    words = _joined(pieces) if join_pieces else [(token, score, is_special) for token, score, is_special in pieces]
+    columns = tuple(zip(*words, strict=True)) or ((), (), ())
+    return Tokens(columns[0], columns[1], columns[2], title or "")
+
+
+def text_html(rows: Tokens | Sequence[Tokens]) -> str:
+    """Returns texts in colour as HTML, one under the other: green speaks for the output, red against it.
+
+    The HTML stands alone or inside another page. Tokens are escaped. Each word shows its score under the pointer.
+
+    Args:
+        rows: one text, or several: other sentences, targets or models.
+
+    Example:
+        >>> "&lt;script&gt;" in igfast.viz.text_html(igfast.viz.tokens_of([1.0], ["<script>"]))
+        True
+    """
+    return "\n".join(_row_html(row) for row in ([rows] if isinstance(rows, Tokens) else rows))
+
+
+def text_terminal(rows: Tokens | Sequence[Tokens]) -> Text:
+    """Returns texts in colour for the terminal, as `rich.print` takes them.
+
+    Args:
+        rows: one text, or several.
+
+    Raises:
+        MissingPackageError: rich is not installed.
+
+    Example:
+        >>> igfast.viz.text_terminal(igfast.viz.tokens_of([1.0, -0.5], ["good", "bad"])).plain
+        ' good  bad '
+    """
+    try:
+        from rich.text import Text
+    except ModuleNotFoundError as error:
+        raise MissingPackageError.of("to print texts in colour", error) from None
+    lines = []
+    for row in [rows] if isinstance(rows, Tokens) else rows:
+        line = Text(f"{row.title}\n" if row.title else "")
+        for word, strength, special in zip(row.words, row.strengths, row.special, strict=True):
+            line.append(f" {word} ", style=f"{'dim ' if special else ''}black on {_colour(strength)}")
+        lines.append(line)
+    return Text("\n").join(lines)
+
+
+def _joined(pieces: Iterable[tuple[str, float, bool]]) -> list[tuple[str, float, bool]]:
+    """Returns words of pieces; a score of a word is the sum of the scores of its pieces."""
+    words: list[tuple[str, float, bool]] = []
+    marks_starts = False  # whether the tokenizer marks the beginnings of words
+    for token, score, special in pieces:
+        starts = token[:1] in ("Ġ", "▁", "Ċ")
+        marks_starts = marks_starts or starts
+        goes_on = token.startswith("##") or (marks_starts and not starts)
+        text = token.removeprefix("##").lstrip("Ġ▁").replace("Ċ", "⏎")
+        if goes_on and words and not special and not words[-1][2]:
+            before, total, _ = words.pop()
+            words.append((before + text, total + score, False))
+        else:
+            words.append((text or token, score, special))
+    return words
+
+
+def _colour(strength: float) -> str:
+    """Returns the colour for a strength in [-1, 1], from red over grey to green, as "#rrggbb"."""
+    share = abs(strength) ** 0.8 * _MOST_COLOUR
+    mixed = [n * (1 - share) + c * share for n, c in zip(_NEUTRAL, GREEN if strength > 0 else RED, strict=True)]
+    return "#" + "".join(f"{round(255 * c):02x}" for c in mixed)
+
+
+def _row_html(row: Tokens) -> str:
+    title = f'<p class="igfast-title">{escape(row.title)}</p>' if row.title else ""
+    spans = []
+    for word, score, strength, special in zip(row.words, row.scores, row.strengths, row.special, strict=True):
+        dimmed = ";opacity:.6" if special else ""
+        spans.append(
+            f'<span title="{score:+.3g}" style="background:{_colour(strength)};color:#111;border-radius:.2em;'
+            f'padding:.1em .3em{dimmed}">{escape(word)}</span>'
+        )
+    return f'<div class="igfast-text" style="line-height:2">{title}{" ".join(spans)}</div>'
+
+
+def text_figure(rows: Tokens | Sequence[Tokens], *, width: float = 8.0) -> Figure:
+    """Returns texts in colour as a figure.
+
+    Args:
+        rows: one text, or several.
+        width: of the figure, in inches.
+
+    Raises:
+        MissingPackageError: matplotlib is not installed.
+
+    Example:
+        >>> figure = igfast.viz.text_figure(igfast.viz.tokens_of([1.0, -0.5], ["good", "bad"]))
+        >>> [text.get_text() for text in figure.texts]
+        ['good', 'bad']
+    """
+    texts = [rows] if isinstance(rows, Tokens) else list(rows)
+    figure = new_figure(width, 10.0)
+    figure.set_layout_engine("none")
+    margin, gap, line = 0.15, 0.14, 0.34  # inches
+    top = margin
+    for row in texts:
+        if row.title:
+            _word(figure, row.title, margin, top, fontsize=9, color="0.3")
+            top += line * 0.8
+        left = margin
+        for word, strength, special in zip(row.words, row.strengths, row.special, strict=True):
+            box = {"facecolor": _colour(strength), "edgecolor": "none", "boxstyle": "round,pad=0.25"}
+            drawn = _word(figure, word, left, top, fontsize=12, bbox=box, color="#111111", alpha=0.55 if special else 1)
+            wide = drawn.get_window_extent().width / figure.dpi
+            if left + wide > width - margin and left > margin:
+                left, top = margin, top + line
+                _place(figure, drawn, left, top)
+            left += wide + gap
+        top += line * 1.4
+    _set_height(figure, top)
+    return figure
+
+
+def _word(figure: Figure, text: str, left: float, top: float, **style: Any) -> Any:
+    drawn = figure.text(0, 0, text, va="top", parse_math=False, **style)
+    _place(figure, drawn, left, top)
+    return drawn
+
+
+def _place(figure: Figure, text: Any, left: float, top: float) -> None:
+    """Puts a text at a place in inches from the upper left corner."""
+    wide, high = figure.get_size_inches()
+    text.set_position((left / wide, 1 - top / high))
+
+
+def _set_height(figure: Figure, height: float) -> None:
+    """Changes the figure's height; texts keep their distance from the upper edge."""
+    wide, before = figure.get_size_inches()
+    figure.set_size_inches(wide, height)
+    for text in figure.texts:
+        x, y = text.get_position()
+        text.set_position((x, 1 - (1 - y) * before / height))
