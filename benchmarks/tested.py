@@ -30,7 +30,7 @@ def environment(python: str, torch: str) -> Path:
     pip = [interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, f"torch=={torch}", *PACKAGES], check=True)
     subprocess.run([interpreter, "-m", "pip", "uninstall", "--quiet", "--yes", "igfast"], check=True)
-    subprocess.run([*pip, f"{ROOT}[demo]"], check=True, env={**os.environ, "IGFAST_CUDA": "0"})
+    subprocess.run([*pip, f"{ROOT}[explain,demo]"], check=True, env={**os.environ, "IGFAST_CUDA": "0"})
     return interpreter
 
 

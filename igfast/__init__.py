@@ -13,6 +13,7 @@ from igfast.attr import NeuronIntegratedGradients as NeuronIntegratedGradients
 from igfast.errors import ArgumentError as ArgumentError
 from igfast.errors import ArgumentTypeError as ArgumentTypeError
 from igfast.errors import BaselineError as BaselineError
+from igfast.errors import ExplanationFileError as ExplanationFileError
 from igfast.errors import IgfastError as IgfastError
 from igfast.errors import IgfastMemoryError as IgfastMemoryError
 from igfast.errors import IgfastWarning as IgfastWarning
@@ -21,12 +22,14 @@ from igfast.errors import InputTypeError as InputTypeError
 from igfast.errors import KernelsError as KernelsError
 from igfast.errors import LayerError as LayerError
 from igfast.errors import LeanError as LeanError
+from igfast.errors import MissingPackageError as MissingPackageError
 from igfast.errors import OutputError as OutputError
 from igfast.errors import OutputTypeError as OutputTypeError
 from igfast.errors import SelectorError as SelectorError
 from igfast.errors import SelectorTypeError as SelectorTypeError
 from igfast.errors import TargetError as TargetError
 from igfast.errors import TargetTypeError as TargetTypeError
+from igfast.explanation import Explanation as Explanation
 from igfast.patching import CaptumPatch as CaptumPatch
 from igfast.patching import patch_captum as patch_captum
 from igfast.patching import unpatch_captum as unpatch_captum
@@ -36,3 +39,7 @@ from igfast.run.report import RunReport as RunReport
 from igfast.selecting import select_output as select_output
 
 __version__ = _version("igfast")
+
+from igfast import alibi as alibi
+from igfast import baselines as baselines
+from igfast import viz as viz
