@@ -43,3 +43,6 @@ __version__ = _version("igfast")
 from igfast import alibi as alibi
 from igfast import baselines as baselines
 from igfast import viz as viz
+from igfast.diagnosis import Diagnosis as Diagnosis
+from igfast.diagnosis import Finding as Finding
+from igfast.diagnosis import diagnose as diagnose

@@ -17,6 +17,7 @@ MODULES = [
     "igfast.baselines.check",
     "igfast.baselines.features",
     "igfast.baselines.tokens",
+    "igfast.diagnosis.checks",
     "igfast.explanation.explain",
     "igfast.explanation.result",
     "igfast.viz.charts",
@@ -41,6 +42,7 @@ PUBLIC = [
     Explains.explain,
     igfast.alibi.IntegratedGradients,
     igfast.Explanation,
+    igfast.diagnose,
     *(
         value
         for module in (igfast.baselines, igfast.viz)

@@ -12,10 +12,10 @@ MODULES = {
 }
 # From the top down: a package imports those after it, and itself.
 ORDER = (
-    "cli", "alibi", "viz", "baselines", "patching", "attr", "explanation", "run", "model", "request", "lean", "memory",
-    "rng", "ops", "errors",
-)  # fmt: skip
-BESIDE = {"alibi", "viz", "baselines"}  # stand side by side: none imports another
+    *("cli", "alibi", "diagnosis", "viz", "baselines", "patching", "attr", "explanation", "run", "model", "request"),
+    *("lean", "memory", "rng", "ops", "errors"),
+)
+BESIDE = {"alibi", "diagnosis", "viz", "baselines"}  # stand side by side: none imports another
 
 
 def imports(path):

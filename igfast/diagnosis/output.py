@@ -1,0 +1,123 @@
+"""Checks of the model and its output, before anything is attributed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from igfast.diagnosis.result import Finding
+from igfast.diagnosis.subject import Subject
+from igfast.errors import IgfastError
+from igfast.model.probabilities import are_probabilities
+from igfast.model.state import modules_behind
+
+_SAME = 1e-3  # of the largest output: rounding is below, dependence of rows above
+
+
+def check_output(subject: Subject, output: object) -> Finding:
+    """Returns whether the target picks one number for each example."""
+    if not isinstance(output, Tensor):
+        return Finding("output", "bad", f"The model returns a {type(output).__name__}, not a tensor: "
+                       "igfast.select_output picks one part of it.", {})  # fmt: skip
+    try:
+        picked = subject.picked(output)
+    except IgfastError as error:
+        return Finding("output", "bad", f"{error}.", {})
+    if len(picked) != subject.batch:
+        text = (
+            f"The output has {len(picked)} entries for {subject.batch} examples, so steps go through the model as a "
+            "whole, and the delta is that of the totals."
+        )
+        return Finding("output", "look", text, {"entries": len(picked), "examples": subject.batch})
+    return Finding("output", "good", "One number for each example.", {"entries": len(picked)})
+
+
+def check_scale(output: Tensor) -> Finding:
+    """Returns whether the output are probabilities or logits."""
+    if output.dim() != 2 or output.shape[1] < 2:
+        return Finding("scale", "skipped", f"The output, {tuple(output.shape)}, is not one number for each class.", {})
+    total = float(output.double().sum(dim=1).mean())
+    if are_probabilities(output):
+        highest = float(output.max(dim=1).values.mean())
+        text = "Probabilities: rows sum to one. They compare with other classes; logits are a class's own evidence."
+        if highest > 0.999:
+            text += f" They are saturated (the largest is {highest:.4f}), so many steps or logits serve better."
+        return Finding("scale", "look" if highest > 0.999 else "good", text, {"sum": total, "largest": highest})
+    return Finding("scale", "good", f"Logits: rows do not sum to one (mean sum {total:.3g}).", {"sum": total})
+
+
+def check_mode(subject: Subject) -> Finding:
+    """Returns whether parts of the model are in training mode."""
+    modules = [part for module in modules_behind(subject.model) for part in module.modules()]
+    if not modules:
+        return Finding("mode", "skipped", "The forward function shows no module.", {})
+    training = [type(module).__name__ for module in modules if module.training]
+    figures = {"modules": float(len(training))}
+    matter = sorted({name for name in training if "Dropout" in name or "BatchNorm" in name or "RReLU" in name})
+    if matter:
+        return Finding("mode", "bad", f"{', '.join(matter)} in training mode: call model.eval().", figures)
+    text = "Evaluation mode." if not training else "Training mode, which changes nothing in this model."
+    return Finding("mode", "good", text, figures)
+
+
+def check_integers(subject: Subject) -> Finding:
+    """Returns which inputs hold integers, and the embedding layer to attribute instead."""
+    if not subject.integers:
+        return Finding("integers", "good", "All inputs are floating.", {})
+    which, embedding = subject.integers[0], subject.embedding
+    if embedding is None:
+        return Finding("integers", "bad", f"inputs[{which}] holds integers, between which there is no path, and the "
+                       "model shows no embedding layer.", {"input": which})  # fmt: skip
+    name = embedding[0]
+    place = (
+        f"model.{name}"
+        if name and all(part.isidentifier() for part in name.split("."))
+        else (f"model.get_submodule({name!r})" if name else "model")
+    )
+    text = f"inputs[{which}] holds integers: attribute the embedding, LayerIntegratedGradients(model, {place})."
+    return Finding("integers", "look", text, {"input": which})
+
+
+def check_rows(subject: Subject, output: Tensor) -> Finding:
+    """Returns whether an example's output depends on the others in its batch."""
+    if subject.batch < 2 or output.dim() == 0 or output.shape[0] != subject.batch:
+        return Finding("rows", "skipped", "It takes two examples with an output each.", {})
+    one = subject.first()
+    try:
+        alone = one.output(one.inputs)
+    except Exception as error:  # a model may raise anything for one example alone
+        text = f"The model does not take one example alone ({type(error).__name__}), so examples depend on each other."
+        return Finding("rows", "look", text, {})
+    distance = float((alone.double() - output[:1].double()).abs().max() / output.double().abs().max().clamp_min(1e-30))
+    if alone.shape == output[:1].shape and distance <= _SAME:
+        return Finding("rows", "good", "Examples do not depend on each other.", {"difference": distance})
+    text = (
+        f"An example's output changes by {distance:.1%} when it is alone in its batch: examples depend on each other, "
+        "or the model is random. igfast then sends whole steps through it."
+    )
+    return Finding("rows", "look", text, {"difference": distance})
+
+
+def check_gradient(subject: Subject) -> Finding:
+    """Returns whether a gradient reaches the inputs, at the input and half-way to the baseline."""
+    if subject.integers:
+        return Finding("gradient", "skipped", "Integers have no gradient.", {})
+    norms = []
+    for alpha in (1.0, 0.5):
+        with torch.enable_grad():
+            points = tuple(
+                (b + alpha * (x - b)).detach().requires_grad_()
+                for x, b in zip(subject.inputs, subject.baselines, strict=True)
+            )
+            output = subject.model(*points, *subject.args)
+            if not isinstance(output, Tensor) or not output.requires_grad:
+                text = "The output has no graph to the inputs: look for .detach() or torch.no_grad() in the model."
+                return Finding("gradient", "bad", text, {})
+            grads = torch.autograd.grad(subject.picked(output).sum(), points, allow_unused=True)
+        norms.append([0.0 if grad is None else float(grad.double().norm()) for grad in grads])
+    dead = [index for index in range(len(subject.inputs)) if not any(norm[index] for norm in norms)]
+    figures = {f"inputs[{i}]": norm for i, norm in enumerate(norms[0])}
+    if dead:
+        text = f"No gradient reaches inputs[{dead[0]}], at the input and half-way: its attributions will be zero."
+        return Finding("gradient", "bad", text, figures)
+    return Finding("gradient", "good", f"It reaches every input (norm {min(norms[0]):.2g}).", figures)

@@ -1,0 +1,93 @@
+"""What is diagnosed: a model with inputs, baselines and target, ready to be called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from igfast.attr import IntegratedGradients, LayerIntegratedGradients
+from igfast.errors import ArgumentTypeError
+from igfast.model.forward import as_tuple
+from igfast.model.state import modules_behind
+from igfast.request.inputs import describe, one_for_each
+from igfast.request.model_inputs import parse_model_inputs
+from igfast.request.target import parse_target
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and what it is asked.
+
+    Attributes:
+        model: the forward function.
+        inputs: (batch, *features) each.
+        baselines: of the inputs' shapes.
+        target: as `attribute` takes it.
+        args: the additional forward arguments.
+    """
+
+    model: Callable[..., Any]
+    inputs: tuple[Tensor, ...]
+    baselines: tuple[Tensor, ...]
+    target: Any
+    args: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, model: Any, inputs: Any, target: Any, baselines: Any, additional_forward_args: Any) -> Subject:
+        """Returns a subject with checked inputs and baselines; raises as `attribute`."""
+        if not callable(model):
+            raise ArgumentTypeError(f"model must be callable; got {describe(model)}")
+        given = parse_model_inputs(inputs, one_for_each(baselines, len(as_tuple(inputs))))
+        return cls(model, given.x, given.baselines, target, as_tuple(additional_forward_args))
+
+    @property
+    def batch(self) -> int:
+        """The number of examples."""
+        return int(self.inputs[0].shape[0])
+
+    @property
+    def integers(self) -> tuple[int, ...]:
+        """The positions of inputs that hold integers."""
+        return tuple(i for i, x in enumerate(self.inputs) if not (x.is_floating_point() or x.is_complex()))
+
+    @property
+    def embedding(self) -> tuple[str, nn.Module] | None:
+        """The first embedding layer of the model and its name, or None."""
+        for module in modules_behind(self.model):
+            for name, part in module.named_modules():
+                if isinstance(part, (nn.Embedding, nn.EmbeddingBag)):
+                    return name, part
+        return None
+
+    @property
+    def explainer(self) -> Any:
+        """The explainer: of the inputs, or of the embedding layer where inputs are integers and there is one."""
+        embedding = self.embedding if self.integers else None
+        return (
+            IntegratedGradients(self.model) if embedding is None else LayerIntegratedGradients(self.model, embedding[1])
+        )
+
+    def output(self, inputs: tuple[Tensor, ...]) -> Any:
+        """Returns the model's output, without a graph."""
+        with torch.no_grad():
+            return self.model(*inputs, *self.args)
+
+    def picked(self, output: Tensor) -> Tensor:
+        """Returns the attributed number of each entry of an output, (entries,)."""
+        return parse_target(self.target).select_of_step(output)
+
+    def first(self) -> Subject:
+        """Returns the subject with its first example alone; arguments with one entry for each example likewise."""
+        target = self.target
+        if isinstance(target, (list, Tensor)) and len(target) == self.batch:
+            target = target[:1]
+        args = tuple(
+            arg[:1] if isinstance(arg, Tensor) and arg.dim() > 0 and arg.shape[0] == self.batch else arg
+            for arg in self.args
+        )
+        inputs, baselines = (tuple(tensor[:1] for tensor in side) for side in (self.inputs, self.baselines))
+        return Subject(self.model, inputs, baselines, target, args)
