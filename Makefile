@@ -42,7 +42,7 @@ $(STAMP)/packages: pyproject.toml $(STAMP)/torch
 	touch $@
 
 $(STAMP)/igfast: setup.py $(SOURCES) $(STAMP)/packages
-	$(PIP) --no-build-isolation -e ".[explain,demo,dev,docs]"
+	$(PIP) --no-build-isolation -e ".[explain,tables,demo,dev,docs]"
 	$(PIP) --no-deps "transformers-interpret==0.10.0"  # its metadata asks for transformers below 5, but it runs with 5
 	touch $@
 

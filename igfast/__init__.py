@@ -13,6 +13,7 @@ from igfast.attr import NeuronIntegratedGradients as NeuronIntegratedGradients
 from igfast.errors import ArgumentError as ArgumentError
 from igfast.errors import ArgumentTypeError as ArgumentTypeError
 from igfast.errors import BaselineError as BaselineError
+from igfast.errors import CommandError as CommandError
 from igfast.errors import ExplanationFileError as ExplanationFileError
 from igfast.errors import IgfastError as IgfastError
 from igfast.errors import IgfastMemoryError as IgfastMemoryError

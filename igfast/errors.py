@@ -78,6 +78,10 @@ class IgfastMemoryError(IgfastError, MemoryError, RuntimeError):
     """The attribution does not fit in the allowed memory, even with one path point at a time."""
 
 
+class CommandError(IgfastError, ValueError):
+    """A command cannot start with what it was given; the message names the option."""
+
+
 class ExplanationFileError(IgfastError, ValueError):
     """A file or a text does not hold a whole `igfast.Explanation` of a version that this igfast reads."""
 
@@ -86,9 +90,9 @@ class MissingPackageError(IgfastError, ModuleNotFoundError):
     """A package that is needed for this and not for attributions is not installed."""
 
     @classmethod
-    def of(cls, what: str, error: ModuleNotFoundError) -> MissingPackageError:
+    def of(cls, what: str, error: ModuleNotFoundError, extra: str = "explain") -> MissingPackageError:
         """Returns the error for a failed import; `what` says what the package is needed for."""
-        return cls(f'{error.name} is needed {what}: pip install "igfast[explain]"')
+        return cls(f'{error.name} is needed {what}: pip install "igfast[{extra}]"')
 
 
 class IgfastWarning(UserWarning):

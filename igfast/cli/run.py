@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import runpy
 import sys
@@ -68,3 +69,14 @@ def _counting() -> Iterator[Counter[str]]:
     finally:
         for cls, original in originals.items():
             cls.attribute = original  # type: ignore[method-assign]
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Runs `script arguments...` or `-m module arguments...`, and returns the exit status."""
+    parser = argparse.ArgumentParser(prog="igfast run", description="Runs a script with igfast in Captum's place.")
+    parser.add_argument("-m", action="store_true", dest="is_module", help="a module by its name, as python -m takes it")
+    parser.add_argument("script", help="the script")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own arguments")
+    options = parser.parse_args(arguments)
+    run_swapped(options.script, options.arguments, options.is_module)
+    return 0

@@ -1,0 +1,261 @@
+"""The commands and their options."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+import igfast
+from igfast.cli.folder import ALL_DONE, NOTHING_STARTED, SOME_FAILED, jobs_of, run_jobs
+from igfast.cli.images import ENDINGS, image_request
+from igfast.cli.models import load_model
+from igfast.errors import CommandError
+from igfast.explanation.files import written
+from igfast.ops import build_info
+
+_statuses: list[int] = []  # of the commands that ran to their end
+
+
+def run_app(arguments: list[str]) -> int:
+    """Runs a command and returns its status; 1 for arguments that no command takes."""
+    _statuses.clear()
+    try:
+        app(arguments, prog_name="igfast")
+    except SystemExit as stopped:  # for wrong arguments with status 2, which here means that a part of the work failed
+        return _statuses[0] if _statuses else min(int(stopped.code or 0), NOTHING_STARTED)
+    return ALL_DONE
+
+
+def _keep(status: int) -> None:
+    _statuses.append(status)
+
+
+app = typer.Typer(
+    name="igfast",
+    result_callback=_keep,
+    pretty_exceptions_enable=False,
+    help="Integrated Gradients in about the memory of an inference pass.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+)
+
+Model = Annotated[str, typer.Option(help="The function that makes the model: package.module:factory.")]
+Weights = Annotated[Path | None, typer.Option(help="A state dictionary to load (PyTorch or safetensors).")]
+Target = Annotated[str, typer.Option(help="top1, top2, ..., the number of a class, or none for one output.")]
+Steps = Annotated[int, typer.Option(help="Points along the path.")]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+IMAGENET_MEAN, IMAGENET_STD = "0.485,0.456,0.406", "0.229,0.224,0.225"
+Mean = Annotated[str, typer.Option(help="What the normalisation subtracts from pixels in [0, 1].")]
+Std = Annotated[str, typer.Option(help="What the normalisation divides by.")]
+Size = Annotated[int, typer.Option(help="Pixels on each side of what the model sees.")]
+
+
+@app.command(epilog="Example: igfast image photos --model torchvision.models:resnet50 --weights resnet50.pth --out out")
+def image(
+    paths: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    model: Model,
+    out: Annotated[Path, typer.Option(help="The folder of the results.")] = Path("igfast-out"),
+    weights: Weights = None,
+    target: Target = "top1",
+    baseline: Annotated[str, typer.Option(help="black, white, zero, blurred or noise.")] = "black",
+    steps: Steps = 50,
+    size: Size = 224,
+    mean: Mean = IMAGENET_MEAN,
+    std: Std = IMAGENET_STD,
+    panels: Annotated[str, typer.Option(help="Of the picture: input, overlay, heat_map, reveal, outlines.")] = (
+        "input,overlay"
+    ),
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> int:
+    """Explain image files: a picture and a result for each.
+
+    A run that was stopped goes on where it stopped. Files that cannot be read are named and passed over.
+    """
+    jobs = jobs_of(paths, out, ENDINGS)
+    request = image_request(
+        load_model(model, weights, device),
+        model,
+        weights,
+        target=target,
+        baseline=baseline,
+        n_steps=steps,
+        size=size,
+        mean=mean,
+        std=std,
+        panels=panels,
+    )
+    return run_jobs(jobs, request.record, request.explain, request.draw, as_json=as_json)
+
+
+@app.command(epilog='Example: igfast text "I love you, but I also dislike you" --model path/to/a/classifier')
+def text(
+    model: Annotated[str, typer.Option(help="A folder or name for transformers, or package.module:factory.")],
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts, in quotes.")] = None,
+    file: Annotated[Path | None, typer.Option(help="A file with a text on each line.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A folder for results and a page.")] = None,
+    weights: Weights = None,
+    target: Target = "top1",
+    baseline: Annotated[str, typer.Option(help="What stands in the place of words: pad, mask or unknown.")] = "pad",
+    steps: Steps = 50,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> int:
+    """Explain texts: which words speak for the prediction (green) and which against it (red)."""
+    from rich.console import Console
+
+    from igfast.cli.sentences import explain_text, load_text_model, sentences_of
+
+    lines = sentences_of(texts or [], file)
+    loaded, tokenizer = load_text_model(model, weights, device)
+    console, rows = Console(), []
+    for number, line in enumerate(lines, 1):
+        explanation = explain_text(
+            loaded, tokenizer, line, target=target, baseline=baseline, n_steps=steps, device=device
+        )
+        tokens = igfast.viz.tokens_of(explanation)
+        rows.append(tokens)
+        if out is not None:
+            explanation.save(out / f"{number:04d}.safetensors")
+            _write(out / f"{number:04d}.html", igfast.viz.report(explanation, title=line))
+        if as_json:
+            words = [{"word": word, "score": score} for word, score in zip(tokens.words, tokens.scores, strict=True)]
+            print(json.dumps({"text": line, **_numbers(explanation), "words": words}), flush=True)
+        else:
+            console.print(igfast.viz.text_terminal(tokens), "")
+    return ALL_DONE
+
+
+@app.command(epilog="Example: igfast table houses.csv --model mymodels:houses --target none --out explained.csv")
+def table(
+    data: Annotated[Path, typer.Argument(help="A CSV or Parquet file.")],
+    model: Model,
+    out: Annotated[Path, typer.Option(help="The table with attributions, in the same format.")],
+    columns: Annotated[str, typer.Option(help="What the model takes, between commas; all numbers if empty.")] = "",
+    weights: Weights = None,
+    target: Target = "top1",
+    baseline: Annotated[str, typer.Option(help="mean, zero or a number.")] = "mean",
+    steps: Steps = 50,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> int:
+    """Explain the rows of a table: the same table comes out with a column of attributions for each column."""
+    from igfast.cli.table import explain_table
+
+    if not data.is_file():
+        raise CommandError(f"there is no file {data}")
+    loaded = load_model(model, weights, device)
+    names = [name.strip() for name in columns.split(",") if name.strip()]
+    n_rows = explain_table(loaded, data, out, columns=names, target=target, baseline=baseline, n_steps=steps)
+    print(json.dumps({"rows": n_rows, "result": str(out)}) if as_json else f"{n_rows} rows explained in {out}")
+    return ALL_DONE
+
+
+@app.command(epilog="Example: igfast diagnose cat.jpg --model torchvision.models:resnet50 --weights resnet50.pth")
+def diagnose(
+    paths: Annotated[list[Path], typer.Argument(help="Image files of one size of the model's input.")],
+    model: Model,
+    weights: Weights = None,
+    target: Target = "top1",
+    baseline: Annotated[str, typer.Option(help="black, white, zero, blurred or noise.")] = "black",
+    steps: Steps = 50,
+    size: Size = 224,
+    mean: Mean = IMAGENET_MEAN,
+    std: Std = IMAGENET_STD,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> int:
+    """Check whether attributions of a model can be believed. The exit status is 2 if something is wrong."""
+    from igfast.cli.models import target_of
+
+    options: dict[str, Any] = {"target": target, "baseline": baseline, "n_steps": steps, "size": size}
+    loaded = load_model(model, weights, device)
+    request = image_request(loaded, model, weights, **options, mean=mean, std=std, panels="input")
+    try:
+        x = torch.cat([request.read(path) for path in paths])
+    except OSError as error:
+        raise CommandError(f"an image cannot be read: {error}") from error
+    with torch.no_grad():
+        picked = target_of(target, loaded(x[:1]))
+    found = igfast.diagnose(loaded, x, picked, request.start(x), n_steps=steps)
+    if as_json:
+        print(json.dumps([{**vars(f), "figures": dict(f.figures)} for f in found.findings]))
+    else:
+        print(found)
+    return ALL_DONE if found.good else SOME_FAILED
+
+
+@app.command(epilog="Example: igfast report igfast-out/cat.jpg.safetensors --out cat.html")
+def report(
+    result: Annotated[Path, typer.Argument(help="A result of igfast image or igfast text, or a saved Explanation.")],
+    out: Annotated[Path | None, typer.Option(help="The page; beside the result if not given.")] = None,
+    title: Annotated[str, typer.Option(help="Of the page.")] = "Explanation",
+) -> int:
+    """Make a page of HTML of a result, which works offline."""
+    if not result.is_file():
+        raise CommandError(f"there is no file {result}")
+    page = out or result.with_suffix(".html")
+    _write(page, igfast.viz.report(igfast.Explanation.load(result), title=title))
+    print(page)
+    return ALL_DONE
+
+
+@app.command(epilog="Example: igfast demo text --out my-demo")
+def demo(
+    subject: Annotated[str, typer.Argument(help="photograph or text.")] = "photograph",
+    out: Annotated[Path, typer.Option(help="The folder for what is written.")] = Path("igfast-demo"),
+    n_steps: Annotated[int, typer.Option("--n-steps", "--steps", help="Points along the path.")] = 50,
+    large_side: Annotated[
+        int | None, typer.Option(help="Side of the large image; without it, where Captum's default no longer fits.")
+    ] = None,
+) -> int:
+    """Explain a photograph with igfast and with Captum, side by side, or a text."""
+    if subject == "text":
+        from igfast.cli.text import run_text_demo
+
+        run_text_demo(out, n_steps)
+    elif subject == "photograph":
+        from igfast.cli.demo import run_demo
+
+        run_demo(out, n_steps, large_side)
+    else:
+        raise CommandError(f"the demo is photograph or text; got {subject!r}")
+    return ALL_DONE
+
+
+@app.command(epilog="Example: igfast run train.py --epochs 3", context_settings={"ignore_unknown_options": True})
+def run(
+    script: Annotated[str, typer.Argument(help="The script, or -m and a module.")],
+    arguments: Annotated[list[str] | None, typer.Argument(help="The script's own arguments.")] = None,
+) -> int:
+    """Run an unmodified script with igfast in Captum's place."""
+    from igfast.cli.run import run_command
+
+    return run_command([script, *(arguments or [])])
+
+
+@app.command(epilog="Example: igfast info")
+def info() -> int:
+    """Print versions and how the kernels were built, for bug reports."""
+    versions = {"igfast": igfast.__version__, "torch": torch.__version__}
+    print(json.dumps({**versions, "kernels": build_info()}, indent=2))
+    return ALL_DONE
+
+
+def _numbers(explanation: igfast.Explanation) -> dict[str, Any]:
+    return {
+        "target": explanation.target,
+        "prediction": float(explanation.predictions[0]),
+        "delta": float(explanation.deltas[0]),
+    }
+
+
+def _write(path: Path, page: str) -> None:
+    with written(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")

@@ -1,0 +1,123 @@
+"""`igfast image`: explains image files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import igfast
+from igfast.cli.models import digest, numbers_of, target_of
+from igfast.errors import CommandError, MissingPackageError
+from igfast.explanation import Explanation
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+_NOISE_SEED = 0
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """How image files are read and explained.
+
+    Attributes:
+        model: the network, from (1, 3, size, size).
+        name: of the model, for the record.
+        weights: the digest of the weights' file, or "".
+        target: as --target has it.
+        baseline: as --baseline has it.
+        n_steps: points along the path.
+        size: pixels on each side of what the network sees.
+        mean, std: the normalisation of pixels in [0, 1], by channel.
+        panels: of the picture.
+    """
+
+    model: nn.Module
+    name: str
+    weights: str
+    target: str
+    baseline: str
+    n_steps: int
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    panels: tuple[str, ...]
+
+    def record(self, path: Path) -> Mapping[str, Any]:
+        """Returns everything that the explanation of a file depends on."""
+        fields = {name: value for name, value in vars(self).items() if name not in ("model", "panels")}
+        return {**fields, "image": digest(path), "panels": self.panels, "igfast": igfast.__version__}
+
+    def explain(self, path: Path) -> Explanation:
+        """Returns the explanation of an image file; raises what Pillow raises for a file that is no whole image."""
+        x = self.read(path)
+        with torch.no_grad():
+            output = self.model(x)
+        explainer = igfast.IntegratedGradients(self.model)
+        return explainer.explain(x, self.start(x), target_of(self.target, output), n_steps=self.n_steps)
+
+    def read(self, path: Path) -> Tensor:
+        """Returns the middle square of an image as the network takes it, (1, 3, size, size)."""
+        try:
+            from PIL import Image, ImageOps
+        except ModuleNotFoundError as error:
+            raise MissingPackageError.of("to read images", error) from None
+        with Image.open(path) as image:
+            turned = ImageOps.exif_transpose(image).convert("RGB")
+            square = ImageOps.fit(turned, (self.size, self.size), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.asarray(square, dtype=np.float32) / 255).permute(2, 0, 1)
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        parameter = next(self.model.parameters(), torch.zeros(1))
+        return ((pixels - mean) / std).unsqueeze(0).to(parameter.device, parameter.dtype)
+
+    def start(self, x: Tensor) -> Tensor:
+        """Returns the baseline that --baseline names."""
+        return _BASELINES[self.baseline](x, self.mean, self.std)
+
+    def draw(self, explanation: Explanation, path: Path) -> None:
+        """Writes the picture of an explanation as PNG."""
+        mean, std = (np.array(values).reshape(-1, 1, 1) for values in (self.mean, self.std))
+        picture = np.clip(explanation.inputs[0].double().cpu().numpy() * std + mean, 0, 1)
+        figure = igfast.viz.image(explanation, picture, panels=self.panels)
+        figure.savefig(path, format="png", dpi=150)
+
+
+def image_request(
+    model: nn.Module,
+    name: str,
+    weights: Path | None,
+    *,
+    target: str,
+    baseline: str,
+    n_steps: int,
+    size: int,
+    mean: str,
+    std: str,
+    panels: str,
+) -> ImageRequest:
+    """Returns a request with checked options; raises CommandError for those that are none of their values."""
+    if baseline not in _BASELINES:
+        raise CommandError(f"--baseline must be one of {', '.join(_BASELINES)}; got {baseline!r}")
+    if n_steps < 1 or size < 1:
+        raise CommandError(f"--steps and --size must be at least 1; got {n_steps} and {size}")
+    shown = tuple(panels.split(","))
+    if not set(shown) <= set(igfast.viz.PANELS):
+        raise CommandError(f"--panels must be some of {', '.join(igfast.viz.PANELS)}; got {panels!r}")
+    means, stds = (tuple(numbers_of(option, text) * 3)[:3] for option, text in (("--mean", mean), ("--std", std)))
+    if min(stds) <= 0:
+        raise CommandError(f"--std must be positive; got {std!r}")
+    of_weights = digest(weights) if weights is not None else ""
+    return ImageRequest(model, name, of_weights, target, baseline, n_steps, size, means, stds, shown)
+
+
+_BASELINES: dict[str, Callable[[Tensor, tuple[float, ...], tuple[float, ...]], Tensor]] = {
+    "black": igfast.baselines.black,
+    "white": igfast.baselines.white,
+    "zero": lambda x, *_: igfast.baselines.zeros(x),
+    "blurred": lambda x, *_: igfast.baselines.blurred(x, sigma=max(x.shape[2:]) / 10),
+    "noise": lambda x, *_: igfast.baselines.uniform(x, seed=_NOISE_SEED),
+}

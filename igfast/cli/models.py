@@ -1,0 +1,122 @@
+"""Loads what commands name: a model by its factory, a device, numbers for channels."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from igfast.errors import CommandError
+
+
+def load_factory(name: str) -> Any:
+    """Returns what a factory makes, "package.module:factory"; modules in the working directory are found too.
+
+    Raises:
+        CommandError: the name has another form, or there is no such module or factory, or the factory failed.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise CommandError(f"--model must be package.module:factory; got {name!r}")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        factory = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            factory = getattr(factory, part)
+    except (ImportError, AttributeError) as error:
+        raise CommandError(f"--model {name}: {error}") from error
+    if not callable(factory):
+        raise CommandError(
+            f"--model {name}: {attribute} is a {type(factory).__name__}, not a function that makes a model"
+        )
+    try:
+        return factory() if not isinstance(factory, nn.Module) else factory
+    except Exception as error:  # a factory may raise anything
+        raise CommandError(f"--model {name}: the factory failed: {type(error).__name__}: {error}") from error
+
+
+def load_model(name: str, weights: Path | None, device: str) -> nn.Module:
+    """Returns a factory's model in evaluation mode on a device, with weights from a file.
+
+    Args:
+        name: as in `load_factory`; the factory returns a `torch.nn.Module`.
+        weights: a state dictionary in PyTorch's or safetensors' format.
+        device: "cpu", "cuda" and so on.
+
+    Raises:
+        CommandError: no module came, or the weights or the device do not fit.
+    """
+    made = load_factory(name)
+    if not isinstance(made, nn.Module):
+        raise CommandError(f"--model {name}: the factory returned a {type(made).__name__}, not a torch.nn.Module")
+    return prepared(made, weights, device)
+
+
+def prepared(model: nn.Module, weights: Path | None, device: str) -> nn.Module:
+    """Returns a model in evaluation mode on a device, with weights from a file; raises CommandError."""
+    try:
+        if weights is not None:
+            model.load_state_dict(_state_of(weights))
+        return model.to(torch.device(device)).eval()
+    except Exception as error:  # readers of weights raise many kinds of errors
+        what = f"--weights {weights}" if weights is not None else f"--device {device}"
+        raise CommandError(f"{what}: {type(error).__name__}: {error}".splitlines()[0]) from error
+
+
+def _state_of(weights: Path) -> Mapping[str, Any]:
+    if weights.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(weights)
+    state: Mapping[str, Any] = torch.load(weights, map_location="cpu", weights_only=True)
+    return state
+
+
+def target_of(name: str, output: Tensor) -> int | None:
+    """Returns the class that --target names for an output, (1, classes): "top1", "top2" and so on, a number or "none".
+
+    Raises:
+        CommandError: there is no such class.
+    """
+    if name == "none":
+        return None
+    if output.dim() != 2:
+        raise CommandError(
+            f"--target {name}: the model returned {tuple(output.shape)}; --target none is for one number"
+        )
+    n_classes = output.shape[1]
+    if name.startswith("top") and name[3:].isdigit() and 1 <= int(name[3:]) <= n_classes:
+        return int(output[0].topk(int(name[3:])).indices[-1])
+    if name.isdigit() and int(name) < n_classes:
+        return int(name)
+    raise CommandError(
+        f"--target must be top1 to top{n_classes}, a class from 0 to {n_classes - 1}, or none; got {name!r}"
+    )
+
+
+def numbers_of(option: str, text: str) -> list[float]:
+    """Returns numbers between commas; raises CommandError."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise CommandError(f"{option} must be numbers between commas; got {text!r}") from None
+
+
+def digest(path: Path) -> str:
+    """Returns the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if sys.version_info >= (3, 11) else _digest_of(file.read)
+
+
+def _digest_of(read: Callable[[int], bytes]) -> str:
+    total = hashlib.sha256()
+    while block := read(1 << 20):
+        total.update(block)
+    return total.hexdigest()
