@@ -164,7 +164,7 @@ def _row_html(row: Tokens) -> str:
     title = f'<p class="igfast-title">{escape(row.title)}</p>' if row.title else ""
     spans = []
     for word, score, strength, special in zip(row.words, row.scores, row.strengths, row.special, strict=True):
-        dimmed = ";opacity:.6" if special else ""
+        dimmed = ";font-size:.8em;font-style:italic" if special else ""
         spans.append(
             f'<span title="{score:+.3g}" style="background:{_colour(strength)};color:#111;border-radius:.2em;'
             f'padding:.1em .3em{dimmed}">{escape(word)}</span>'

@@ -170,7 +170,7 @@ def test_progress_and_names_of_broken_files(tmp_path, capsys):
         (["text", "--model", "tests.cli.factories:text"], "there is no text"),
         (["text", "a", "--model", "tests.cli.factories:network"], "must return a model and a tokenizer"),
         (["text", "a", "--model", "tests.cli.factories:text", "--baseline", "unknown"], "no unk_token_id"),
-        (["table", "missing.csv", "--model", "tests.cli.factories:table", "--out", "o.csv"], "there is no file missing"),
+        (["table", "missing.csv", "--model", "tests.cli.factories:table", "--out", "o.csv"], "there is no file"),
         (["report", "missing"], "there is no file missing"),
         (["report", "x.png"], "x.png is not a whole file in safetensors' format"),
         (["diagnose", "missing.png", *MODEL], "an image cannot be read"),
