@@ -1,6 +1,7 @@
 # make demo        sets up and attributes a photograph, with igfast and with Captum
 # make test        sets up and runs the tests
 # make docs        runs the examples of the pages and builds the site in build/site; fails on a broken link
+# make pictures    draws the pictures of the pages anew
 # make check       checks format, lint and types
 # make cuda-check  compiles, links and loads the CUDA kernels; needs nvcc and no GPU
 # make sanitize    runs the tests of lean execution and of the pool, on a build with AddressSanitizer and UBSan
@@ -26,7 +27,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := $(wildcard csrc/* csrc/*/*)
 FORMATTED := $(filter %.cpp %.h %.cu %.cuh,$(SOURCES)) $(wildcard tests/cuda/emulated/*)
 
-.PHONY: setup test demo docs check cuda-check sanitize gpu-test gpu-sanitize gpu-bench gpu-package gpu-first \
+.PHONY: setup test demo docs pictures check cuda-check sanitize gpu-test gpu-sanitize gpu-bench gpu-package gpu-first \
 	test-versions wheels wheel format bench clean
 
 setup: $(STAMP)/igfast
@@ -55,6 +56,10 @@ demo: setup
 docs: setup
 	IGFAST_REQUIRE_KERNELS=1 $(BIN)/python -m pytest tests/test_pages.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+pictures: setup
+	for name in regression cat topics sentiment; do $(BIN)/python -m examples.$$name --out docs/pictures || exit 1; done
+	rm -f docs/pictures/*.html
 
 check: setup
 	$(BIN)/ruff format --check .
