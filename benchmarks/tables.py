@@ -167,7 +167,16 @@ def operators() -> list[str]:
 
 
 ROOT = harness.RESULTS.parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
+def tested() -> list[str]:
+    """The releases of Python and torch that the tests ran on."""
+    lines = ["| Python | torch | tests passed | failed |", "|---|---|---|---|"]
+    for r in sorted(harness.read("tested"), key=lambda r: [int(part) for part in r["torch"].split(".")]):
+        counts = r["tests"]
+        lines.append(f"| {r['python']} | {r['torch']} | {counts['passed']} | {counts.get('failed', 0)} |")
+    return lines
+
+
+PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "contributing.md")
 TABLES = {
     table.__name__: table
     for table in (
@@ -183,6 +192,7 @@ TABLES = {
         ablation,
         gpu,
         gpu_operators,
+        tested,
     )
 }
 _TABLE = re.compile(r"(<!-- table: (\w+) -->\n)(?:\|.*\n)+")
