@@ -167,6 +167,8 @@ def operators() -> list[str]:
 
 
 ROOT = harness.RESULTS.parent.parent
+
+
 def tested() -> list[str]:
     """The releases of Python and torch that the tests ran on."""
     lines = ["| Python | torch | tests passed | failed |", "|---|---|---|---|"]

@@ -22,6 +22,8 @@ from igfast.attr import LayerIntegratedGradients as _OfLayer
 from igfast.errors import ArgumentError, ArgumentTypeError, OutputTypeError, TargetError, TargetTypeError
 from igfast.explanation import Explanation as _Result
 from igfast.explanation.explain import flattened, tensors_of
+from igfast.model.forward import copied
+from igfast.model.state import buffers_restored
 from igfast.request.inputs import describe, one_for_each
 from igfast.run.quadrature import quadrature_rule
 
@@ -77,8 +79,8 @@ class IntegratedGradients:
         internal_batch_size: the most path points in the model at a time; None lets igfast choose.
 
     Raises:
-        ArgumentTypeError: `model` or `target_fn` is not callable, or `layer` is neither a module nor a function of the
-            model that returns one.
+        ArgumentTypeError: `model` is not a module, `target_fn` is not callable, or `layer` is neither a module nor a
+            function of the model that returns one.
         ArgumentError: `method` is not a rule, or `n_steps` is too small for it.
 
     Source: Klaise and others 2021, "Alibi Explain", JMLR 22(181), for the interface; Sundararajan, Taly, Yan 2017,
@@ -99,9 +101,10 @@ class IntegratedGradients:
         n_steps: int = 50,
         internal_batch_size: int | None = 100,
     ) -> None:
-        for name, value in (("model", model), *((("target_fn", target_fn),) if target_fn is not None else ())):
-            if not callable(value):
-                raise ArgumentTypeError(f"{name} must be callable; got {describe(value)}")
+        if not isinstance(model, nn.Module):
+            raise ArgumentTypeError(f"model must be a torch.nn.Module; got {describe(model)}")
+        if target_fn is not None and not callable(target_fn):
+            raise ArgumentTypeError(f"target_fn must be callable; got {describe(target_fn)}")
         found = layer(model) if callable(layer) and not isinstance(layer, nn.Module) else layer
         if found is not None and not isinstance(found, nn.Module):
             raise ArgumentTypeError(f"layer must be a module, or a function that finds one; got {describe(found)}")
@@ -146,8 +149,8 @@ class IntegratedGradients:
         starts = tuple(baselines) if isinstance(baselines, (list, tuple)) else baselines
         given = tensors_of(self.model, {"X": xs, "baselines": starts, "forward_kwargs": tuple(kwargs.values())})
         forward = _WithKeywords(self.model, len(xs), tuple(kwargs))
-        with torch.no_grad():
-            output = forward(*given["X"], *given["forward_kwargs"])
+        with torch.no_grad(), buffers_restored(self.model):
+            output = forward(*map(copied, (*given["X"], *given["forward_kwargs"])))
         predictions = _as_array(output)
         if target is None and self.target_fn is not None:
             target = self.target_fn(predictions)
@@ -240,7 +243,8 @@ def _signed(array: Array, sign: Array | None) -> Array:
 def _as_array(output: Any) -> Array:
     if not isinstance(output, Tensor):
         raise OutputTypeError(f"the model must return a tensor; got {describe(output)}")
-    numbers: Array = output.detach().cpu().numpy()
+    plain = output.detach().cpu()
+    numbers: Array = (plain.float() if plain.dtype is torch.bfloat16 else plain).numpy()
     return numbers
 
 

@@ -137,7 +137,7 @@ def test_json():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: IntegratedGradients(3), igfast.ArgumentTypeError, "model must be callable; got 3"),
+        (lambda: IntegratedGradients(3), igfast.ArgumentTypeError, "model must be a torch.nn.Module; got 3"),
         (lambda: IntegratedGradients(nn.Linear(2, 2), target_fn=1), igfast.ArgumentTypeError, "target_fn must be call"),
         (lambda: IntegratedGradients(nn.Linear(2, 2), layer="x"), igfast.ArgumentTypeError, "layer must be a module"),
         (lambda: IntegratedGradients(nn.Linear(2, 2), layer=lambda m: 1), igfast.ArgumentTypeError, "got 1"),

@@ -150,13 +150,19 @@ class LayerIntegratedGradients(Explains, captum.attr.LayerIntegratedGradients):
             return run.results(result, delta, return_report)
 
     def _ends(
-        self, inputs: Any, baselines: Any, target: Any, additional_forward_args: Any, **_: Any
+        self,
+        inputs: Any,
+        baselines: Any,
+        target: Any,
+        additional_forward_args: Any,
+        attribute_to_layer_input: bool,
+        **_: Any,
     ) -> tuple[Tensor, Tensor]:
         """Returns F(inputs) and F(baselines), one number for each entry of the output."""
         with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
             given = parse_model_inputs(inputs, baselines)
             forward = self._forward(given, target, additional_forward_args, None)
-            with self._options.memory(forward.inputs.device) as memory, self._tapped(False) as tap:
+            with self._options.memory(forward.inputs.device) as memory, self._tapped(attribute_to_layer_input) as tap:
                 outputs = [_read(forward, xs, tap, memory)[1] for xs in (given.x, given.baselines)]
         why_joint = forward.why_whole_steps() or forward.why_output_is_joint(outputs[0])
         forward = forward.in_whole_steps(why_joint) if why_joint else forward

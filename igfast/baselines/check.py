@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from igfast.errors import ArgumentError, ArgumentTypeError
-from igfast.model.forward import as_tuple
+from igfast.model.forward import as_tuple, copied
 from igfast.model.probabilities import class_probabilities
+from igfast.model.state import buffers_restored
 from igfast.request.inputs import describe
 
 
@@ -21,8 +22,8 @@ class BaselineCheck:
     """What a model makes of a baseline; `print` shows it in words.
 
     Attributes:
-        probabilities: of the classes, averaged over the baselines, (classes,).
-        entropy: of each baseline's probabilities, averaged, in nats.
+        probabilities: of the classes, for the baseline that the model is surest of, (classes,).
+        entropy: of these probabilities, in nats.
         highest_entropy: that of equal probabilities, log(classes).
         leans_to: the class with the highest probability.
         default_class: the class that stands for absence, as the caller said; None if there is none.
@@ -46,6 +47,7 @@ class BaselineCheck:
         )
 
 
+_VERDICTS = ("good", "leaning", "decided")
 _UNDECIDED, _DECIDED = 0.5, 0.9  # probabilities of the leading class
 _EVEN = 0.15  # how far from 0.5 a two-class model may be to count as undecided
 
@@ -55,6 +57,7 @@ def check_baseline(
     baseline: Tensor,
     *,
     default_class: int | None = None,
+    output: str = "auto",
     additional_forward_args: Any = None,
 ) -> BaselineCheck:
     """Runs a classifier on a baseline, and tells whether the baseline holds evidence for a class.
@@ -68,6 +71,8 @@ def check_baseline(
         model: returns (batch, classes), logits or probabilities; or one logit or probability, (batch,) or (batch, 1).
         baseline: (batch, *features), on the model's device.
         default_class: the class that stands for absence, if there is one.
+        output: "probabilities", "logits", or "auto", which tells the two apart by their values: rows that sum to one
+            are probabilities, and so is one number for each example if all are in [0, 1].
         additional_forward_args: further arguments of the model, one or a tuple.
 
     Returns:
@@ -75,7 +80,7 @@ def check_baseline(
 
     Raises:
         ArgumentTypeError: `model` is not callable, or `baseline` not a tensor.
-        ArgumentError: `default_class` is not a class.
+        ArgumentError: `default_class` is not a class, or `output` none of its values.
         OutputError, OutputTypeError: the output is not of these shapes, or not finite.
 
     Source: M. Sundararajan, A. Taly, "Integrated Gradients: how to" (2018), sections on baselines and on binary
@@ -90,16 +95,17 @@ def check_baseline(
         raise ArgumentTypeError(f"model must be callable; got {describe(model)}")
     if not isinstance(baseline, Tensor):
         raise ArgumentTypeError(f"baseline must be a tensor; got {describe(baseline)}")
-    with torch.no_grad():
-        output = model(baseline, *as_tuple(additional_forward_args))
-    each = class_probabilities(output)
+    with torch.no_grad(), buffers_restored(model):
+        values = model(copied(baseline), *map(copied, as_tuple(additional_forward_args)))
+    each = class_probabilities(values, output)
     n_classes = each.shape[1]
     if default_class is not None and not 0 <= default_class < n_classes:
         raise ArgumentError(f"default_class must be one of the {n_classes} classes; got {default_class}")
-    mean = each.mean(dim=0)
-    entropy = float(torch.special.entr(each).sum(dim=1).mean())
-    verdict, advice = _judged(mean, default_class)
-    return BaselineCheck(mean, entropy, math.log(n_classes), int(mean.argmax()), default_class, verdict, advice)
+    judged = [_judged(row, default_class) for row in each]
+    surest = max(range(len(each)), key=lambda i: (_VERDICTS.index(judged[i][0]), float(each[i].max())))
+    entropy = float(torch.special.entr(each[surest]).sum())
+    leans_to = int(each[surest].argmax())
+    return BaselineCheck(each[surest], entropy, math.log(n_classes), leans_to, default_class, *judged[surest])
 
 
 def _judged(mean: Tensor, default_class: int | None) -> tuple[str, str]:

@@ -299,7 +299,7 @@ def _bounds(inputs: Tensor, low: float | None, high: float | None) -> tuple[Tens
     """Returns the bounds, or the smallest and the largest number of each example, in a shape that expands."""
     if low is not None and high is not None and low > high:
         raise ArgumentError(f"low must not be above high; got {low} and {high}")
-    flat = _checked(inputs).reshape(inputs.shape[0], -1)
+    flat = _checked(inputs).flatten(1) if inputs.dim() > 1 else inputs.unsqueeze(1)
     shape = (-1,) + (1,) * (inputs.dim() - 1)
     bottom = flat.amin(dim=1) if low is None else inputs.new_full((inputs.shape[0],), low)
     top = flat.amax(dim=1) if high is None else inputs.new_full((inputs.shape[0],), high)

@@ -91,5 +91,7 @@ def _replaced(ids: Tensor, tokenizer: Any, kind: str) -> Tensor:
         names = ("pad", "mask", "unk", "bos", "eos", "cls", "sep")
         has = [name for name in names if getattr(tokenizer, f"{name}_token_id", None) is not None]
         raise ArgumentError(f"the tokenizer has no {kind}_token_id; it has {has}")
-    special = torch.tensor(sorted(tokenizer.all_special_ids), device=ids.device, dtype=ids.dtype)
+    words = {getattr(tokenizer, "unk_token_id", None)}  # a word that the tokenizer does not know is a word
+    kept = sorted(set(tokenizer.all_special_ids) - words)
+    special = torch.tensor(kept, device=ids.device, dtype=ids.dtype)
     return torch.where(torch.isin(ids, special), ids, torch.full_like(ids, token))

@@ -19,6 +19,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from igfast.cli.run import run_command
 
         return run_command(given[1:])
+    if given == ["info"]:  # for bug reports, whatever is installed
+        from igfast.cli.versions import print_versions
+
+        return print_versions()
     try:
         from igfast.cli.app import run_app
     except ModuleNotFoundError as error:

@@ -10,12 +10,11 @@ import torch
 import typer
 
 import igfast
-from igfast.cli.folder import ALL_DONE, NOTHING_STARTED, SOME_FAILED, jobs_of, run_jobs
+from igfast.cli.folder import ALL_DONE, NOTHING_STARTED, SOME_FAILED, as_line, jobs_of, run_jobs
 from igfast.cli.images import ENDINGS, image_request
 from igfast.cli.models import load_model
 from igfast.errors import CommandError
 from igfast.explanation.files import written
-from igfast.ops import build_info
 
 _statuses: list[int] = []  # of the commands that ran to their end
 
@@ -82,7 +81,6 @@ def image(
     request = image_request(
         load_model(model, weights, device),
         model,
-        weights,
         target=target,
         baseline=baseline,
         n_steps=steps,
@@ -114,22 +112,29 @@ def text(
 
     lines = sentences_of(texts or [], file)
     loaded, tokenizer = load_text_model(model, weights, device)
-    console, rows = Console(), []
+    console, n_failed = Console(), 0
     for number, line in enumerate(lines, 1):
-        explanation = explain_text(
-            loaded, tokenizer, line, target=target, baseline=baseline, n_steps=steps, device=device
-        )
+        try:
+            explanation = explain_text(
+                loaded, tokenizer, line, target=target, baseline=baseline, n_steps=steps, device=device
+            )
+        except CommandError:
+            raise  # an option is wrong, for every text
+        except Exception as error:  # a model may raise anything for a text that it does not take
+            n_failed += 1
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
+            print(as_line({"text": line, "error": said}) if as_json else f"{line}: {said}", flush=True)
+            continue
         tokens = igfast.viz.tokens_of(explanation)
-        rows.append(tokens)
         if out is not None:
             explanation.save(out / f"{number:04d}.safetensors")
             _write(out / f"{number:04d}.html", igfast.viz.report(explanation, title=line))
         if as_json:
             words = [{"word": word, "score": score} for word, score in zip(tokens.words, tokens.scores, strict=True)]
-            print(json.dumps({"text": line, **_numbers(explanation), "words": words}), flush=True)
+            print(as_line({"text": line, **_numbers(explanation), "words": words}), flush=True)
         else:
             console.print(igfast.viz.text_terminal(tokens), "")
-    return ALL_DONE
+    return SOME_FAILED if n_failed else ALL_DONE
 
 
 @app.command(epilog="Example: igfast table houses.csv --model mymodels:houses --target none --out explained.csv")
@@ -172,20 +177,20 @@ def diagnose(
     as_json: AsJson = False,
 ) -> int:
     """Check whether attributions of a model can be believed. The exit status is 2 if something is wrong."""
-    from igfast.cli.models import target_of
+    from igfast.cli.models import targets_of
 
     options: dict[str, Any] = {"target": target, "baseline": baseline, "n_steps": steps, "size": size}
     loaded = load_model(model, weights, device)
-    request = image_request(loaded, model, weights, **options, mean=mean, std=std, panels="input")
+    request = image_request(loaded, model, **options, mean=mean, std=std, panels="input")
     try:
         x = torch.cat([request.read(path) for path in paths])
     except OSError as error:
         raise CommandError(f"an image cannot be read: {error}") from error
     with torch.no_grad():
-        picked = target_of(target, loaded(x[:1]))
-    found = igfast.diagnose(loaded, x, picked, request.start(x), n_steps=steps)
+        picked = targets_of(target, loaded(x.clone()))
+    found = igfast.diagnose(loaded, x, picked, request.start(x), n_steps=steps, max_steps=max(800, 4 * steps))
     if as_json:
-        print(json.dumps([{**vars(f), "figures": dict(f.figures)} for f in found.findings]))
+        print(as_line([{**vars(f), "figures": dict(f.figures)} for f in found.findings]))
     else:
         print(found)
     return ALL_DONE if found.good else SOME_FAILED
@@ -243,9 +248,9 @@ def run(
 @app.command(epilog="Example: igfast info")
 def info() -> int:
     """Print versions and how the kernels were built, for bug reports."""
-    versions = {"igfast": igfast.__version__, "torch": torch.__version__}
-    print(json.dumps({**versions, "kernels": build_info()}, indent=2))
-    return ALL_DONE
+    from igfast.cli.versions import print_versions
+
+    return print_versions()
 
 
 def _numbers(explanation: igfast.Explanation) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -48,11 +49,13 @@ def jobs_of(paths: Sequence[Path], out: Path, endings: Sequence[str]) -> list[Jo
     for path in paths:
         if not path.exists():
             raise CommandError(f"there is no file or folder {path}")
+        if path.is_dir() and (path.resolve() == out.resolve() or out.resolve() in path.resolve().parents):
+            raise CommandError(f"--out must be another folder than that of the files; got {out}")
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         for file in files:
             relative = file.relative_to(path) if path.is_dir() else Path(file.name)
             hidden = any(part.startswith(".") for part in relative.parts)
-            if not hidden and out.resolve() not in file.resolve().parents:
+            if not path.is_dir() or not (hidden or out.resolve() in file.resolve().parents):
                 found.setdefault(file.resolve(), relative)
     if not found:
         raise CommandError(f"there is no file in {', '.join(map(str, paths))}; {', '.join(endings)} are explained")
@@ -121,14 +124,29 @@ def _one(
             known = _known(job, request)
             if known is not None:
                 return "reused", _said(known, job)
+            _check_source(job, request)
             explanation = explain(job.source)
             explanation = replace(explanation, meta={**explanation.meta, "request": request})
+            job.result.unlink(missing_ok=True)  # no result stands beside a picture of another request
             with written(job.picture) as temporary:
                 draw(explanation, temporary)
             explanation.save(job.result)
             return "done", _said(explanation, job)
     except Exception as error:  # a broken file may make a reader or a model raise anything
         return "failed", {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+
+
+def as_line(value: Any) -> str:
+    """Returns a value as one line of JSON, with null for NaN and infinities."""
+
+    def finite(one: Any) -> Any:
+        if isinstance(one, Mapping):
+            return {key: finite(each) for key, each in one.items()}
+        if isinstance(one, (list, tuple)):
+            return [finite(each) for each in one]
+        return None if isinstance(one, float) and not math.isfinite(one) else one
+
+    return json.dumps(finite(value), allow_nan=False)
 
 
 @contextmanager
@@ -155,6 +173,16 @@ def _known(job: Job, request: Mapping[str, Any]) -> Explanation | None:
     return None
 
 
+def _check_source(job: Job, request: Mapping[str, Any]) -> None:
+    """Raises CommandError if a result of another file has the name of this file's."""
+    if not job.result.exists():
+        return
+    with contextlib.suppress(ExplanationFileError, OSError):
+        other = Explanation.load(job.result).meta.get("request", {}).get("source")
+        if other != request.get("source"):
+            raise CommandError(f"{job.result} is the result of {other}; choose another --out")
+
+
 def _said(explanation: Explanation, job: Job) -> dict[str, Any]:
     return {
         "target": explanation.target,
@@ -169,9 +197,7 @@ def _said(explanation: Explanation, job: Job) -> dict[str, Any]:
 def _progress(total: int, as_json: bool) -> Iterator[Callable[[Job, str, dict[str, Any]], None]]:
     """Gives a function to call after each file: prints the file, and moves a progress bar that knows the time left."""
     if as_json:
-        yield lambda job, status, said: print(
-            json.dumps({"path": str(job.source), "status": status, **said}), flush=True
-        )
+        yield lambda job, status, said: print(as_line({"path": str(job.source), "status": status, **said}), flush=True)
         return
     from rich.console import Console
     from rich.markup import escape

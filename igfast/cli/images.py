@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import igfast
-from igfast.cli.models import digest, numbers_of, target_of
+from igfast.cli.models import digest, digest_of_state, numbers_of, target_of
 from igfast.errors import CommandError, MissingPackageError
 from igfast.explanation import Explanation
 
@@ -27,7 +27,7 @@ class ImageRequest:
     Attributes:
         model: the network, from (1, 3, size, size).
         name: of the model, for the record.
-        weights: the digest of the weights' file, or "".
+        weights: the digest of the model's parameters and buffers.
         target: as --target has it.
         baseline: as --baseline has it.
         n_steps: points along the path.
@@ -50,13 +50,19 @@ class ImageRequest:
     def record(self, path: Path) -> Mapping[str, Any]:
         """Returns everything that the explanation of a file depends on."""
         fields = {name: value for name, value in vars(self).items() if name not in ("model", "panels")}
-        return {**fields, "image": digest(path), "panels": self.panels, "igfast": igfast.__version__}
+        return {
+            **fields,
+            "source": str(path),
+            "image": digest(path),
+            "panels": self.panels,
+            "igfast": igfast.__version__,
+        }
 
     def explain(self, path: Path) -> Explanation:
         """Returns the explanation of an image file; raises what Pillow raises for a file that is no whole image."""
         x = self.read(path)
         with torch.no_grad():
-            output = self.model(x)
+            output = self.model(x.clone())
         explainer = igfast.IntegratedGradients(self.model)
         return explainer.explain(x, self.start(x), target_of(self.target, output), n_steps=self.n_steps)
 
@@ -89,7 +95,6 @@ class ImageRequest:
 def image_request(
     model: nn.Module,
     name: str,
-    weights: Path | None,
     *,
     target: str,
     baseline: str,
@@ -107,11 +112,17 @@ def image_request(
     shown = tuple(panels.split(","))
     if not set(shown) <= set(igfast.viz.PANELS):
         raise CommandError(f"--panels must be some of {', '.join(igfast.viz.PANELS)}; got {panels!r}")
-    means, stds = (tuple(numbers_of(option, text) * 3)[:3] for option, text in (("--mean", mean), ("--std", std)))
+    means, stds = (_channels(option, text) for option, text in (("--mean", mean), ("--std", std)))
     if min(stds) <= 0:
         raise CommandError(f"--std must be positive; got {std!r}")
-    of_weights = digest(weights) if weights is not None else ""
-    return ImageRequest(model, name, of_weights, target, baseline, n_steps, size, means, stds, shown)
+    return ImageRequest(model, name, digest_of_state(model), target, baseline, n_steps, size, means, stds, shown)
+
+
+def _channels(option: str, text: str) -> tuple[float, ...]:
+    values = numbers_of(option, text)
+    if len(values) not in (1, 3):
+        raise CommandError(f"{option} must be one number or three; got {text!r}")
+    return tuple(values * 3)[:3]
 
 
 _BASELINES: dict[str, Callable[[Tensor, tuple[float, ...], tuple[float, ...]], Tensor]] = {

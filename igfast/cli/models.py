@@ -61,13 +61,15 @@ def load_model(name: str, weights: Path | None, device: str) -> nn.Module:
 
 def prepared(model: nn.Module, weights: Path | None, device: str) -> nn.Module:
     """Returns a model in evaluation mode on a device, with weights from a file; raises CommandError."""
+    what = f"--weights {weights}"
     try:
         if weights is not None:
             model.load_state_dict(_state_of(weights))
+        what = f"--device {device}"
         return model.to(torch.device(device)).eval()
     except Exception as error:  # readers of weights raise many kinds of errors
-        what = f"--weights {weights}" if weights is not None else f"--device {device}"
-        raise CommandError(f"{what}: {type(error).__name__}: {error}".splitlines()[0]) from error
+        said = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+        raise CommandError(f"{what}: {type(error).__name__}: {said[:500]}") from error
 
 
 def _state_of(weights: Path) -> Mapping[str, Any]:
@@ -79,26 +81,34 @@ def _state_of(weights: Path) -> Mapping[str, Any]:
     return state
 
 
-def target_of(name: str, output: Tensor) -> int | None:
-    """Returns the class that --target names for an output, (1, classes): "top1", "top2" and so on, a number or "none".
+def targets_of(name: str, output: Any) -> list[int] | None:
+    """Returns the class of each example that --target names: "top1", "top2" and so on, a number, or "none".
+
+    Args:
+        name: the option.
+        output: of the model, (batch, classes); of any shape for "none".
 
     Raises:
         CommandError: there is no such class.
     """
     if name == "none":
         return None
-    if output.dim() != 2:
-        raise CommandError(
-            f"--target {name}: the model returned {tuple(output.shape)}; --target none is for one number"
-        )
+    if not isinstance(output, Tensor) or output.dim() != 2:
+        got = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise CommandError(f"--target {name}: the model returned {got}, not (batch, classes); none is for one number")
     n_classes = output.shape[1]
     if name.startswith("top") and name[3:].isdigit() and 1 <= int(name[3:]) <= n_classes:
-        return int(output[0].topk(int(name[3:])).indices[-1])
+        ranked: list[int] = output.topk(int(name[3:]), dim=1).indices[:, -1].tolist()
+        return ranked
     if name.isdigit() and int(name) < n_classes:
-        return int(name)
-    raise CommandError(
-        f"--target must be top1 to top{n_classes}, a class from 0 to {n_classes - 1}, or none; got {name!r}"
-    )
+        return [int(name)] * len(output)
+    raise CommandError(f"--target must be top1 to top{n_classes}, a class below {n_classes}, or none; got {name!r}")
+
+
+def target_of(name: str, output: Any) -> int | None:
+    """Returns the class that --target names for the output of one example; raises CommandError."""
+    targets = targets_of(name, output)
+    return None if targets is None else targets[0]
 
 
 def numbers_of(option: str, text: str) -> list[float]:
@@ -107,6 +117,17 @@ def numbers_of(option: str, text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise CommandError(f"{option} must be numbers between commas; got {text!r}") from None
+
+
+def digest_of_state(model: nn.Module) -> str:
+    """Returns the SHA-256 of a model's parameters and buffers."""
+    total = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        total.update(name.encode())
+        if isinstance(value, Tensor):
+            flat = value.detach().cpu().contiguous().flatten().clone()
+            total.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+    return total.hexdigest()
 
 
 def digest(path: Path) -> str:

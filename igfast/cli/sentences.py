@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import igfast
 from igfast.cli.models import load_factory, prepared, target_of
-from igfast.errors import CommandError, MissingPackageError
+from igfast.errors import ArgumentError, CommandError, MissingPackageError
 from igfast.explanation import Explanation
 
 
@@ -74,7 +74,10 @@ def explain_text(
         picked = target_of(target, model(ids, mask))
     explainer = igfast.LayerIntegratedGradients(model, _embedding(model))
     tokens = tokenizer.convert_ids_to_tokens(ids[0].tolist())
-    start = BASELINES[baseline](ids, tokenizer)
+    try:
+        start = BASELINES[baseline](ids, tokenizer)
+    except ArgumentError as error:
+        raise CommandError(f"--baseline {baseline}: {error}") from error
     return explainer.explain(ids, start, picked, mask, n_steps, feature_names=[tokens])
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import igfast
-from igfast.cli.models import target_of
+from igfast.cli.models import targets_of
 from igfast.errors import CommandError, MissingPackageError
 from igfast.explanation.files import written
 
@@ -33,7 +33,7 @@ def explain_table(
         data: a CSV file, or a Parquet file by its ending.
         out: where the result goes, in the same format. Columns `attribution:<name>`, `prediction` and `delta` are new.
         columns: what the model takes, in this order; all columns with numbers if empty.
-        target: as --target has it; "top1" is that of the first row, for all rows.
+        target: as --target has it; "top1" is each row's own.
         baseline: "mean" (of the columns), "zero" or a number.
         n_steps: points along the path.
 
@@ -42,30 +42,40 @@ def explain_table(
         MissingPackageError: pandas is not installed, or pyarrow for Parquet.
     """
     pandas = _pandas()
-    is_parquet = data.suffix.lower() in (".parquet", ".pq")
+    is_parquet = _is_parquet(data)
+    if is_parquet != _is_parquet(out):
+        raise CommandError(f"--out must have the format of {data}; got {out}")
     try:
         table = pandas.read_parquet(data) if is_parquet else pandas.read_csv(data)
+        # What is not explained is copied as it is written: 00123 stays 00123.
+        result = table.copy() if is_parquet else pandas.read_csv(data, dtype=str, keep_default_na=False)
     except ImportError as error:
-        raise MissingPackageError(
-            f'pyarrow is needed to read Parquet: pip install "igfast[tables]" ({error})'
-        ) from None
+        raise MissingPackageError(f'pyarrow reads Parquet: pip install "igfast[tables]" ({error})') from None
     except Exception as error:  # readers raise many kinds of errors for broken files
         raise CommandError(f"{data} cannot be read: {type(error).__name__}: {error}") from error
     names = list(columns) or [str(name) for name in table.select_dtypes("number").columns]
     numbers = _numbers(table, names, data)
+    new = [*(f"attribution:{name}" for name in names), "prediction", "delta"]
+    clash = [name for name in new if name in table.columns]
+    if clash:
+        raise CommandError(
+            f"{data} has columns {clash} already; name those to explain with --columns, and rename these"
+        )
     parameter = next(model.parameters(), torch.zeros(1))
     x = torch.tensor(numbers).to(parameter.device, parameter.dtype)
     with torch.no_grad():
-        picked = target_of(target, model(x[:1]))
-    explainer = igfast.IntegratedGradients(model)
-    explanation = explainer.explain(x, _start(baseline, x), picked, n_steps=n_steps, feature_names=names)
-    for index, name in enumerate(names):
-        table[f"attribution:{name}"] = explanation.attributions[:, index].cpu().numpy()
-    table["prediction"] = explanation.predictions.float().cpu().numpy()
-    table["delta"] = explanation.deltas.float().cpu().numpy()
+        picked = targets_of(target, model(x))
+    explanation = igfast.IntegratedGradients(model).explain(x, _start(baseline, x), picked, n_steps=n_steps)
+    found = torch.cat([explanation.attributions, explanation.predictions[:, None], explanation.deltas[:, None]], dim=1)
+    for name, column in zip(new, found.double().cpu().T, strict=True):
+        result[name] = column.numpy()
     with written(out) as temporary:
-        table.to_parquet(temporary, index=False) if is_parquet else table.to_csv(temporary, index=False)
-    return len(table)
+        result.to_parquet(temporary) if is_parquet else result.to_csv(temporary, index=False, compression=None)
+    return len(result)
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() in (".parquet", ".pq")
 
 
 def _pandas() -> Any:

@@ -17,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from igfast.attr import IntegratedGradients
 from igfast.diagnosis.result import Finding
 from igfast.diagnosis.subject import Subject
+from igfast.model.forward import copied
 
 _FEATURES = 8  # that are tried, the ones that differ most from the baseline
 _CLOSE = 1e-3  # relative difference that rounding and quadrature may leave
@@ -99,15 +100,15 @@ def check_invariance(subject: Subject, n_steps: int) -> Finding:
     if not isinstance(subject.model, nn.Module) or subject.model.training:
         return Finding("invariance", "skipped", "It takes a module in evaluation mode.", {})
     one = subject.first()
-    equivalent, n_changed = _simplified(subject.model)
-    if not n_changed:
-        return Finding("invariance", "skipped", "No batch norm to fold and no linear layers to merge.", {})
-    other = Subject(equivalent, one.inputs, one.baselines, one.target, one.args)
     try:
+        equivalent, n_changed = _simplified(subject.model)
+        other = Subject(equivalent, one.inputs, one.baselines, one.target, one.args)
         before, after = one.output(one.inputs), other.output(other.inputs)
         apart = float((before - after).abs().max() / before.abs().max().clamp_min(1e-30))
     except Exception:  # layers that follow each other by name need not follow each other in the model
-        apart = float("inf")
+        apart, n_changed = float("inf"), 0
+    if not n_changed and apart == 0:
+        return Finding("invariance", "skipped", "No batch norm to fold and no linear layers to merge.", {})
     if not apart < _SAME_OUTPUT:
         return Finding("invariance", "skipped", "Folding layers changed the output: they do not follow each other.", {})
     error = _relative(_explain(other, n_steps)(_of_first_input(other)), _explain(one, n_steps)(_of_first_input(one)))
@@ -124,10 +125,12 @@ def _of_first_input(one: Subject) -> Callable[[Tensor], Tensor]:
             is_row = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == 1
             return value.expand(x.shape[0], *value.shape[1:]) if is_row else value
 
-        output = one.model(x, *map(repeated, (*one.inputs[1:], *one.args)))
+        output = one.model(x.clone(), *map(copied, map(repeated, (*one.inputs[1:], *one.args))))
         target = one.target
-        if isinstance(target, (list, Tensor)):
-            target = target[0].item() if isinstance(target, Tensor) else target[0]
+        if isinstance(target, Tensor):
+            target = int(target.reshape(-1)[0])
+        elif isinstance(target, list):
+            target = target[0]
         return Subject(one.model, (x,), (), target, ()).picked(output)
 
     return forward

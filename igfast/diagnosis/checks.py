@@ -85,7 +85,7 @@ def _diagnosed(subject: Subject, n_steps: int, max_steps: int) -> Diagnosis:
     if any(finding.verdict == "bad" for finding in findings) or not isinstance(out, Tensor):
         return Diagnosis(tuple(findings))
     findings += [output.check_scale(out), output.check_rows(subject, out), output.check_gradient(subject)]
-    if findings[-1].verdict == "bad" or (subject.integers and subject.embedding is None):
+    if findings[-1].verdict == "bad":
         return Diagnosis(tuple(findings))
     findings.append(check_completeness(subject, n_steps, max_steps))
     why = _why_not_alone(subject, findings)
@@ -103,5 +103,7 @@ def _why_not_alone(subject: Subject, findings: list[Finding]) -> str:
     """Returns why the remaining checks, of the first example alone, do not apply; empty if they do."""
     if subject.integers:
         return "inputs are integers"
+    if any(x.is_complex() for x in subject.inputs):
+        return "inputs are complex"
     verdicts = {finding.check: finding.verdict for finding in findings}
     return "examples depend on each other" if "look" in (verdicts["output"], verdicts["rows"]) else ""

@@ -10,6 +10,7 @@ from torch import Tensor
 from igfast.diagnosis.result import Finding
 from igfast.diagnosis.subject import Subject
 from igfast.explanation.explain import flattened
+from igfast.model.forward import copied
 from igfast.run.attributions import convergence_delta
 
 _SHARE = 0.05  # of the change of F that the delta may be, as the authors' how-to has it
@@ -49,7 +50,7 @@ def along_path(subject: Subject) -> tuple[list[float], list[float], list[float]]
             points = tuple(
                 (b + alpha * (x - b)).detach().requires_grad_() for x, b in zip(one.inputs, one.baselines, strict=True)
             )
-            value = one.picked(one.model(*points, *one.args)).sum()
+            value = one.picked(one.model(*(point.clone() for point in points), *map(copied, one.args))).sum()
             grads = torch.autograd.grad(value, points, allow_unused=True)
         values.append(float(value.detach()))
         norms.append(float(torch.stack([g.double().norm() for g in grads if g is not None]).norm()))
@@ -86,4 +87,5 @@ def _share(subject: Subject, n_steps: int) -> float:
     deltas = convergence_delta(tuple(flattened(attributions)), ends[0], ends[1]).double()
     changes: Tensor = (ends[0].double() - ends[1].double()).abs()
     changes = changes if changes.shape == deltas.shape else changes.sum().reshape(1)
-    return float((deltas.abs() / changes.clamp_min(1e-12 * max(1.0, float(ends[0].abs().max())))).max())
+    rounding = 1e3 * torch.finfo(ends[0].dtype).eps * float(torch.cat(ends).abs().max())
+    return float((deltas.abs() / changes.clamp_min(max(rounding, 1e-30))).max())

@@ -8,6 +8,7 @@ from torch import Tensor
 from igfast.diagnosis.result import Finding
 from igfast.diagnosis.subject import Subject
 from igfast.errors import IgfastError
+from igfast.model.forward import copied
 from igfast.model.probabilities import are_probabilities
 from igfast.model.state import modules_behind
 
@@ -66,8 +67,11 @@ def check_integers(subject: Subject) -> Finding:
         return Finding("integers", "good", "All inputs are floating.", {})
     which, embedding = subject.integers[0], subject.embedding
     if embedding is None:
-        return Finding("integers", "bad", f"inputs[{which}] holds integers, between which there is no path, and the "
-                       "model shows no embedding layer.", {"input": which})  # fmt: skip
+        text = (
+            f"inputs[{which}] holds integers, and the model shows no embedding layer. Path points are floating: right "
+            "for pixels and counts, wrong for ids."
+        )
+        return Finding("integers", "look", text, {"input": which})
     name = embedding[0]
     place = (
         f"model.{name}"
@@ -88,8 +92,12 @@ def check_rows(subject: Subject, output: Tensor) -> Finding:
     except Exception as error:  # a model may raise anything for one example alone
         text = f"The model does not take one example alone ({type(error).__name__}), so examples depend on each other."
         return Finding("rows", "look", text, {})
+    if alone.dim() == output.dim() - 1:  # the model drops the dimension of a single example
+        alone = alone.unsqueeze(0)
+    if alone.shape != output[:1].shape:
+        return Finding("rows", "look", f"One example alone gives an output {tuple(alone.shape)}.", {})
     distance = float((alone.double() - output[:1].double()).abs().max() / output.double().abs().max().clamp_min(1e-30))
-    if alone.shape == output[:1].shape and distance <= _SAME:
+    if distance <= (_SAME if output.dtype in (torch.float32, torch.float64) else 50 * _SAME):
         return Finding("rows", "good", "Examples do not depend on each other.", {"difference": distance})
     text = (
         f"An example's output changes by {distance:.1%} when it is alone in its batch: examples depend on each other, "
@@ -109,7 +117,7 @@ def check_gradient(subject: Subject) -> Finding:
                 (b + alpha * (x - b)).detach().requires_grad_()
                 for x, b in zip(subject.inputs, subject.baselines, strict=True)
             )
-            output = subject.model(*points, *subject.args)
+            output = subject.model(*(point.clone() for point in points), *map(copied, subject.args))
             if not isinstance(output, Tensor) or not output.requires_grad:
                 text = "The output has no graph to the inputs: look for .detach() or torch.no_grad() in the model."
                 return Finding("gradient", "bad", text, {})

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from igfast.attr import IntegratedGradients, LayerIntegratedGradients
-from igfast.errors import ArgumentTypeError
-from igfast.model.forward import as_tuple
+from igfast.errors import ArgumentTypeError, InputError
+from igfast.model.forward import as_tuple, copied
 from igfast.model.state import modules_behind
 from igfast.request.inputs import describe, one_for_each
 from igfast.request.model_inputs import parse_model_inputs
@@ -42,6 +42,8 @@ class Subject:
         if not callable(model):
             raise ArgumentTypeError(f"model must be callable; got {describe(model)}")
         given = parse_model_inputs(inputs, one_for_each(baselines, len(as_tuple(inputs))))
+        if given.batch == 0:
+            raise InputError("inputs must hold at least one example; got none")
         return cls(model, given.x, given.baselines, target, as_tuple(additional_forward_args))
 
     @property
@@ -74,7 +76,7 @@ class Subject:
     def output(self, inputs: tuple[Tensor, ...]) -> Any:
         """Returns the model's output, without a graph."""
         with torch.no_grad():
-            return self.model(*inputs, *self.args)
+            return self.model(*map(copied, (*inputs, *self.args)))
 
     def picked(self, output: Tensor) -> Tensor:
         """Returns the attributed number of each entry of an output, (entries,)."""
@@ -83,7 +85,8 @@ class Subject:
     def first(self) -> Subject:
         """Returns the subject with its first example alone; arguments with one entry for each example likewise."""
         target = self.target
-        if isinstance(target, (list, Tensor)) and len(target) == self.batch:
+        is_for_each = isinstance(target, list) or (isinstance(target, Tensor) and target.dim() == 1)
+        if is_for_each and len(target) == self.batch:
             target = target[:1]
         args = tuple(
             arg[:1] if isinstance(arg, Tensor) and arg.dim() > 0 and arg.shape[0] == self.batch else arg

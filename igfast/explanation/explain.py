@@ -58,8 +58,10 @@ class Explains:
         """
         given = tensors_of(self.forward_func, self._bound(args, kwargs))
         names = _checked_names(feature_names, given["inputs"])
-        attributions, report = self.attribute(**given, return_report=True)
-        at_input, at_baseline = self._ends(**given)
+        asks_delta = "return_convergence_delta" in inspect.signature(self.attribute).parameters
+        asked = {"return_convergence_delta": True} if asks_delta else {}
+        attributions, *delta, report = self.attribute(**given, **asked, return_report=True)
+        at_input, at_baseline = (end.reshape(-1) for end in self._ends(**given))
         flat = tuple(tensor.detach() for tensor in flattened(attributions))
         selector = given.get("neuron_selector")
         return Explanation(
@@ -69,7 +71,7 @@ class Explains:
             target=_name_of(selector) if callable(selector) else given.get("target", selector),
             predictions=at_input,
             baseline_predictions=at_baseline,
-            deltas=convergence_delta(flat, at_input, at_baseline),
+            deltas=delta[0] if delta else convergence_delta(flat, at_input, at_baseline),
             report=report,
             meta=self._meta(given),
             feature_names=names,
@@ -120,7 +122,7 @@ def tensors_of(forward_func: Callable[..., Any], asked: Mapping[str, Any]) -> di
             return value
         if value.dtype.kind not in "biufc":
             raise InputTypeError(f"{name} is an array of {value.dtype}; it must hold numbers")
-        tensor = torch.tensor(np.ascontiguousarray(value), device=device)
+        tensor = torch.tensor(np.array(value, order="C"), device=device)
         return tensor.to(floating) if floating is not None and tensor.is_floating_point() else tensor
 
     return {name: converted(value, name) for name, value in asked.items()}
@@ -148,9 +150,9 @@ def _name_of(forward_func: Any) -> str:
 
 def _checked_names(names: Any, inputs: Any) -> tuple[Any, ...] | None:
     """Returns names as a tuple of texts, or one tuple of texts for each example; raises ArgumentError."""
-    if names is None:
-        return None
-    first = inputs[0] if isinstance(inputs, tuple) else inputs
+    first = inputs[0] if isinstance(inputs, tuple) and inputs else inputs
+    if names is None or not isinstance(first, Tensor) or first.dim() < 2:
+        return None  # attribute says what is wrong with such inputs
     rows: list[Any] = (
         list(names) if isinstance(names, (Sequence, np.ndarray)) and not isinstance(names, str) else [None]
     )

@@ -8,14 +8,17 @@ JSON, and in safetensors the name under which the file has it.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,10 +78,16 @@ def written(path: Path) -> Iterator[Path]:
         temporary = Path(file.name)
     try:
         yield temporary
-        temporary.chmod(0o644)
+        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _safetensors() -> Any:
@@ -97,13 +106,19 @@ def _tree(fields: Mapping[str, Any], keep: Callable[[Tensor], str]) -> dict[str,
 
 
 def _encoded(value: Any, keep: Callable[[Tensor], str]) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else {"float": repr(value)}
     if isinstance(value, Tensor):
-        tensor = value.detach().cpu().contiguous()
-        described = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
+        tensor = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        described = {
+            "dtype": str(tensor.dtype).removeprefix("torch."),
+            "shape": list(tensor.shape),
+            "sha256": hashlib.sha256(_bytes_of(tensor)).hexdigest(),
+        }
         return {"tensor": {**described, "data": keep(tensor)}}
     if isinstance(value, list):
         return [_encoded(one, keep) for one in value]
@@ -119,8 +134,12 @@ def _encoded(value: Any, keep: Callable[[Tensor], str]) -> Any:
 
 
 def _in_base64(tensor: Tensor) -> str:
+    return base64.b64encode(_bytes_of(tensor)).decode()
+
+
+def _bytes_of(tensor: Tensor) -> bytes:
     flat = tensor.flatten().clone(memory_format=torch.contiguous_format)  # strides of single elements are arbitrary
-    return base64.b64encode(flat.view(torch.uint8).numpy().tobytes()).decode()
+    return flat.view(torch.uint8).numpy().tobytes()
 
 
 # ------------------------------------------------------------------------------------------------- and back
@@ -153,7 +172,10 @@ def _decoded(value: Any, find: Callable[[Mapping[str, Any]], Tensor]) -> Any:
         return value
     ((kind, content),) = value.items()
     if kind == "tensor":
-        return find(content)
+        tensor = find(content)
+        if hashlib.sha256(_bytes_of(tensor)).hexdigest() != content["sha256"]:
+            raise ValueError("the numbers of a tensor have changed")
+        return tensor
     if kind == "float":
         return float(content)
     if kind == "slice":

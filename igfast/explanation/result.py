@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from igfast.errors import MissingPackageError
 from igfast.explanation import files
 from igfast.run.report import RunReport
 
@@ -154,7 +156,10 @@ class Explanation:
         """Returns the explanation as a notebook shows it."""
         from igfast.viz.page import fragment
 
-        return fragment(self)
+        try:
+            return fragment(self)
+        except MissingPackageError as error:
+            return f"<pre>{escape(self.summary())}</pre><p>{escape(str(error))}</p>"
 
     def __str__(self) -> str:
         return self.summary()

@@ -7,17 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from igfast.errors import OutputError, OutputTypeError
+from igfast.errors import ArgumentError, OutputError, OutputTypeError
 from igfast.request.inputs import describe
 
 
-def class_probabilities(output: Any) -> Tensor:
+def class_probabilities(output: Any, kind: str = "auto") -> Tensor:
     """Returns a classifier's output as probabilities, (batch, classes) float64: as they are, or the softmax of logits.
 
     One number for each example becomes two classes, by itself if all are in [0, 1], or else by the logistic function.
 
-    Raises OutputTypeError and OutputError.
+    `kind` is "probabilities", "logits", or "auto", which guesses. Raises OutputTypeError, OutputError, ArgumentError.
     """
+    if kind not in ("auto", "probabilities", "logits"):
+        raise ArgumentError(f'output must be "auto", "probabilities" or "logits"; got {kind!r}')
     if not isinstance(output, Tensor):
         raise OutputTypeError(f"the model must return a tensor; got {describe(output)}")
     if output.dim() not in (1, 2) or output.numel() == 0:
@@ -27,9 +29,11 @@ def class_probabilities(output: Any) -> Tensor:
         raise OutputError("the model's output for the baseline holds NaN or infinite numbers")
     if values.dim() == 1 or values.shape[1] == 1:
         values = values.reshape(-1, 1)
-        one = values if are_in_unit_interval(values) else values.sigmoid()
+        is_probability = kind == "probabilities" or (kind == "auto" and are_in_unit_interval(values))
+        one = values if is_probability else values.sigmoid()
         return torch.cat([1 - one, one], dim=1)
-    return values if are_probabilities(output) else values.softmax(dim=1)
+    is_probability = kind == "probabilities" or (kind == "auto" and are_probabilities(output))
+    return values if is_probability else values.softmax(dim=1)
 
 
 def are_in_unit_interval(values: Tensor) -> bool:

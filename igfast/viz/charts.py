@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+_MOST_CHANNELS = 16  # of a signal, those with most attribution
+
+
 def bars(
     explanation: Explanation | Any,
     names: Sequence[str] | None = None,
@@ -70,7 +73,7 @@ def bars(
     axes.invert_yaxis()
     axes.axvline(0, color="0.3", linewidth=0.8)
     axes.set_xlabel("attribution: green speaks for the output, red against it", fontsize=9)
-    axes.set_title(title or "", fontsize=11)
+    axes.set_title(_plain(title or ""), fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -110,13 +113,19 @@ def series(
         given = row_of(explanation.attributions, row, "attributions")
         signal = row_of(explanation.inputs, row, "inputs") if signal is None else signal
         title = described_target(explanation, row) if title is None else title
-        names = explanation.feature_names if names is None else names
+        known = explanation.feature_names
+        names = known if names is None and known is not None and len(known) == signal.shape[0] else names
     if signal is None:
         raise ArgumentError("signal is needed beside attributions without an explanation")
     scores, lines = (np.atleast_2d(as_array(v, n)) for v, n in ((given, "attributions"), (signal, "signal")))
     if scores.shape != lines.shape or scores.ndim != 2:
         raise InputError(f"signal must be (channels, time) like its attributions; got {lines.shape} and {scores.shape}")
-    labels = _labels(names if names is not None and len(names) == len(lines) else None, None, len(lines))
+    labels = _labels(names, None, len(lines))
+    order = np.sort(np.argsort(-np.abs(scores).sum(axis=1), kind="stable")[:_MOST_CHANNELS])
+    left_out = (
+        f"; {len(lines) - len(order)} channels with less attribution are not shown" if len(order) < len(lines) else ""
+    )
+    scores, lines, labels = scores[order], lines[order], [labels[i] for i in order]
     figure = new_figure(8.0, 0.7 + 1.3 * len(lines))
     most = largest(scores)
     rows = np.atleast_1d(figure.subplots(len(lines), 1, sharex=True))
@@ -124,7 +133,7 @@ def series(
         _draw_line(axes, line, score / most)
         axes.set_ylabel(label, fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title or "", fontsize=11)
+    figure.suptitle(_plain((title or "") + left_out), fontsize=11)
     return figure
 
 
@@ -145,10 +154,15 @@ def _labels(names: Sequence[str] | None, values: Any, n: int) -> list[str]:
     """Returns a label for each of n features: the name, and the value where values are given."""
     if names is not None and len(names) != n:
         raise ArgumentError(f"there are {len(names)} names for {n} attributions")
-    labels = list(names) if names is not None else [str(i) for i in range(n)]
+    labels = [_plain(name) for name in names] if names is not None else [str(i) for i in range(n)]
     if values is None:
         return labels
     numbers = as_array(values, "values")
     if numbers.shape != (n,):
         raise ArgumentError(f"values must have shape {(n,)}; got {numbers.shape}")
     return [f"{label} = {number:.4g}" for label, number in zip(labels, numbers, strict=True)]
+
+
+def _plain(text: str) -> str:
+    """Returns a text that matplotlib shows as it is, and does not read as mathematics."""
+    return text.replace("$", r"\$")

@@ -54,6 +54,8 @@ def save(figure: Figure, path: str | Path, *, dpi: int = 150) -> None:
 def as_array(value: Any, name: str) -> Array:
     """Returns a tensor, an array or a list of numbers as a float64 array; raises ArgumentTypeError, InputError."""
     if isinstance(value, Tensor):
+        if value.is_complex():
+            raise InputError(f"{name} is {describe(value)}; pass its real part, say")
         value = value.detach().to("cpu", torch.float64).numpy()
     try:
         array: Array = np.asarray(value, dtype=np.float64)
@@ -76,15 +78,23 @@ def row_of(value: Any, row: int, what: str) -> Any:
 def described_target(explanation: Explanation, row: int) -> str:
     """Returns what was attributed for an example, and how far completeness holds, as a title has it."""
     target = explanation.target
-    if isinstance(target, (Tensor, list)) and len(target) == len(explanation.predictions):
-        target = target[row]
+    if isinstance(target, list) or (isinstance(target, Tensor) and target.dim() == 1):
+        target = target[row if len(target) > 1 else 0]
     named = "the output" if target is None else f"target {int(target) if isinstance(target, Tensor) else target}"
-    if len(explanation.deltas) <= row:
+    if not len(explanation.deltas) == len(explanation.predictions) == rows_of(explanation):
         return named
     value, start, delta = (
         float(each[row]) for each in (explanation.predictions, explanation.baseline_predictions, explanation.deltas)
     )
     return f"{named}: {value:.3g} from {start:.3g}, delta {delta:.1g}"
+
+
+def rows_of(explanation: Explanation) -> int:
+    """Returns the number of examples: the rows of the attributions."""
+    attributions = explanation.attributions
+    while not isinstance(attributions, Tensor):
+        attributions = attributions[0]
+    return int(attributions.shape[0])
 
 
 def largest(values: Array) -> float:

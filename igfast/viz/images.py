@@ -12,6 +12,9 @@ from torch import Tensor
 
 from igfast.errors import ArgumentError, InputError, MissingPackageError
 from igfast.explanation import Explanation
+from igfast.model.forward import as_tuple
+from igfast.model.state import modules_behind
+from igfast.request.target import parse_target
 from igfast.viz.figures import GREEN, RED, Array, as_array, described_target, new_figure, row_of
 
 if TYPE_CHECKING:
@@ -137,9 +140,6 @@ def path_strip(
         >>> len(igfast.viz.path_strip(explanation, model, n_images=5).axes)
         5
     """
-    from igfast.model.forward import as_tuple
-    from igfast.request.target import parse_target
-
     if n_images < 2:
         raise ArgumentError(f"n_images must be at least 2; got {n_images}")
     x = row_of(explanation.inputs, row, "inputs").unsqueeze(0)
@@ -147,14 +147,15 @@ def path_strip(
     given = explanation.baselines
     baseline = given[row % len(given)].unsqueeze(0) if isinstance(given, Tensor) else torch.full_like(x, float(given))
     alphas = torch.linspace(0, 1, n_images).tolist()
-    points = [baseline + alpha * (x - baseline) for alpha in alphas]
+    device = next((p.device for module in modules_behind(forward_func) for p in module.parameters()), x.device)
+    points = [(baseline + alpha * (x - baseline)).to(device) for alpha in alphas]
     low, high = float(min(x.min(), baseline.min())), float(max(x.max(), baseline.max()))
     target = parse_target(explanation.target)
     first = torch.tensor([row if target.places is not None else 0])
     figure = new_figure(1.5 * n_images, 1.4 * shown.shape[0] / shown.shape[1] + 0.5)
     for axes, alpha, point in zip(figure.subplots(1, n_images), alphas, points, strict=True):
         with torch.no_grad():
-            value = float(target.select(forward_func(point, *as_tuple(additional_forward_args)), first))
+            value = float(target.select(forward_func(point.clone(), *as_tuple(additional_forward_args)), first))
         axes.imshow(_as_picture(as_array(point[0], "inputs"), (low, high)))
         axes.set_axis_off()
         axes.set_title(f"alpha {alpha:.2g}\nF {value:.3g}", fontsize=8)
@@ -231,8 +232,9 @@ def _averaged(pixels: Array, factor: int) -> Array:
     """Returns pixels averaged over squares of `factor` by `factor`; a rest at the border is left out."""
     if factor == 1:
         return pixels
-    height, width = (size // factor for size in pixels.shape[:2])
-    squares = pixels[: height * factor, : width * factor].reshape(height, factor, width, factor, *pixels.shape[2:])
+    high, wide = (min(factor, size) for size in pixels.shape[:2])
+    height, width = pixels.shape[0] // high, pixels.shape[1] // wide
+    squares = pixels[: height * high, : width * wide].reshape(height, high, width, wide, *pixels.shape[2:])
     averages: Array = squares.mean(axis=(1, 3))
     return averages
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
-from igfast.errors import ArgumentError, MissingPackageError
+from igfast.errors import ArgumentError, InputError, MissingPackageError
 from igfast.explanation import Explanation
-from igfast.viz.figures import described_target
+from igfast.viz.figures import described_target, rows_of
 from igfast.viz.plot import kind_of, plot
 from igfast.viz.texts import text_html, tokens_of
 
@@ -64,7 +64,7 @@ def report(explanation: Explanation, *, rows: Sequence[int] | None = None, title
 
 def fragment(explanation: Explanation) -> str:
     """Returns the middle of the page, for notebooks."""
-    return _rendered("content", explanation, [0] if len(explanation.predictions) else [], "")
+    return _rendered("content", explanation, [0] if rows_of(explanation) else [], "")
 
 
 def _rendered(template: str, explanation: Explanation, rows: Sequence[int] | None, title: str) -> str:
@@ -72,7 +72,7 @@ def _rendered(template: str, explanation: Explanation, rows: Sequence[int] | Non
         import jinja2
     except ModuleNotFoundError as error:
         raise MissingPackageError.of("to make pages", error) from None
-    n_examples = len(explanation.predictions)
+    n_examples = rows_of(explanation)
     shown = range(min(n_examples, _MOST_EXAMPLES)) if rows is None else rows
     if any(not 0 <= row < n_examples for row in shown):
         raise ArgumentError(f"rows must be some of the {n_examples} examples; got {list(shown)}")
@@ -82,6 +82,7 @@ def _rendered(template: str, explanation: Explanation, rows: Sequence[int] | Non
         summary=explanation.summary(),
         examples=[_example(explanation, row) for row in shown],
         n_left_out=n_examples - len(shown) if rows is None else 0,
+        is_complete=explanation.meta["multiply_by_inputs"],
         facts=_facts(explanation),
         cost=str(explanation.report) if explanation.report is not None else "",
     )
@@ -91,9 +92,13 @@ def _example(explanation: Explanation, row: int) -> _Example:
     target = described_target(explanation, row)
     title = f"Example {row}: {target}"
     try:
-        kind = kind_of(explanation)
-    except ArgumentError as error:
+        return _drawn(explanation, row, title, target)
+    except (ArgumentError, InputError) as error:
         return _Example(title, (), f"<p>No picture: {escape(str(error))}.</p>")
+
+
+def _drawn(explanation: Explanation, row: int, title: str, target: str) -> _Example:
+    kind = kind_of(explanation)
     if kind == "text":
         return _Example(title, (), text_html(tokens_of(explanation, row=row, title="")))
     if kind == "image":

@@ -49,10 +49,10 @@ def plot(explanation: Explanation, *, row: int = 0, **options: Any) -> Figure:
 def kind_of(explanation: Explanation) -> str:
     """Returns "image", "text", "series" or "table", by the shapes; raises ArgumentError where none fits."""
     attributions, inputs, names = explanation.attributions, explanation.inputs, explanation.feature_names
+    if isinstance(attributions, Tensor) and names and isinstance(names[0], tuple):
+        return "text"
     if not isinstance(attributions, Tensor) or not isinstance(inputs, Tensor):
         raise ArgumentError("the explanation has several tensors; draw one of them with a function of igfast.viz")
-    if names is not None and names and isinstance(names[0], tuple):
-        return "text"
     if attributions.shape != inputs.shape:
         raise ArgumentError("a picture of a layer's attributions needs feature_names: the tokens of each text")
     if inputs.dim() == 4 and inputs.shape[1] in (1, 3):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _SPECIAL = re.compile(r"^(\[[A-Z]+\d*\]|</?s>|<(pad|unk|mask|bos|eos|cls|sep)>|<\|[a-z_]+\|>)$")
+_STARTS = ("Ġ", "▁", "Ċ")
 _MOST_COLOUR = 0.72  # of the full colour, so that black text on it can be read
 _NEUTRAL = (0.93, 0.93, 0.93)
 
@@ -139,10 +140,10 @@ def text_terminal(rows: Tokens | Sequence[Tokens]) -> Text:
 def _joined(pieces: Iterable[tuple[str, float, bool]]) -> list[tuple[str, float, bool]]:
     """Returns words of pieces; a score of a word is the sum of the scores of its pieces."""
     words: list[tuple[str, float, bool]] = []
-    marks_starts = False  # whether the tokenizer marks the beginnings of words
+    pieces = list(pieces)
+    marks_starts = any(token[:1] in _STARTS for token, _, _ in pieces)  # whether the tokenizer marks new words
     for token, score, special in pieces:
-        starts = token[:1] in ("Ġ", "▁", "Ċ")
-        marks_starts = marks_starts or starts
+        starts = token[:1] in _STARTS
         goes_on = token.startswith("##") or (marks_starts and not starts)
         text = token.removeprefix("##").lstrip("Ġ▁").replace("Ċ", "⏎")
         if goes_on and words and not special and not words[-1][2]:

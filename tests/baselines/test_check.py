@@ -40,7 +40,7 @@ def test_entropy_of_logits_and_of_probabilities():
         ([[0.98]], {}, "decided", "class 1"),
         ([0.5], {}, "good", "Both classes"),
         ([[-4.0]], {}, "decided", "class 0"),
-        ([[5.0, 0.0, 0.0], [0.0, 5.0, 0.0], [0.0, 0.0, 5.0]], {}, "good", "undecided"),
+        ([[5.0, 0.0, 0.0], [0.0, 5.0, 0.0], [0.0, 0.0, 5.0]], {}, "decided", "The model sees class"),
     ],
 )
 def test_verdicts(rows, options, verdict, says):
@@ -48,6 +48,24 @@ def test_verdicts(rows, options, verdict, says):
     assert check.verdict == verdict
     assert says in str(check)
     assert f"({check.entropy / check.highest_entropy:.0%})" in str(check)
+
+
+def test_what_one_number_means_can_be_said():
+    assert check_baseline(gives([0.02]), X).verdict == "decided"
+    assert check_baseline(gives([0.02]), X, output="logits").verdict == "good"
+    assert check_baseline(gives([0.7, 0.3]), X, output="logits").probabilities[0] == pytest.approx(0.5987, abs=1e-4)
+    with pytest.raises(igfast.ArgumentError, match='output must be "auto", "probabilities" or "logits"'):
+        check_baseline(gives([0.5]), X, output="x")
+
+
+def test_the_model_and_the_baseline_stay_as_they_are():
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.ReLU(inplace=True)).train()
+    mean, baseline = model[0].running_mean.clone(), torch.tensor([[1.0, -1.0], [0.0, 2.0]])
+    before = baseline.clone()
+    check_baseline(model, baseline)
+    check_baseline(lambda x: x.sub_(1), baseline)
+    assert torch.equal(model[0].running_mean, mean)
+    assert torch.equal(baseline, before)
 
 
 def test_arguments_reach_the_model():

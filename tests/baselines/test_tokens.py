@@ -26,6 +26,12 @@ def test_missing_token_is_named_with_those_that_exist():
         baselines.unknown_tokens(torch.tensor([[1, 2]]), TOKENIZER)
 
 
+def test_unknown_words_are_words():
+    tokenizer = SimpleNamespace(pad_token_id=0, unk_token_id=3, all_special_ids=[0, 1, 2, 3])
+    assert baselines.pad_tokens(torch.tensor([[1, 3, 8, 2]]), tokenizer).tolist() == [[1, 0, 0, 2]]
+    assert baselines.unknown_tokens(torch.tensor([[1, 7, 8, 2]]), tokenizer).tolist() == [[1, 3, 3, 2]]
+
+
 @pytest.mark.parametrize("ids", [torch.ones(1, 2), torch.ones(1, 2, dtype=torch.bool), [[1, 2]]])
 def test_other_than_ids(ids):
     with pytest.raises(igfast.InputTypeError, match="ids must be an integer tensor of token ids"):

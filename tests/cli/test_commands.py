@@ -270,6 +270,43 @@ def test_bad_tables(content, options, message, tmp_path, capsys):
     assert not (tmp_path / "o.csv").exists()
 
 
+def test_a_table_is_copied_as_it_is_written(tmp_path):
+    (tmp_path / "t.csv").write_text("id,a,b,c,note\n00123,1,2,3,NA\n00124,4,5,6,\n")
+    arguments = ["table", str(tmp_path / "t.csv"), "--model", "tests.cli.factories:table", "--target", "none"]
+    assert main([*arguments, "--columns", "a,b,c", "--out", str(tmp_path / "o.csv")]) == 0
+    lines = (tmp_path / "o.csv").read_text().splitlines()
+    assert [line.split(",")[:5] for line in lines[1:]] == [["00123", "1", "2", "3", "NA"], ["00124", "4", "5", "6", ""]]
+    assert main([*arguments, "--columns", "a,b,c", "--out", str(tmp_path / "o.parquet")]) == 1
+    arguments[1] = str(tmp_path / "o.csv")
+    assert main([*arguments, "--columns", "a,b,c", "--out", str(tmp_path / "again.csv")]) == 1
+
+
+def test_each_row_has_its_own_top_class(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(factories, "table", lambda: torch.nn.Identity())
+    (tmp_path / "t.csv").write_text("a,b,c\n3,2,1\n1,2,3\n")
+    arguments = ["table", str(tmp_path / "t.csv"), "--model", "tests.cli.factories:table", "--baseline", "zero"]
+    assert main([*arguments, "--out", str(tmp_path / "o.csv")]) == 0
+    rows = [line.split(",")[3:6] for line in (tmp_path / "o.csv").read_text().splitlines()[1:]]
+    np.testing.assert_allclose(np.array(rows, dtype=float), [[3, 0, 0], [0, 0, 3]], atol=1e-5)
+
+
+def test_results_of_other_files_are_not_replaced(tmp_path, capsys):
+    for name in ("a", "b"):
+        make_images(tmp_path / name, n=8)
+    image(capsys, tmp_path / "a" / "image00.png", "--out", tmp_path / "out")
+    status, lines = image(capsys, tmp_path / "b" / "image00.png", "--out", tmp_path / "out")
+    assert status == 2
+    assert "choose another --out" in lines[0]["error"]
+
+
+def test_results_go_to_another_folder(tmp_path, capsys):
+    folder = make_images(tmp_path / "in", n=8)
+    for out in (folder, tmp_path):
+        assert main(["image", str(folder), "--out", str(out), *MODEL]) == 1
+        assert "--out must be another folder" in capsys.readouterr().err
+    assert image(capsys, folder / "image00.png", "--out", folder)[0] == 0
+
+
 def test_diagnose(tmp_path, capsys):
     folder = make_images(tmp_path / "in", n=8)
     paths = [str(folder / "image00.png"), str(folder / "image01.png")]

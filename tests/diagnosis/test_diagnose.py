@@ -88,7 +88,7 @@ def test_integers_name_the_embedding():
     sequential = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 2)).eval()
     assert "model.get_submodule('0')" in igfast.diagnose(sequential, ids, target=1)["integers"].text
     none = igfast.diagnose(lambda ids: ids.double(), ids, target=1)
-    assert none["integers"].verdict == "bad"
+    assert none["integers"].verdict == "look"
 
 
 def trained(model):
@@ -131,6 +131,38 @@ def test_layers_that_do_not_follow_each_other_are_not_folded():
     torch.manual_seed(0)
     finding = igfast.diagnose(Apart().double().eval(), X, target=1)["invariance"]
     assert finding.verdict == "skipped"
+
+
+def test_layers_of_other_sizes_are_not_folded():
+    class Declared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.second, self.norm, self.first = nn.Linear(20, 3), nn.BatchNorm1d(20), nn.Linear(6, 20)
+
+        def forward(self, x):
+            return self.second(self.norm(self.first(x)))
+
+    torch.manual_seed(0)
+    assert igfast.diagnose(Declared().double().eval(), X, target=1)["invariance"].verdict == "skipped"
+
+
+@pytest.mark.parametrize("target", [torch.tensor(1), torch.tensor([1]), torch.tensor([0, 1, 2]), [0, 1, 2], (1,)])
+def test_targets_of_every_form(target):
+    assert igfast.diagnose(mlp(), X, target=target).good
+
+
+def test_a_model_that_works_in_place():
+    def model(x):
+        return x.sub_(0.5).tanh_()
+
+    before = X.clone()
+    assert igfast.diagnose(model, X, target=0).good
+    assert torch.equal(X, before)
+
+
+def test_no_examples():
+    with pytest.raises(igfast.InputError, match="at least one example"):
+        igfast.diagnose(mlp(), X[:0], target=0)
 
 
 def test_several_inputs_and_arguments():

@@ -90,6 +90,52 @@ def test_a_neuron():
     assert by_function.target == "<lambda>"
 
 
+def test_windows_of_an_image_have_a_delta_for_each_example():
+    class Windows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x):  # (batch, 2 windows, 4)
+            windows = self.body(x.flatten(0, 1)).tanh()
+            return self.head(windows.unflatten(0, (len(x), 2)).mean(dim=1))
+
+    torch.manual_seed(0)
+    net, x = Windows().double(), torch.rand(3, 2, 4).double()
+    explainer = igfast.LayerIntegratedGradients(net, net.body)
+    explanation = explainer.explain(x, target=0)
+    _, delta = explainer.attribute(x, target=0, return_convergence_delta=True)
+    assert explanation.deltas.shape == delta.shape == (3,)
+
+
+def test_the_inputs_of_a_layer():
+    net = text_model()
+    explanation = igfast.LayerIntegratedGradients(net, net[2]).explain(
+        torch.tensor([[1, 2, 3]]), target=0, attribute_to_layer_input=True
+    )
+    assert explanation.attributions.shape == (1, 12)
+
+
+def test_a_neuron_that_is_one_number_for_all():
+    net = model()
+    explanation = igfast.NeuronIntegratedGradients(net, net[0]).explain(torch.rand(2, 4).double(), lambda v: v.sum())
+    assert explanation.predictions.shape == (1,)
+    assert "<table>" in explanation._repr_html_()
+
+
+def test_a_0d_array_stays_0d():
+    explanation = igfast.IntegratedGradients(lambda x, k: (x * k).sum(1)).explain(
+        np.ones((3, 2)), additional_forward_args=np.array(2.0)
+    )
+    assert explanation.predictions.tolist() == [4.0, 4.0, 4.0]
+
+
+@pytest.mark.parametrize("inputs", [[1.0], (), 3])
+def test_wrong_inputs_are_named_with_names_too(inputs):
+    with pytest.raises(igfast.InputTypeError, match="inputs must be a tensor"):
+        igfast.IntegratedGradients(model()).explain(inputs, target=0, feature_names=["a"])
+
+
 def test_rows_that_depend_on_each_other_have_one_delta():
     explanation = igfast.IntegratedGradients(lambda x: x.sum().reshape(1) ** 2).explain(torch.rand(3, 2).double())
     assert explanation.predictions.shape == explanation.deltas.shape == (1,)

@@ -116,6 +116,26 @@ def test_a_damaged_file_is_refused_by_name(length, tmp_path):
         igfast.Explanation.load(path)
 
 
+def test_changed_numbers_are_noticed(tmp_path):
+    path = tmp_path / "changed.safetensors"
+    explanation().save(path)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(igfast.ExplanationFileError, match="the numbers of a tensor have changed"):
+        igfast.Explanation.load(path)
+
+
+@pytest.mark.parametrize("trip", [through_file, through_json])
+def test_numbers_of_numpy_and_conjugates(trip, tmp_path):
+    import numpy as np
+
+    value = torch.tensor([[1 + 2j]]).conj()
+    back = trip(explanation(target=[np.int64(3), np.float32(0.5)], attributions=value), tmp_path)
+    assert back.target == [3, 0.5]
+    assert torch.equal(back.attributions, value)
+
+
 def test_other_files_are_refused_by_name(tmp_path):
     from safetensors.torch import save_file
 
