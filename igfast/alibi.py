@@ -141,6 +141,13 @@ class IntegratedGradients:
             TargetTypeError: `target_fn` does not return integers.
             ArgumentError: `attribute_to_layer_inputs` without a layer.
             And whatever `igfast.IntegratedGradients.attribute` raises.
+
+        Source: Klaise and others 2021, "Alibi Explain", JMLR 22(181), for arguments and results.
+
+        Example:
+            >>> explainer = igfast.alibi.IntegratedGradients(torch.nn.Linear(2, 1), n_steps=5)
+            >>> explainer.explain(np.ones((3, 2)), baselines=0.5).deltas.shape
+            (3,)
         """
         if attribute_to_layer_inputs and self.layer is None:
             raise ArgumentError("attribute_to_layer_inputs needs a layer; the explainer has none")

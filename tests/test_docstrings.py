@@ -42,6 +42,10 @@ PUBLIC = [
     Explains.explain,
     igfast.alibi.IntegratedGradients,
     igfast.Explanation,
+    igfast.alibi.IntegratedGradients.explain,
+    *(value for name, value in vars(igfast.Explanation).items() if name[0] != "_" and callable(value)),
+    igfast.Explanation.from_json,
+    igfast.Explanation.load,
     igfast.diagnose,
     *(
         value

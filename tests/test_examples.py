@@ -12,6 +12,7 @@ PICTURES = {
     "cat": ["cat-black.png", "cat-noise.png", "cat-blurred.png"],
     "topics": ["topics.png", "topics.html"],
     "sentiment": ["sentiment.png", "sentiment.html"],
+    "swap": ["swap.json"],
 }
 
 
@@ -24,7 +25,7 @@ def test_walk_through(name, tmp_path):
 
 
 def test_every_walk_through_is_tested_and_has_a_place_in_the_pages():
-    scripts = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"__init__"}
+    scripts = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"__init__", "captum_script"}
     page = (ROOT / "docs" / "examples.md").read_text()
     assert scripts == set(PICTURES)
     assert all(f"examples/{name}.py" in page for name in scripts)

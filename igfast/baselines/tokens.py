@@ -74,6 +74,8 @@ def unknown_tokens(ids: Tensor, tokenizer: Any) -> Tensor:
     Raises:
         InputTypeError, ArgumentError: as in `pad_tokens`.
 
+    Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, section 3, which asks for a baseline without information.
+
     Example:
         >>> from types import SimpleNamespace
         >>> tokenizer = SimpleNamespace(unk_token_id=3, all_special_ids=[1, 2, 3])

@@ -11,11 +11,11 @@ from pathlib import Path
 import captum
 import numpy as np
 import torch
-from captum.attr import visualization
 
 import igfast
+from igfast import viz
 from igfast.cli.measurement import Job, Measurement, measure
-from igfast.cli.photograph import CAT_CLASSES, DemoError, load_network, load_photograph, to_picture
+from igfast.cli.photograph import CAT_CLASSES, load_network, load_photograph, to_picture
 from igfast.memory.machine import available_bytes
 
 _SIDE = 224
@@ -96,24 +96,8 @@ def _relative_difference(m: Measurement, reference: Measurement) -> float:
 
 def _draw(path: Path, m: Measurement, name: str) -> None:
     """Draws the photograph beside its attribution: green speaks for the class, red against the class."""
-    try:
-        import matplotlib
-    except ModuleNotFoundError as error:
-        raise DemoError(f'the demo needs its extra packages: pip install "igfast[demo]" ({error})') from None
-    matplotlib.use("Agg")
-    figure, _ = visualization.visualize_image_attr_multiple(
-        np.transpose(m.attributions, (1, 2, 0)),
-        to_picture(load_photograph(m.job.side)),
-        methods=["original_image", "blended_heat_map"],
-        signs=["all", "all"],
-        titles=["input", f"attribution to {name}"],
-        fig_size=(9, 5),
-        alpha_overlay=0.7,
-        show_colorbar=True,
-        outlier_perc=1,
-        use_pyplot=False,
-    )
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    picture = to_picture(load_photograph(m.job.side))
+    viz.save(viz.image(m.attributions, picture, title=f"attribution to {name}"), path)
 
 
 def _write_record(path: Path, measurements: Sequence[Measurement]) -> None:

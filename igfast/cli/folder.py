@@ -15,7 +15,7 @@ from typing import Any
 
 from igfast.errors import CommandError, ExplanationFileError
 from igfast.explanation import Explanation
-from igfast.explanation.files import written
+from igfast.explanation.files import remove_unfinished, written
 
 ALL_DONE, NOTHING_STARTED, SOME_FAILED = 0, 1, 2
 """The exit statuses of the commands."""
@@ -125,6 +125,8 @@ def _one(
             if known is not None:
                 return "reused", _said(known, job)
             _check_source(job, request)
+            for path in (job.picture, job.result):
+                remove_unfinished(path)
             explanation = explain(job.source)
             explanation = replace(explanation, meta={**explanation.meta, "request": request})
             job.result.unlink(missing_ok=True)  # no result stands beside a picture of another request

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import html
-import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import igfast
+from igfast import viz
 from igfast.cli.photograph import DemoError
 
 SENTENCE = "I love you, but I also kind of dislike you"
@@ -48,25 +46,6 @@ class Likeness(nn.Module):
         return torch.cosine_similarity(self.encoder(ids, mask), self.get_buffer("other"))
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """The contributions of a sentence's tokens to a model's output.
-
-    Attributes:
-        title: what the output is.
-        value: the model's output.
-        tokens: the sentence's tokens.
-        scores: for each token, the sum of its attributions over the embedding dimensions.
-        delta: convergence delta.
-    """
-
-    title: str
-    value: float
-    tokens: tuple[str, ...]
-    scores: tuple[float, ...]
-    delta: float
-
-
 def run_text_demo(out: Path, n_steps: int) -> None:
     """Explains a sentiment and a similarity of sentences, in the terminal and in `text.html` in `out`.
 
@@ -74,6 +53,8 @@ def run_text_demo(out: Path, n_steps: int) -> None:
         out: folder, created if missing.
         n_steps: points along the path.
     """
+    from rich.console import Console
+
     out.mkdir(parents=True, exist_ok=True)
     encoder, tokenizer = load_encoder()
     sentiment, accuracy = fit_sentiment(encoder, tokenizer)
@@ -82,14 +63,19 @@ def run_text_demo(out: Path, n_steps: int) -> None:
     )
     with torch.no_grad():
         other = encoder(*_encode(tokenizer, [PAIR[1]]))
-    explanations = [
+    rows = [
         explain(sentiment, encoder, tokenizer, SENTENCE, f"sentiment of “{SENTENCE}”", n_steps),
         explain(Likeness(encoder, other), encoder, tokenizer, PAIR[0], f"likeness to “{PAIR[1]}”", n_steps),
     ]
-    for explanation in explanations:
-        print(_for_terminal(explanation) + "\n")
+    console = Console(soft_wrap=True)
+    for tokens in rows:
+        console.print(viz.text_terminal(tokens))
+        console.print(
+            "  ".join(f"{w} {s:+.2f}" for w, s in zip(tokens.words, tokens.scores, strict=True)), "", markup=False
+        )
     page = out / "text.html"
-    page.write_text(_as_page(explanations), encoding="utf-8")
+    head = '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>igfast</title>\n'
+    page.write_text(head + viz.text_html(rows) + "\n</html>\n", encoding="utf-8")
     print(f"The page is {page}.")
 
 
@@ -151,54 +137,22 @@ class _WithHead(nn.Module):
         return value
 
 
-def explain(model: nn.Module, encoder: Encoder, tokenizer: Any, sentence: str, title: str, n_steps: int) -> Explanation:
-    """Attributes the model's output to the tokens of a sentence; in the baseline these are padding tokens."""
+def explain(model: nn.Module, encoder: Encoder, tokenizer: Any, sentence: str, title: str, n_steps: int) -> viz.Tokens:
+    """Returns the contributions of a sentence's words to a model's output; the baseline has padding tokens."""
     ids, mask = _encode(tokenizer, [sentence])
-    special = (ids == tokenizer.cls_token_id) | (ids == tokenizer.sep_token_id)
-    baseline = torch.where(special, ids, tokenizer.pad_token_id)
     transformer: Any = encoder.transformer
     explainer = igfast.LayerIntegratedGradients(model, transformer.get_input_embeddings())
-    attributions, delta = explainer.attribute(
-        ids, baseline, additional_forward_args=mask, n_steps=n_steps, return_convergence_delta=True
+    explanation = explainer.explain(
+        ids,
+        igfast.baselines.pad_tokens(ids, tokenizer),
+        additional_forward_args=mask,
+        n_steps=n_steps,
+        feature_names=[tokenizer.convert_ids_to_tokens(ids[0].tolist())],
     )
-    with torch.no_grad():
-        value = float(model(ids, mask))
-    tokens = tokenizer.convert_ids_to_tokens(ids[0].tolist())
-    return Explanation(title, value, tuple(tokens), tuple(attributions.sum(dim=2)[0].tolist()), float(delta))
+    value, delta = float(explanation.predictions), float(explanation.deltas)
+    return viz.tokens_of(explanation, title=f"{title}: {value:.2f} (convergence delta {delta:.0e})")
 
 
 def _encode(tokenizer: Any, sentences: Sequence[str]) -> tuple[Tensor, Tensor]:
     encoded = tokenizer(list(sentences), padding=True, return_tensors="pt")
     return encoded["input_ids"], encoded["attention_mask"]
-
-
-def _shades(explanation: Explanation) -> list[float]:
-    """Returns the scores as strengths of colour in [-1, 1]."""
-    largest = max(map(abs, explanation.scores)) or 1.0
-    return [math.copysign((abs(score) / largest) ** 0.7, score) for score in explanation.scores]
-
-
-def _for_terminal(explanation: Explanation) -> str:
-    lines = [f"{explanation.title}: {explanation.value:.2f} (convergence delta {explanation.delta:.0e})"]
-    coloured = []
-    for token, shade in zip(explanation.tokens, _shades(explanation), strict=True):
-        other = round(255 * (1 - abs(shade)))
-        red, green = (other, 255) if shade > 0 else (255, other)
-        coloured.append(f"\x1b[30;48;2;{red};{green};{other}m {token} \x1b[0m")
-    numbers = (f"{t} {s:+.2f}" for t, s in zip(explanation.tokens, explanation.scores, strict=True))
-    return "\n".join([*lines, "".join(coloured), "  ".join(numbers)])
-
-
-def _as_page(explanations: Sequence[Explanation]) -> str:
-    """Returns an HTML page: green tokens speak for a higher output, red tokens for a lower one."""
-    parts = []
-    for explanation in explanations:
-        spans = "".join(
-            f'<span title="{score:+.3f}" style="background:hsla({120 if shade > 0 else 0},75%,55%,{abs(shade):.2f})">'
-            f"{html.escape(token)}</span> "
-            for token, score, shade in zip(explanation.tokens, explanation.scores, _shades(explanation), strict=True)
-        )
-        parts.append(f"<h2>{html.escape(explanation.title)}: {explanation.value:.2f}</h2>\n<p>{spans}</p>")
-    style = "body{font:18px/2 sans-serif;margin:3em;max-width:50em}span{padding:.2em .3em;border-radius:.2em}"
-    body = "\n".join(parts)
-    return f'<!doctype html>\n<meta charset="utf-8">\n<title>igfast</title>\n<style>{style}</style>\n{body}\n'

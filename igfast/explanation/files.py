@@ -8,6 +8,7 @@ JSON, and in safetensors the name under which the file has it.
 from __future__ import annotations
 
 import base64
+import glob
 import hashlib
 import json
 import math
@@ -81,6 +82,12 @@ def written(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(path: Path) -> None:
+    """Removes what a process left that was killed while it wrote a file; nobody else may be writing that file."""
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*"):
         temporary.unlink(missing_ok=True)
 
 

@@ -64,11 +64,23 @@ class Explanation:
     feature_names: tuple[Any, ...] | None = None
 
     def to_numpy(self) -> Any:
-        """Returns the attributions as NumPy arrays, in the form of `attributions`."""
+        """Returns the attributions as NumPy arrays, in the form of `attributions`.
+
+        Example:
+            >>> explanation = igfast.IntegratedGradients(torch.nn.Linear(3, 2)).explain(torch.ones(1, 3), target=0)
+            >>> explanation.to_numpy().shape
+            (1, 3)
+        """
         return _as_arrays(self.attributions)
 
     def to_json(self) -> str:
-        """Returns the explanation as JSON text, without loss; tensors are base64 of their bytes."""
+        """Returns the explanation as JSON text, without loss; tensors are base64 of their bytes.
+
+        Example:
+            >>> explanation = igfast.IntegratedGradients(torch.nn.Linear(3, 2)).explain(torch.ones(1, 3), target=0)
+            >>> sorted(json.loads(explanation.to_json()))
+            ['fields', 'format', 'version']
+        """
         return files.to_json(vars(self))
 
     @classmethod
@@ -77,6 +89,11 @@ class Explanation:
 
         Raises:
             ExplanationFileError: the text is damaged, is something else, or of a later version.
+
+        Example:
+            >>> explanation = igfast.IntegratedGradients(torch.nn.Linear(3, 2)).explain(torch.ones(1, 3), target=0)
+            >>> igfast.Explanation.from_json(explanation.to_json()).target
+            0
         """
         return files.from_json(text, cls)
 
@@ -90,6 +107,10 @@ class Explanation:
 
         Raises:
             MissingPackageError: safetensors is not installed.
+
+        Example:
+            >>> explanation = igfast.IntegratedGradients(torch.nn.Linear(3, 2)).explain(torch.ones(1, 3), target=0)
+            >>> explanation.save(tmp_path / "linear.safetensors")
         """
         files.save(vars(self), Path(path))
 
@@ -101,6 +122,12 @@ class Explanation:
             ExplanationFileError: the file is damaged, is something else, or of a later version; the message names it.
             FileNotFoundError: there is no such file.
             MissingPackageError: safetensors is not installed.
+
+        Example:
+            >>> explanation = igfast.IntegratedGradients(torch.nn.Linear(3, 2)).explain(torch.ones(1, 3), target=0)
+            >>> explanation.save(tmp_path / "linear.safetensors")
+            >>> igfast.Explanation.load(tmp_path / "linear.safetensors").target
+            0
         """
         return files.load(Path(path), cls)
 
@@ -147,6 +174,11 @@ class Explanation:
 
         Returns:
             A figure, which is not shown by itself.
+
+        Example:
+            >>> explanation = igfast.IntegratedGradients(torch.nn.Linear(3, 2)).explain(torch.ones(1, 3), target=0)
+            >>> len(explanation.plot().axes)
+            1
         """
         from igfast.viz.plot import plot
 

@@ -35,10 +35,12 @@ def test_demo_writes_picture_and_record(tmp_path, capfd):
     assert "row/s" in err
 
 
-def test_demo_text_colours_tokens_and_writes_a_page(tmp_path, capfd):
+def test_demo_text_colours_tokens_and_writes_a_page(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLORTERM", "truecolor")
     assert main(["demo", "text", "--out", str(tmp_path / "new"), "--n-steps", "20"]) == 0
     out = capfd.readouterr().out
-    scores = dict(re.findall(r"(\w+) ([+-]\d+\.\d+)", out))
+    scores = dict(re.findall(r"(\w+) ([+-]\d+\.\d+)", re.sub(r"\x1b\[[\d;]*m", "", out)))
     assert float(scores["love"]) > 0.3
     assert float(scores["dislike"]) < -0.3
     assert float(scores["cat"]) > 0.1  # the most alike word of the second sentence
