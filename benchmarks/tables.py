@@ -101,6 +101,22 @@ def small() -> list[str]:
     return lines + [line for _, line in _beside_captum("small", "ms", 1000)]
 
 
+def busy() -> list[str]:
+    """Captum's times over igfast's, on a quiet machine and while another process keeps one core busy."""
+    lines = ["| call | captum / igfast, quiet | busy | best / igfast, quiet | busy |", "|---|---|---|---|---|"]
+    for name in ("networks", "small"):
+        records = harness.read(name)
+        for network in dict.fromkeys(r["network"] for r in records if r["case"].endswith(BUSY)):
+            of = [r for r in records if r["network"] == network]
+            ratios = []
+            for is_busy in (False, True):
+                _, captums, *tuned = (r["time_ratio"] for r in of if r["case"].endswith(BUSY) is is_busy)
+                ratios.append((captums, min(tuned)))
+            columns = " | ".join(f"{ratio:.2f} x" for pair in zip(*ratios, strict=True) for ratio in pair)
+            lines.append(f"| {network} | {columns} |")
+    return lines
+
+
 def ablation() -> list[str]:
     """The time of a call without each mechanism over that of a call with everything."""
     records = harness.read("ablation")
@@ -189,6 +205,7 @@ TABLES = {
         integrated_gradients,
         networks,
         small,
+        busy,
         text,
         operators,
         ablation,
