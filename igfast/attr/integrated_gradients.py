@@ -29,7 +29,7 @@ Target = int | tuple[int | slice, ...] | Tensor | list[int] | list[tuple[int, ..
 _CAPTUMS = captum.attr.IntegratedGradients  # under this name, whatever patch_captum() does
 
 
-class IntegratedGradients(Explains, captum.attr.IntegratedGradients):
+class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
     """Attributes a model's output to its input features by integrating gradients from a baseline to the input.
 
     A drop-in for `captum.attr.IntegratedGradients`: same arguments, results and places in Captum's other tools, at

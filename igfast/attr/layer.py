@@ -38,7 +38,7 @@ _OPTIONS_OF_CAPTUM = frozenset({"create_graph", "retain_graph"})
 _CAPTUMS = captum.attr.LayerIntegratedGradients  # under this name, whatever patch_captum() does
 
 
-class LayerIntegratedGradients(Explains, captum.attr.LayerIntegratedGradients):
+class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains):
     """Attributes a model's output to what a layer gives out or takes in.
 
     The path leads from the layer's values at the baselines to those at the inputs. Token ids are attributed so: name

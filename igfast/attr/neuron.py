@@ -25,7 +25,7 @@ from igfast.run.integration import Run
 from igfast.run.quadrature import quadrature_rule
 
 
-class NeuronIntegratedGradients(Explains, captum.attr.NeuronIntegratedGradients):
+class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains):
     """Attributes a neuron, one number of what a layer gives out or takes in, to a model's inputs.
 
     A drop-in for `captum.attr.NeuronIntegratedGradients`, with the same arguments and results. What comes after the
