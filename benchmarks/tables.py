@@ -182,9 +182,6 @@ def operators() -> list[str]:
     return lines
 
 
-ROOT = harness.RESULTS.parent.parent
-
-
 def tested() -> list[str]:
     """The releases of Python and torch that the tests ran on."""
     lines = ["| Python | torch | tests passed | failed |", "|---|---|---|---|"]
@@ -194,6 +191,7 @@ def tested() -> list[str]:
     return lines
 
 
+ROOT = harness.RESULTS.parent.parent
 PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "contributing.md")
 TABLES = {
     table.__name__: table

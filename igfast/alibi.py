@@ -22,6 +22,7 @@ from igfast.attr import LayerIntegratedGradients as _OfLayer
 from igfast.errors import ArgumentError, ArgumentTypeError, OutputTypeError, TargetError, TargetTypeError
 from igfast.explanation import Explanation as _Result
 from igfast.explanation.explain import flattened, tensors_of
+from igfast.explanation.result import as_arrays
 from igfast.model.forward import copied
 from igfast.model.state import buffers_restored
 from igfast.request.inputs import describe, one_for_each
@@ -250,9 +251,8 @@ def _signed(array: Array, sign: Array | None) -> Array:
 def _as_array(output: Any) -> Array:
     if not isinstance(output, Tensor):
         raise OutputTypeError(f"the model must return a tensor; got {describe(output)}")
-    plain = output.detach().cpu()
-    numbers: Array = (plain.float() if plain.dtype is torch.bfloat16 else plain).numpy()
-    return numbers
+    array: Array = as_arrays(output)
+    return array
 
 
 def _expanded(baseline: Any, x: Tensor) -> Array:

@@ -138,9 +138,8 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains):
             tapped = self._tapped(attribute_to_layer_input)
             with self._options.memory(forward.inputs.device) as memory, tapped as tap:
                 evaluator, at_baseline = _from_layer(forward, given, tap, memory)
-                layers = self.layer if isinstance(self.layer, list) else [self.layer]
-                kind = (*map(id, layers), attribute_to_layer_input)  # ids: facts must not keep a layer alive
-                run = Run(evaluator, self._options, memory, size, kind, tuple(layers))
+                kind = (*map(id, self._layers), attribute_to_layer_input)  # ids: facts must not keep a layer alive
+                run = Run(evaluator, self._options, memory, size, kind, tuple(self._layers))
                 sums = run.integrate(rule)
                 ends = _ends(run, at_baseline) if return_convergence_delta else None
                 attributions = scale(run.evaluator, sums, self.multiplies_by_inputs)
@@ -181,11 +180,14 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains):
             unused_is_zero=_unused_is_zero(grad_kwargs),
         )
 
+    @property
+    def _layers(self) -> list[nn.Module]:
+        return self.layer if isinstance(self.layer, list) else [self.layer]
+
     def _tapped(self, at_input: bool) -> AbstractContextManager[LayerTap]:
         """Returns a block in which the layers are hooked."""
-        layers = self.layer if isinstance(self.layer, list) else [self.layer]
         device_ids = self.device_ids or getattr(self.forward_func, "device_ids", None)
-        return LayerTap(layers, at_input, device_ids).attached()
+        return LayerTap(self._layers, at_input, device_ids).attached()
 
 
 def _unused_is_zero(grad_kwargs: dict[str, Any] | None) -> bool:

@@ -12,7 +12,7 @@ import typer
 import igfast
 from igfast.cli.folder import ALL_DONE, NOTHING_STARTED, SOME_FAILED, as_line, jobs_of, run_jobs
 from igfast.cli.images import ENDINGS, image_request
-from igfast.cli.models import load_model
+from igfast.cli.models import load_model, targets_of
 from igfast.errors import CommandError
 from igfast.explanation.files import written
 
@@ -52,6 +52,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")
 IMAGENET_MEAN, IMAGENET_STD = "0.485,0.456,0.406", "0.229,0.224,0.225"
 Mean = Annotated[str, typer.Option(help="What the normalisation subtracts from pixels in [0, 1].")]
 Std = Annotated[str, typer.Option(help="What the normalisation divides by.")]
+ImageBaseline = Annotated[str, typer.Option(help="black, white, zero, blurred or noise.")]
 Size = Annotated[int, typer.Option(help="Pixels on each side of what the model sees.")]
 
 
@@ -62,7 +63,7 @@ def image(
     out: Annotated[Path, typer.Option(help="The folder of the results.")] = Path("igfast-out"),
     weights: Weights = None,
     target: Target = "top1",
-    baseline: Annotated[str, typer.Option(help="black, white, zero, blurred or noise.")] = "black",
+    baseline: ImageBaseline = "black",
     steps: Steps = 50,
     size: Size = 224,
     mean: Mean = IMAGENET_MEAN,
@@ -168,7 +169,7 @@ def diagnose(
     model: Model,
     weights: Weights = None,
     target: Target = "top1",
-    baseline: Annotated[str, typer.Option(help="black, white, zero, blurred or noise.")] = "black",
+    baseline: ImageBaseline = "black",
     steps: Steps = 50,
     size: Size = 224,
     mean: Mean = IMAGENET_MEAN,
@@ -177,8 +178,6 @@ def diagnose(
     as_json: AsJson = False,
 ) -> int:
     """Check whether attributions of a model can be believed. The exit status is 2 if something is wrong."""
-    from igfast.cli.models import targets_of
-
     options: dict[str, Any] = {"target": target, "baseline": baseline, "n_steps": steps, "size": size}
     loaded = load_model(model, weights, device)
     request = image_request(loaded, model, **options, mean=mean, std=std, panels="input")

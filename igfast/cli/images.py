@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import igfast
 from igfast.cli.models import digest, digest_of_state, numbers_of, target_of
-from igfast.errors import CommandError, MissingPackageError
+from igfast.errors import CommandError
 from igfast.explanation import Explanation
+from igfast.packages import needed
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _NOISE_SEED = 0
@@ -49,14 +50,8 @@ class ImageRequest:
 
     def record(self, path: Path) -> Mapping[str, Any]:
         """Returns everything that the explanation of a file depends on."""
-        fields = {name: value for name, value in vars(self).items() if name not in ("model", "panels")}
-        return {
-            **fields,
-            "source": str(path),
-            "image": digest(path),
-            "panels": self.panels,
-            "igfast": igfast.__version__,
-        }
+        fields = {name: value for name, value in vars(self).items() if name != "model"}
+        return {**fields, "source": str(path), "image": digest(path), "igfast": igfast.__version__}
 
     def explain(self, path: Path) -> Explanation:
         """Returns the explanation of an image file; raises what Pillow raises for a file that is no whole image."""
@@ -68,13 +63,10 @@ class ImageRequest:
 
     def read(self, path: Path) -> Tensor:
         """Returns the middle square of an image as the network takes it, (1, 3, size, size)."""
-        try:
-            from PIL import Image, ImageOps
-        except ModuleNotFoundError as error:
-            raise MissingPackageError.of("to read images", error) from None
-        with Image.open(path) as image:
-            turned = ImageOps.exif_transpose(image).convert("RGB")
-            square = ImageOps.fit(turned, (self.size, self.size), Image.Resampling.BICUBIC)
+        pillow, operations = (needed(f"PIL.{name}", "to read images") for name in ("Image", "ImageOps"))
+        with pillow.open(path) as image:
+            turned = operations.exif_transpose(image).convert("RGB")
+            square = operations.fit(turned, (self.size, self.size), pillow.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.asarray(square, dtype=np.float32) / 255).permute(2, 0, 1)
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         parameter = next(self.model.parameters(), torch.zeros(1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from igfast.errors import CommandError
+from igfast.explanation.files import bytes_of
 
 
 def load_factory(name: str) -> Any:
@@ -125,19 +126,14 @@ def digest_of_state(model: nn.Module) -> str:
     for name, value in model.state_dict().items():
         total.update(name.encode())
         if isinstance(value, Tensor):
-            flat = value.detach().cpu().contiguous().flatten().clone()
-            total.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+            total.update(bytes_of(value.detach().cpu()))
     return total.hexdigest()
 
 
 def digest(path: Path) -> str:
     """Returns the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if sys.version_info >= (3, 11) else _digest_of(file.read)
-
-
-def _digest_of(read: Callable[[int], bytes]) -> str:
     total = hashlib.sha256()
-    while block := read(1 << 20):
-        total.update(block)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            total.update(block)
     return total.hexdigest()

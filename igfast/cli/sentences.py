@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 import igfast
 from igfast.cli.models import load_factory, prepared, target_of
-from igfast.errors import ArgumentError, CommandError, MissingPackageError
+from igfast.errors import ArgumentError, CommandError
 from igfast.explanation import Explanation
+from igfast.packages import needed
 
 
 class _Logits(nn.Module):
@@ -48,13 +49,10 @@ def load_text_model(name: str, weights: Path | None, device: str) -> tuple[nn.Mo
             raise CommandError(f"--model {name}: the factory must return a model and a tokenizer")
         model, tokenizer = made
     else:
+        transformers = needed("transformers", "to load models by name", "demo")
         try:
-            from transformers import AutoModelForSequenceClassification, AutoTokenizer
-        except ModuleNotFoundError as error:
-            raise MissingPackageError.of("to load models by name", error, "demo") from None
-        try:
-            model = AutoModelForSequenceClassification.from_pretrained(name)
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            model = transformers.AutoModelForSequenceClassification.from_pretrained(name)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError) as error:
             raise CommandError(f"--model {name}: {error}") from error
     return _Logits(prepared(model, weights, device)), tokenizer

@@ -14,6 +14,7 @@ import igfast
 from igfast.cli.models import targets_of
 from igfast.errors import CommandError, MissingPackageError
 from igfast.explanation.files import written
+from igfast.packages import needed
 
 
 def explain_table(
@@ -41,7 +42,7 @@ def explain_table(
         CommandError: there is no such file or column, or a value is missing.
         MissingPackageError: pandas is not installed, or pyarrow for Parquet.
     """
-    pandas = _pandas()
+    pandas = needed("pandas", "to explain tables", "tables")
     is_parquet = _is_parquet(data)
     if is_parquet != _is_parquet(out):
         raise CommandError(f"--out must have the format of {data}; got {out}")
@@ -76,14 +77,6 @@ def explain_table(
 
 def _is_parquet(path: Path) -> bool:
     return path.suffix.lower() in (".parquet", ".pq")
-
-
-def _pandas() -> Any:
-    try:
-        import pandas
-    except ModuleNotFoundError as error:
-        raise MissingPackageError.of("to explain tables", error, "tables") from None
-    return pandas
 
 
 def _numbers(table: Any, names: Sequence[str], data: Path) -> np.ndarray[Any, Any]:

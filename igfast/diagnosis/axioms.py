@@ -61,9 +61,8 @@ def check_linearity(subject: Subject, n_steps: int) -> Finding:
     """Returns whether a combination of two outputs gets that combination of their attributions (section 2.3)."""
     one = subject.first()
     forward = _of_first_input(one)
-    explain = _explain(one, n_steps)
-    combined = explain(lambda x: 2 * forward(x) - 3 * forward(x).square())
-    apart = 2 * explain(forward) - 3 * explain(lambda x: forward(x).square())
+    combined = _attributed(one, lambda x: 2 * forward(x) - 3 * forward(x).square(), n_steps)
+    apart = 2 * _attributed(one, forward, n_steps) - 3 * _attributed(one, lambda x: forward(x).square(), n_steps)
     error = _relative(combined, apart)
     text = f"Attributions to 2 F - 3 F^2 differ from those combined by {error:.1g}."
     return Finding("linearity", "good" if error < _CLOSE else "look", text, {"error": error})
@@ -111,7 +110,7 @@ def check_invariance(subject: Subject, n_steps: int) -> Finding:
         return Finding("invariance", "skipped", "No batch norm to fold and no linear layers to merge.", {})
     if not apart < _SAME_OUTPUT:
         return Finding("invariance", "skipped", "Folding layers changed the output: they do not follow each other.", {})
-    error = _relative(_explain(other, n_steps)(_of_first_input(other)), _explain(one, n_steps)(_of_first_input(one)))
+    error = _relative(*(_attributed(each, _of_first_input(each), n_steps) for each in (other, one)))
     figures = {"layers": float(n_changed), "error": error}
     text = f"With {n_changed} layers folded or merged, attributions differ by {error:.1g}."
     return Finding("invariance", "good" if error < 10 * _CLOSE else "look", text, figures)
@@ -136,12 +135,10 @@ def _of_first_input(one: Subject) -> Callable[[Tensor], Tensor]:
     return forward
 
 
-def _explain(one: Subject, n_steps: int) -> Callable[[Callable[[Tensor], Tensor]], Tensor]:
-    def explain(forward: Callable[[Tensor], Tensor]) -> Tensor:
-        attributions: Tensor = IntegratedGradients(forward).attribute(one.inputs[0], one.baselines[0], n_steps=n_steps)
-        return attributions.double()
-
-    return explain
+def _attributed(one: Subject, forward: Callable[[Tensor], Tensor], n_steps: int) -> Tensor:
+    """Returns the attributions of a function of the first input."""
+    attributions: Tensor = IntegratedGradients(forward).attribute(one.inputs[0], one.baselines[0], n_steps=n_steps)
+    return attributions.double()
 
 
 def _relative(a: Tensor, b: Tensor) -> float:

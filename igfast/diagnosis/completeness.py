@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,7 +11,6 @@ from torch import Tensor
 from igfast.diagnosis.result import Finding
 from igfast.diagnosis.subject import Subject
 from igfast.explanation.explain import flattened
-from igfast.model.forward import copied
 from igfast.run.attributions import convergence_delta
 
 _SHARE = 0.05  # of the change of F that the delta may be, as the authors' how-to has it
@@ -46,14 +46,10 @@ def along_path(subject: Subject) -> tuple[list[float], list[float], list[float]]
     alphas = torch.linspace(0, 1, _PLACES).tolist()
     values, norms = [], []
     for alpha in alphas:
-        with torch.enable_grad():
-            points = tuple(
-                (b + alpha * (x - b)).detach().requires_grad_() for x, b in zip(one.inputs, one.baselines, strict=True)
-            )
-            value = one.picked(one.model(*(point.clone() for point in points), *map(copied, one.args))).sum()
-            grads = torch.autograd.grad(value, points, allow_unused=True)
-        values.append(float(value.detach()))
-        norms.append(float(torch.stack([g.double().norm() for g in grads if g is not None]).norm()))
+        found = one.gradients(alpha)
+        if found is not None:  # as `check_gradient` has made sure
+            values.append(found[0])
+            norms.append(math.hypot(*found[1]))
     return alphas, values, norms
 
 

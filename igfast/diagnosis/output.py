@@ -8,7 +8,6 @@ from torch import Tensor
 from igfast.diagnosis.result import Finding
 from igfast.diagnosis.subject import Subject
 from igfast.errors import IgfastError
-from igfast.model.forward import copied
 from igfast.model.probabilities import are_probabilities
 from igfast.model.state import modules_behind
 
@@ -73,11 +72,8 @@ def check_integers(subject: Subject) -> Finding:
         )
         return Finding("integers", "look", text, {"input": which})
     name = embedding[0]
-    place = (
-        f"model.{name}"
-        if name and all(part.isidentifier() for part in name.split("."))
-        else (f"model.get_submodule({name!r})" if name else "model")
-    )
+    is_path = all(part.isidentifier() for part in name.split(".") if name)
+    place = f"model.{name}".rstrip(".") if is_path else f"model.get_submodule({name!r})"
     text = f"inputs[{which}] holds integers: attribute the embedding, LayerIntegratedGradients(model, {place})."
     return Finding("integers", "look", text, {"input": which})
 
@@ -112,17 +108,11 @@ def check_gradient(subject: Subject) -> Finding:
         return Finding("gradient", "skipped", "Integers have no gradient.", {})
     norms = []
     for alpha in (1.0, 0.5):
-        with torch.enable_grad():
-            points = tuple(
-                (b + alpha * (x - b)).detach().requires_grad_()
-                for x, b in zip(subject.inputs, subject.baselines, strict=True)
-            )
-            output = subject.model(*(point.clone() for point in points), *map(copied, subject.args))
-            if not isinstance(output, Tensor) or not output.requires_grad:
-                text = "The output has no graph to the inputs: look for .detach() or torch.no_grad() in the model."
-                return Finding("gradient", "bad", text, {})
-            grads = torch.autograd.grad(subject.picked(output).sum(), points, allow_unused=True)
-        norms.append([0.0 if grad is None else float(grad.double().norm()) for grad in grads])
+        found = subject.gradients(alpha)
+        if found is None:
+            text = "The output has no graph to the inputs: look for .detach() or torch.no_grad() in the model."
+            return Finding("gradient", "bad", text, {})
+        norms.append(found[1])
     dead = [index for index in range(len(subject.inputs)) if not any(norm[index] for norm in norms)]
     figures = {f"inputs[{i}]": norm for i, norm in enumerate(norms[0])}
     if dead:

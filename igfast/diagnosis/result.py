@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
-from igfast.errors import MissingPackageError
+from igfast.packages import needed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,11 +70,8 @@ class Diagnosis:
         Raises:
             MissingPackageError: matplotlib is not installed.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ModuleNotFoundError as error:
-            raise MissingPackageError.of("to draw pictures", error) from None
-        figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+        figures = needed("matplotlib.figure", "to draw pictures")
+        figure: Figure = figures.Figure(figsize=(6.4, 3.2), layout="constrained")
         value, norm = figure.subplots(1, 2)
         for axes, numbers, name in ((value, self.values, "F"), (norm, self.gradients, "norm of the gradient")):
             axes.plot(self.alphas, numbers, color=(0.0, 0.45, 0.7))

@@ -78,6 +78,23 @@ class Subject:
         with torch.no_grad():
             return self.model(*map(copied, (*inputs, *self.args)))
 
+    def gradients(self, alpha: float) -> tuple[float, list[float]] | None:
+        """Returns F, summed over the examples, and the norm of its gradient to each input at a place of the paths.
+
+        None where the output has no graph to the inputs.
+        """
+        with torch.enable_grad():
+            points = tuple(
+                (b + alpha * (x - b)).detach().requires_grad_()
+                for x, b in zip(self.inputs, self.baselines, strict=True)
+            )
+            output = self.model(*(point.clone() for point in points), *map(copied, self.args))
+            if not isinstance(output, Tensor) or not output.requires_grad:
+                return None
+            value = self.picked(output).sum()
+            grads = torch.autograd.grad(value, points, allow_unused=True)
+        return float(value.detach()), [0.0 if grad is None else float(grad.double().norm()) for grad in grads]
+
     def picked(self, output: Tensor) -> Tensor:
         """Returns the attributed number of each entry of an output, (entries,)."""
         return parse_target(self.target).select_of_step(output)

@@ -62,7 +62,9 @@ class Explains:
         asked = {"return_convergence_delta": True} if asks_delta else {}
         attributions, *delta, report = self.attribute(**given, **asked, return_report=True)
         at_input, at_baseline = (end.reshape(-1) for end in self._ends(**given))
-        flat = tuple(tensor.detach() for tensor in flattened(attributions))
+        if not delta:
+            flat = tuple(tensor.detach() for tensor in flattened(attributions))
+            delta = [convergence_delta(flat, at_input, at_baseline)]
         selector = given.get("neuron_selector")
         return Explanation(
             attributions=attributions,
@@ -71,7 +73,7 @@ class Explains:
             target=_name_of(selector) if callable(selector) else given.get("target", selector),
             predictions=at_input,
             baseline_predictions=at_baseline,
-            deltas=delta[0] if delta else convergence_delta(flat, at_input, at_baseline),
+            deltas=delta[0],
             report=report,
             meta=self._meta(given),
             feature_names=names,

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from igfast.errors import ExplanationFileError, MissingPackageError
+from igfast.errors import ExplanationFileError
+from igfast.packages import needed
 from igfast.run.report import LeanReport, RunReport
 
 _FORMAT, _VERSION = "igfast.Explanation", 1
@@ -98,11 +99,8 @@ def _umask() -> int:
 
 
 def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ModuleNotFoundError as error:
-        raise MissingPackageError.of("to save and load explanations", error) from None
-    return safetensors
+    needed("safetensors.torch", "to save and load explanations")
+    return needed("safetensors", "to save and load explanations")
 
 
 # ------------------------------------------------------------------------------------------------- values to JSON
@@ -124,7 +122,7 @@ def _encoded(value: Any, keep: Callable[[Tensor], str]) -> Any:
         described = {
             "dtype": str(tensor.dtype).removeprefix("torch."),
             "shape": list(tensor.shape),
-            "sha256": hashlib.sha256(_bytes_of(tensor)).hexdigest(),
+            "sha256": hashlib.sha256(bytes_of(tensor)).hexdigest(),
         }
         return {"tensor": {**described, "data": keep(tensor)}}
     if isinstance(value, list):
@@ -141,10 +139,11 @@ def _encoded(value: Any, keep: Callable[[Tensor], str]) -> Any:
 
 
 def _in_base64(tensor: Tensor) -> str:
-    return base64.b64encode(_bytes_of(tensor)).decode()
+    return base64.b64encode(bytes_of(tensor)).decode()
 
 
-def _bytes_of(tensor: Tensor) -> bytes:
+def bytes_of(tensor: Tensor) -> bytes:
+    """Returns the bytes of the numbers of a tensor on the CPU, in the order of its dimensions."""
     flat = tensor.flatten().clone(memory_format=torch.contiguous_format)  # strides of single elements are arbitrary
     return flat.view(torch.uint8).numpy().tobytes()
 
@@ -180,7 +179,7 @@ def _decoded(value: Any, find: Callable[[Mapping[str, Any]], Tensor]) -> Any:
     ((kind, content),) = value.items()
     if kind == "tensor":
         tensor = find(content)
-        if hashlib.sha256(_bytes_of(tensor)).hexdigest() != content["sha256"]:
+        if hashlib.sha256(bytes_of(tensor)).hexdigest() != content["sha256"]:
             raise ValueError("the numbers of a tensor have changed")
         return tensor
     if kind == "float":

@@ -18,9 +18,6 @@ from igfast.run.report import RunReport
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    pass
-
 _MOST_ROWS = 10  # of a summary
 
 
@@ -71,7 +68,7 @@ class Explanation:
             >>> explanation.to_numpy().shape
             (1, 3)
         """
-        return _as_arrays(self.attributions)
+        return as_arrays(self.attributions)
 
     def to_json(self) -> str:
         """Returns the explanation as JSON text, without loss; tensors are base64 of their bytes.
@@ -201,11 +198,12 @@ class Explanation:
         return f"<Explanation: {meta['method']} of {meta['model']}, attributions {_shapes(self.attributions)}>"
 
 
-def _as_arrays(value: Any) -> Any:
+def as_arrays(value: Any) -> Any:
+    """Returns a tensor, or a tuple or list of tensors, as NumPy arrays; bfloat16, which NumPy lacks, as float32."""
     if isinstance(value, Tensor):
         tensor = value.detach().cpu()
-        return (tensor.float() if tensor.dtype in (torch.bfloat16,) else tensor).numpy()
-    return type(value)(map(_as_arrays, value))
+        return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
+    return type(value)(map(as_arrays, value))
 
 
 def _shapes(value: Any) -> str:

@@ -9,24 +9,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from igfast.errors import ArgumentError, ArgumentTypeError, InputError, MissingPackageError
+from igfast.errors import ArgumentError, ArgumentTypeError, InputError
 from igfast.explanation import Explanation
+from igfast.explanation.explain import flattened
+from igfast.packages import needed
 from igfast.request.inputs import describe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Array = np.ndarray[Any, Any]
-GREEN, RED, GREY = (0.0, 0.62, 0.25), (0.86, 0.10, 0.13), (0.55, 0.55, 0.55)
+GREEN, RED = (0.0, 0.62, 0.25), (0.86, 0.10, 0.13)
 
 
 def new_figure(width: float, height: float) -> Figure:
     """Returns an empty figure, in inches, that no window knows of."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise MissingPackageError.of("to draw pictures", error) from None
-    return Figure(figsize=(width, height), layout="constrained")
+    made: Figure = needed("matplotlib.figure", "to draw pictures").Figure(figsize=(width, height), layout="constrained")
+    return made
 
 
 def save(figure: Figure, path: str | Path, *, dpi: int = 150) -> None:
@@ -91,10 +90,7 @@ def described_target(explanation: Explanation, row: int) -> str:
 
 def rows_of(explanation: Explanation) -> int:
     """Returns the number of examples: the rows of the attributions."""
-    attributions = explanation.attributions
-    while not isinstance(attributions, Tensor):
-        attributions = attributions[0]
-    return int(attributions.shape[0])
+    return int(flattened(explanation.attributions)[0].shape[0])
 
 
 def largest(values: Array) -> float:

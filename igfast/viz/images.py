@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from igfast.errors import ArgumentError, InputError, MissingPackageError
+from igfast.errors import ArgumentError, InputError
 from igfast.explanation import Explanation
 from igfast.model.forward import as_tuple
 from igfast.model.state import modules_behind
+from igfast.packages import needed
 from igfast.request.target import parse_target
 from igfast.viz.figures import GREEN, RED, Array, as_array, described_target, new_figure, row_of
 
@@ -274,11 +275,7 @@ def _outlines(drawing: _Drawing) -> Array:
 
 
 def _ndimage() -> Any:
-    try:
-        from scipy import ndimage
-    except ModuleNotFoundError as error:
-        raise MissingPackageError.of("to draw images", error) from None
-    return ndimage
+    return needed("scipy.ndimage", "to draw images")
 
 
 _SIGNS = {"both": (-1, 1), "positive": (0, 1), "negative": (-1, 0)}

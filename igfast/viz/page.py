@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
-from igfast.errors import ArgumentError, InputError, MissingPackageError
+from igfast.errors import ArgumentError, InputError
 from igfast.explanation import Explanation
+from igfast.packages import needed
 from igfast.viz.figures import described_target, rows_of
 from igfast.viz.plot import kind_of, plot
 from igfast.viz.texts import text_html, tokens_of
@@ -68,16 +69,13 @@ def fragment(explanation: Explanation) -> str:
 
 
 def _rendered(template: str, explanation: Explanation, rows: Sequence[int] | None, title: str) -> str:
-    try:
-        import jinja2
-    except ModuleNotFoundError as error:
-        raise MissingPackageError.of("to make pages", error) from None
+    jinja2 = needed("jinja2", "to make pages")
     n_examples = rows_of(explanation)
     shown = range(min(n_examples, _MOST_EXAMPLES)) if rows is None else rows
     if any(not 0 <= row < n_examples for row in shown):
         raise ArgumentError(f"rows must be some of the {n_examples} examples; got {list(shown)}")
     environment = jinja2.Environment(loader=jinja2.PackageLoader("igfast.viz"), autoescape=True, trim_blocks=True)
-    return environment.get_template(f"{template}.html").render(
+    page: str = environment.get_template(f"{template}.html").render(
         title=title,
         summary=explanation.summary(),
         examples=[_example(explanation, row) for row in shown],
@@ -86,6 +84,7 @@ def _rendered(template: str, explanation: Explanation, rows: Sequence[int] | Non
         facts=_facts(explanation),
         cost=str(explanation.report) if explanation.report is not None else "",
     )
+    return page
 
 
 def _example(explanation: Explanation, row: int) -> _Example:

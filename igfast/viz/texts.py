@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from igfast.errors import ArgumentError, InputError, MissingPackageError
+from igfast.errors import ArgumentError, InputError
 from igfast.explanation import Explanation
+from igfast.packages import needed
 from igfast.viz.figures import GREEN, RED, as_array, described_target, largest, new_figure, row_of
 
 if TYPE_CHECKING:
@@ -90,8 +91,8 @@ def tokens_of(
     if len(tokens) > len(scores):
         raise ArgumentError(f"there are {len(tokens)} tokens for {len(scores)} attributions")
     special = [bool(_SPECIAL.match(token)) for token in tokens]
-    pieces = zip(tokens, scores[: len(tokens)].tolist(), special, strict=True)
-    words = _joined(pieces) if join_pieces else [(token, score, is_special) for token, score, is_special in pieces]
+    pieces = list(zip(tokens, scores[: len(tokens)].tolist(), special, strict=True))
+    words = _joined(pieces) if join_pieces else pieces
     columns = tuple(zip(*words, strict=True)) or ((), (), ())
     return Tokens(columns[0], columns[1], columns[2], title or "")
 
@@ -124,23 +125,20 @@ def text_terminal(rows: Tokens | Sequence[Tokens]) -> Text:
         >>> igfast.viz.text_terminal(igfast.viz.tokens_of([1.0, -0.5], ["good", "bad"])).plain
         ' good  bad '
     """
-    try:
-        from rich.text import Text
-    except ModuleNotFoundError as error:
-        raise MissingPackageError.of("to print texts in colour", error) from None
+    new_text = needed("rich.text", "to print texts in colour").Text
     lines = []
     for row in [rows] if isinstance(rows, Tokens) else rows:
-        line = Text(f"{row.title}\n" if row.title else "")
+        line = new_text(f"{row.title}\n" if row.title else "")
         for word, strength, special in zip(row.words, row.strengths, row.special, strict=True):
             line.append(f" {word} ", style=f"{'dim ' if special else ''}black on {_colour(strength)}")
         lines.append(line)
-    return Text("\n").join(lines)
+    joined: Text = new_text("\n").join(lines)
+    return joined
 
 
-def _joined(pieces: Iterable[tuple[str, float, bool]]) -> list[tuple[str, float, bool]]:
+def _joined(pieces: Sequence[tuple[str, float, bool]]) -> list[tuple[str, float, bool]]:
     """Returns words of pieces; a score of a word is the sum of the scores of its pieces."""
     words: list[tuple[str, float, bool]] = []
-    pieces = list(pieces)
     marks_starts = any(token[:1] in _STARTS for token, _, _ in pieces)  # whether the tokenizer marks new words
     for token, score, special in pieces:
         starts = token[:1] in _STARTS
