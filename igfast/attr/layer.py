@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from igfast.model.partial import FromLayer
 from igfast.model.state import buffers_restored
 from igfast.model.tap import LayerTap, Values
 from igfast.request.inputs import Inputs, describe, parse_internal_batch_size
-from igfast.request.model_inputs import ModelInputs, parse_model_inputs
+from igfast.request.model_inputs import AtLayer, ModelInputs, parse_model_inputs
 from igfast.request.options import Lean, Options
 from igfast.request.target import parse_target
 from igfast.run.attributions import convergence_delta, scale
@@ -102,7 +102,7 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains):
         Args:
             inputs: a tensor or a tuple of tensors, (batch, *) each, of any dtype; the model gets them as they are.
             baselines: for each input a number, or a tensor of its dtype, of its shape or (1, *). For token ids, the ids
-                of padding or mask tokens, say. None is zero.
+                of padding or mask tokens, say. None is zero. An `igfast.baselines.AtLayer` has the layer's own value.
             target: as in `igfast.IntegratedGradients.attribute`.
             additional_forward_args: as in `igfast.IntegratedGradients.attribute`.
             n_steps: as in `igfast.IntegratedGradients.attribute`.
@@ -129,24 +129,20 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains):
         """
         arguments = dict(locals())
         if _OPTIONS_OF_CAPTUM & {name for name, value in (grad_kwargs or {}).items() if value}:
+            if isinstance(baselines, AtLayer):
+                raise ArgumentError("grad_kwargs asks for a graph, so baselines must be inputs; got an AtLayer")
             return left_to_captum("grad_kwargs asks for a graph", _CAPTUMS, arguments)
+        asked = (inputs, baselines, target, additional_forward_args, attribute_to_layer_input, grad_kwargs)
         with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
-            given = parse_model_inputs(inputs, baselines)
             rule = quadrature_rule(method, n_steps)
-            size = parse_internal_batch_size(internal_batch_size)
-            forward = self._forward(given, target, additional_forward_args, grad_kwargs)
-            tapped = self._tapped(attribute_to_layer_input)
-            with self._options.memory(forward.inputs.device) as memory, tapped as tap:
-                evaluator, at_baseline = _from_layer(forward, given, tap, memory)
-                kind = (*map(id, self._layers), attribute_to_layer_input)  # ids: facts must not keep a layer alive
-                run = Run(evaluator, self._options, memory, size, kind, tuple(self._layers))
+            with self._run(*asked, parse_internal_batch_size(internal_batch_size)) as run:
+                layers: FromLayer = run.evaluator  # type: ignore[assignment]
                 sums = run.integrate(rule)
-                ends = _ends(run, at_baseline) if return_convergence_delta else None
+                ends = run.ends() if return_convergence_delta else None
                 attributions = scale(run.evaluator, sums, self.multiplies_by_inputs)
             delta = None if ends is None else convergence_delta(attributions, *ends)
-            shaped = tuple(a.view(x.shape) for a, x in zip(attributions, evaluator.values_of_layers(), strict=True))
-            result = _per_layer(shaped, evaluator, isinstance(self.layer, list))
-            return run.results(result, delta, return_report)
+            shaped = tuple(a.view(x.shape) for a, x in zip(attributions, layers.values_of_layers(), strict=True))
+            return run.results(_per_layer(shaped, layers, isinstance(self.layer, list)), delta, return_report)
 
     def _ends(
         self,
@@ -158,15 +154,34 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains):
         **_: Any,
     ) -> tuple[Tensor, Tensor]:
         """Returns F(inputs) and F(baselines), one number for each entry of the output."""
-        with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
-            given = parse_model_inputs(inputs, baselines)
-            forward = self._forward(given, target, additional_forward_args, None)
-            with self._options.memory(forward.inputs.device) as memory, self._tapped(attribute_to_layer_input) as tap:
-                outputs = [_read(forward, xs, tap, memory)[1] for xs in (given.x, given.baselines)]
-        why_joint = forward.why_whole_steps() or forward.why_output_is_joint(outputs[0])
-        forward = forward.in_whole_steps(why_joint) if why_joint else forward
-        at_input, at_baseline = (forward.values(output, forward.all_examples()) for output in outputs)
-        return at_input, at_baseline
+        asked = (inputs, baselines, target, additional_forward_args, attribute_to_layer_input, None)
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            buffers_restored(self.forward_func),
+            self._run(*asked, None) as run,
+        ):
+            return run.ends()
+
+    @contextmanager
+    def _run(
+        self,
+        inputs: Any,
+        baselines: Any,
+        target: Any,
+        args: Any,
+        at_input: bool,
+        grad_kwargs: dict[str, Any] | None,
+        size: int | None,
+    ) -> Iterator[Run]:
+        """Gives the run of a call, whose layers are hooked during the block."""
+        at_layer = baselines if isinstance(baselines, AtLayer) else None
+        given = parse_model_inputs(inputs, None if at_layer else baselines)
+        forward = self._forward(given, target, args, grad_kwargs)
+        with self._options.memory(forward.inputs.device) as memory, self._tapped(at_input) as tap:
+            evaluator = _from_layer(forward, given, at_layer, tap, memory)
+            kind = (*map(id, self._layers), at_input)  # ids: facts must not keep a layer alive
+            yield Run(evaluator, self._options, memory, size, kind, tuple(self._layers))
 
     def _forward(
         self, given: ModelInputs, target: Any, args: Any, grad_kwargs: dict[str, Any] | None
@@ -199,18 +214,21 @@ def _unused_is_zero(grad_kwargs: dict[str, Any] | None) -> bool:
 
 
 def _from_layer(
-    forward: ForwardFunction, given: ModelInputs, tap: LayerTap, memory: MemoryUse
-) -> tuple[FromLayer, Any]:
-    """Returns the forward function from the layers on, and the model's output at the baselines.
+    forward: ForwardFunction, given: ModelInputs, at_layer: AtLayer | None, tap: LayerTap, memory: MemoryUse
+) -> FromLayer:
+    """Returns the forward function from the layers on.
 
     The inputs of that function are the layers' values at the inputs and the baselines.
     """
     if given.batch == 0:
         raise ArgumentError("inputs must hold at least one example, or the layer's values have no shape; got none")
-    (at_input, own), (at_baseline, own_baseline) = (
-        _read(forward, xs, tap, memory) for xs in (given.x, given.baselines)
-    )
-    x, baseline = (tuple(v for values in side for v in values) for side in (at_input, at_baseline))
+    at_input, own = _read(forward, given.x, tap, memory)
+    x = _flat(at_input)
+    if at_layer is None:
+        at_baseline, own_baseline = _read(forward, given.baselines, tap, memory)
+        baseline = _flat(at_baseline)
+    else:
+        baseline, own_baseline = at_layer.for_values(x), None
     for value, other in zip(x, baseline, strict=True):
         if value.shape != other.shape or value.dim() == 0:
             raise LayerError(
@@ -230,6 +248,7 @@ def _from_layer(
         per_layer=tuple(len(values) for values in at_input),
         group=group,
         own=own,
+        own_baseline=own_baseline,
     )
     if not why_joint and max(group) > 1 and not _are_side_by_side(evaluator):
         why_joint = f"the layer's {tap.what} has several entries per example, and they are not side by side"
@@ -238,7 +257,11 @@ def _from_layer(
             inputs=_layer_inputs(x, baseline, given.batch, (1,) * len(x), f"the layer's {tap.what}"),
             group=(1,) * len(x),
         )
-    return (evaluator.in_whole_steps(why_joint) if why_joint else evaluator), own_baseline
+    return evaluator.in_whole_steps(why_joint) if why_joint else evaluator
+
+
+def _flat(values: list[Values]) -> Values:
+    return tuple(value for layer in values for value in layer)
 
 
 def _layer_inputs(x: Values, baseline: Values, batch: int, group: tuple[int, ...], name: str) -> Inputs:
@@ -278,15 +301,6 @@ def _read(forward: ForwardFunction, xs: Values, tap: LayerTap, memory: MemoryUse
         for layer in zip(*(v for v, _ in parts), strict=True)
     ]
     return values, torch.cat([output for _, output in parts])
-
-
-def _ends(run: Run, at_baseline: Any) -> tuple[Tensor, Tensor]:
-    """Returns F(inputs) and F(baselines), from the outputs of the calls that read the layers."""
-    evaluator = run.evaluator
-    examples = evaluator.all_examples()
-    at_ends = (evaluator.with_entries(output, examples) for output in (evaluator.own_output(), at_baseline))
-    at_input, at_baseline = (evaluator.values(output, examples) for output in at_ends)
-    return at_input, at_baseline
 
 
 def _are_side_by_side(evaluator: FromLayer) -> bool:

@@ -23,3 +23,5 @@ from igfast.baselines.features import zeros as zeros
 from igfast.baselines.tokens import mask_tokens as mask_tokens
 from igfast.baselines.tokens import pad_tokens as pad_tokens
 from igfast.baselines.tokens import unknown_tokens as unknown_tokens
+from igfast.baselines.tokens import zero_embeddings as zero_embeddings
+from igfast.request.model_inputs import AtLayer as AtLayer

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from igfast.errors import ArgumentError, InputTypeError
 from igfast.request.inputs import describe
+from igfast.request.model_inputs import AtLayer
 
 
 def pad_tokens(ids: Tensor, tokenizer: Any) -> Tensor:
@@ -85,9 +86,38 @@ def unknown_tokens(ids: Tensor, tokenizer: Any) -> Tensor:
     return _replaced(ids, tokenizer, "unk")
 
 
-def _replaced(ids: Tensor, tokenizer: Any, kind: str) -> Tensor:
+def zero_embeddings(ids: Tensor) -> AtLayer:
+    """Returns the baseline of zero embeddings, for every token, special ones too. For models without a neutral token.
+
+    No token need have such an embedding, so a model may do anything there: look at the explanation's
+    `baseline_predictions`. Only `igfast.LayerIntegratedGradients` of the embedding layer takes this baseline.
+
+    Args:
+        ids: token ids, (batch, tokens), of any integer dtype.
+
+    Returns:
+        An `AtLayer` with the value 0.
+
+    Raises:
+        InputTypeError: `ids` is not an integer tensor.
+
+    Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, section 6.4.
+
+    Example:
+        >>> igfast.baselines.zero_embeddings(torch.tensor([[1, 7, 8, 2]]))
+        AtLayer(value=0.0)
+    """
+    _check_ids(ids)
+    return AtLayer(0.0)
+
+
+def _check_ids(ids: object) -> None:
     if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.is_complex() or ids.dtype is torch.bool:
         raise InputTypeError(f"ids must be an integer tensor of token ids; got {describe(ids)}")
+
+
+def _replaced(ids: Tensor, tokenizer: Any, kind: str) -> Tensor:
+    _check_ids(ids)
     token = getattr(tokenizer, f"{kind}_token_id", None)
     if token is None:
         names = ("pad", "mask", "unk", "bos", "eos", "cls", "sep")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from igfast.errors import ArgumentError, ArgumentTypeError, InputTypeError
 from igfast.explanation.result import Explanation
 from igfast.model.state import modules_behind
+from igfast.request.model_inputs import AtLayer
 from igfast.run.attributions import convergence_delta
 
 _IN_THE_RESULT = ("return_convergence_delta", "return_report")
@@ -39,8 +41,8 @@ class Explains:
             **kwargs: further arguments of `attribute`, by name.
 
         Returns:
-            An `igfast.Explanation`. Its predictions cost two forward passes. For a neuron, the predictions are the
-            neuron's values, and the target is the selector.
+            An `igfast.Explanation`, with tensors of its own. For a neuron, the predictions are the neuron's values, and
+            the target is the selector.
 
         Raises:
             ArgumentTypeError: an argument that `attribute` does not have, or one that is missing.
@@ -61,20 +63,22 @@ class Explains:
         asks_delta = "return_convergence_delta" in inspect.signature(self.attribute).parameters
         asked = {"return_convergence_delta": True} if asks_delta else {}
         attributions, *delta, report = self.attribute(**given, **asked, return_report=True)
-        at_input, at_baseline = (end.reshape(-1) for end in self._ends(**given))
+        at_input, at_baseline = (end.reshape(-1) for end in report.ends or self._ends(**given))
         if not delta:
             flat = tuple(tensor.detach() for tensor in flattened(attributions))
             delta = [convergence_delta(flat, at_input, at_baseline)]
-        selector = given.get("neuron_selector")
+        selector, baselines = given.get("neuron_selector"), given["baselines"]
+        if isinstance(baselines, AtLayer):
+            baselines = baselines.value
         return Explanation(
             attributions=attributions,
-            inputs=_detached(given["inputs"]),
-            baselines=0 if given["baselines"] is None else _detached(given["baselines"]),
-            target=_name_of(selector) if callable(selector) else given.get("target", selector),
+            inputs=_copied(given["inputs"]),
+            baselines=0 if baselines is None else _copied(baselines),
+            target=_name_of(selector) if callable(selector) else _copied(given.get("target", selector)),
             predictions=at_input,
             baseline_predictions=at_baseline,
             deltas=delta[0],
-            report=report,
+            report=replace(report, ends=None),  # they are the predictions
             meta=self._meta(given),
             feature_names=names,
         )
@@ -100,6 +104,7 @@ class Explains:
             "n_steps": int(given["n_steps"]),
             "multiply_by_inputs": self.multiplies_by_inputs,
             "model": _name_of(self.forward_func),
+            "baselines_at_layer": isinstance(given["baselines"], AtLayer),
             "layer": ", ".join(type(layer).__name__ for layer in (layers if isinstance(layers, list) else [layers])),
             "versions": {name: version(name) for name in ("igfast", "torch", "captum")},
         }
@@ -118,6 +123,8 @@ def tensors_of(forward_func: Callable[..., Any], asked: Mapping[str, Any]) -> di
     floating = next((p.dtype for p in parameters if p.is_floating_point()), None)
 
     def converted(value: Any, name: str) -> Any:
+        if isinstance(value, AtLayer):
+            return AtLayer(converted(value.value, name))
         if isinstance(value, tuple):
             return tuple(converted(one, f"{name}[{i}]") for i, one in enumerate(value))
         if not isinstance(value, np.ndarray):
@@ -137,10 +144,10 @@ def flattened(attributions: Any) -> list[Tensor]:
     return [tensor for part in attributions for tensor in flattened(part)]
 
 
-def _detached(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple(map(_detached, value))
-    return value.detach() if isinstance(value, Tensor) else value
+def _copied(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(_copied, value))
+    return value.detach().clone() if isinstance(value, Tensor) else value
 
 
 def _name_of(forward_func: Any) -> str:

@@ -29,12 +29,14 @@ class FromLayer(ForwardFunction):
         per_layer: number of tensors of each layer; their sum is the number of `inputs`.
         group: for each tensor, how many of its entries belong to one example (windows of an image, say).
         own: the output of the caller's own call.
+        own_baseline: the output of the same call at the baselines; None where the baselines are the layers' values.
     """
 
     tap: LayerTap
     per_layer: tuple[int, ...]
     group: tuple[int, ...]
     own: Any = None
+    own_baseline: Any = None
     _records_throughout: bool = field(default=False, init=False)
 
     def values_of_layers(self) -> Values:
@@ -45,6 +47,13 @@ class FromLayer(ForwardFunction):
     def own_output(self) -> Any:
         """Returns the output of the caller's own call, which was made to read the layers' values."""
         return self.own
+
+    def baseline_output(self) -> Any:
+        """Returns the output of the call at the baselines, which was made to read the layers' values there, if it was.
+
+        Otherwise the model is run with the layers' values replaced.
+        """
+        return super().baseline_output() if self.own_baseline is None else self.own_baseline
 
     def _call(self, points: Values, example: Tensor) -> Any:
         points = self.inputs.join(points)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from igfast.errors import InputError, InputTypeError
+from igfast.errors import BaselineError, InputError, InputTypeError
 from igfast.request.inputs import Inputs, check_baseline, describe, one_for_each
 
 
@@ -31,6 +31,38 @@ class ModelInputs:
         differ = any(x.shape[0] != self.batch for x in self.x)
         why_joint = "the inputs have different numbers of rows" if differ else ""
         return Inputs(self.x, self.baselines, True, (), self.batch, why_joint)
+
+
+@dataclass(frozen=True)
+class AtLayer:
+    """A baseline that is the layer's own value, in the place of an input that leads to it; for layers alone.
+
+    Attributes:
+        value: a number for all of the layer's values; or a tensor of the shape of the layer's value or (1, *features),
+            and a tuple with one for each tensor where the layer, or the list of layers, has several.
+
+    Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, section 6.4, where texts start at zero embeddings.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Flatten(), torch.nn.Linear(8, 2))
+        >>> explainer = igfast.LayerIntegratedGradients(model, model[0])
+        >>> explainer.attribute(torch.tensor([[3, 5]]), igfast.baselines.AtLayer(0.0), target=1).shape
+        torch.Size([1, 2, 4])
+    """
+
+    value: Any
+
+    def for_values(self, values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Returns the baselines of a layer's values; raises BaselineError and ArgumentTypeError."""
+        is_number = isinstance(self.value, (int, float))
+        given = one_for_each((self.value,) * len(values) if is_number else self.value, len(values))
+        for one, value in zip(given, values, strict=True):
+            if isinstance(one, Tensor) and one.shape not in (value.shape, (1, *value.shape[1:])):
+                raise BaselineError(
+                    f"AtLayer must have a number, or a tensor of the shape of the layer's value, {tuple(value.shape)} "
+                    f"or {(1, *value.shape[1:])}; got {describe(one)}"
+                )
+        return tuple(_baseline(index, one, value) for index, (one, value) in enumerate(zip(given, values, strict=True)))
 
 
 def parse_model_inputs(inputs: Any, baselines: Any) -> ModelInputs:

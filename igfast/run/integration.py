@@ -66,6 +66,7 @@ class Run:
     _began: float = field(default_factory=time.perf_counter, init=False)
     _plan: ChunkPlan | None = field(default=None, init=False)
     _integral: Integral | None = field(default=None, init=False)
+    _ends: tuple[Tensor, Tensor] | None = field(default=None, init=False)
 
     def integrate(self, rule: Rule) -> tuple[Tensor, ...]:
         """Returns for each input the weighted sum of gradients along its path, shaped as the input.
@@ -102,13 +103,15 @@ class Run:
         """Returns F(inputs) and F(baselines), one number for each entry of the output, forward only."""
         if self.evaluator.inputs.batch == 0:
             nothing = torch.zeros(0, dtype=torch.float64, device=self.evaluator.inputs.device)
-            return nothing, nothing
+            self._ends = nothing, nothing
+            return self._ends
         if self._facts is None:
             facts = self._known()
             self._remember(facts)
             self._take(facts)
         own = self.evaluator.own_output if self._own is None else lambda: self._own
-        return self._at_end(1.0, own), self._at_end(0.0, self.evaluator.baseline_output)
+        self._ends = self._at_end(1.0, own), self._at_end(0.0, self.evaluator.baseline_output)
+        return self._ends
 
     def results(self, attributions: Any, delta: Tensor | None, with_report: bool) -> Any:
         """Returns what `attribute` returns: the attributions, or a tuple with the delta and report asked for."""
@@ -133,6 +136,7 @@ class Run:
             device=str(device),
             kernels=_kernels_on(device),
             notes=tuple(self._notes),
+            ends=self._ends,
         )
 
     def _known(self) -> Facts:

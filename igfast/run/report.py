@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class RunReport:
         device: where the call ran.
         kernels: the instruction set of the compiled operators, "cuda", or "none" where plain PyTorch was used.
         notes: what was done, in order: against lack of memory, or because rows are not independent.
+        ends: F(inputs) and F(baselines), one number for each entry of the output, if the delta was asked for.
     """
 
     n_rows: int
@@ -58,6 +61,7 @@ class RunReport:
     device: str
     kernels: str
     notes: tuple[str, ...]
+    ends: tuple[Tensor, Tensor] | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{count} of {rows}" for rows, count in sorted(self.chunks.items(), reverse=True))

@@ -36,3 +36,5 @@ def test_unknown_words_are_words():
 def test_other_than_ids(ids):
     with pytest.raises(igfast.InputTypeError, match="ids must be an integer tensor of token ids"):
         baselines.pad_tokens(ids, TOKENIZER)
+    with pytest.raises(igfast.InputTypeError, match="ids must be an integer tensor of token ids"):
+        baselines.zero_embeddings(ids)

@@ -90,6 +90,51 @@ def test_a_neuron():
     assert by_function.target == "<lambda>"
 
 
+class CountsCalls(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.rows = net, 0
+
+    def forward(self, x):
+        self.rows += len(x)
+        return self.net(x)
+
+
+@pytest.mark.parametrize("at_layer", [False, True])
+def test_predictions_cost_no_more_than_the_delta(at_layer):
+    def rows(explain):
+        net = CountsCalls(model())
+        layer = igfast.LayerIntegratedGradients(net, net.net[0])
+        explainer, x = layer if at_layer else igfast.IntegratedGradients(net), torch.rand(1, 4).double()
+        explainer.explain(x, target=0) if explain else explainer.attribute(x, target=0, return_convergence_delta=True)
+        return net.rows
+
+    assert rows(True) == rows(False) > 50
+
+
+def test_a_layer_of_a_model_that_squeezes_one_example():
+    class Squeezes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = text_model()
+
+        def forward(self, ids):
+            return self.net(ids).squeeze(0)
+
+    net = Squeezes()
+    explanation = igfast.LayerIntegratedGradients(net, net.net[0]).explain(torch.tensor([[1, 2, 3]]), target=1)
+    torch.testing.assert_close(explanation.predictions, net.net(torch.tensor([[1, 2, 3]]))[:, 1].detach())
+
+
+def test_tensors_of_the_result_are_its_own():
+    x, baseline, target = torch.rand(2, 4).double(), torch.rand(1, 4).double(), torch.tensor([0, 1])
+    explanation = igfast.IntegratedGradients(model()).explain(x, baseline, target)
+    before = explanation.to_json()
+    for tensor in (x, baseline, target):
+        tensor.zero_()
+    assert explanation.to_json() == before
+
+
 def test_windows_of_an_image_have_a_delta_for_each_example():
     class Windows(nn.Module):
         def __init__(self):
