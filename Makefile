@@ -58,8 +58,8 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 pictures: setup
-	for name in regression cat topics sentiment; do $(BIN)/python -m examples.$$name --out docs/pictures || exit 1; done
-	rm -f docs/pictures/*.html
+	for name in regression cat topics sentiment alibi_script large_image; do $(BIN)/python -m examples.$$name --out docs/pictures || exit 1; done
+	rm -f docs/pictures/*.html docs/pictures/*.json
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -13,6 +13,8 @@ PICTURES = {
     "topics": ["topics.png", "topics.html"],
     "sentiment": ["sentiment.png", "sentiment.html"],
     "swap": ["swap.json"],
+    "alibi_script": ["alibi.json", "digit.png"],
+    "large_image": ["large-image.png"],
 }
 
 

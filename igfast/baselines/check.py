@@ -54,7 +54,7 @@ _EVEN = 0.15  # how far from 0.5 a two-class model may be to count as undecided
 
 def check_baseline(
     model: Callable[..., Any],
-    baseline: Tensor,
+    baseline: Tensor | tuple[Tensor, ...],
     *,
     default_class: int | None = None,
     output: str = "auto",
@@ -69,7 +69,7 @@ def check_baseline(
 
     Args:
         model: returns (batch, classes), logits or probabilities; or one logit or probability, (batch,) or (batch, 1).
-        baseline: (batch, *features), on the model's device.
+        baseline: (batch, *features), on the model's device; a tuple of these for several inputs.
         default_class: the class that stands for absence, if there is one.
         output: "probabilities", "logits", or "auto", which tells the two apart by their values: rows that sum to one
             are probabilities, and so is one number for each example if all are in [0, 1].
@@ -79,7 +79,7 @@ def check_baseline(
         A `BaselineCheck`.
 
     Raises:
-        ArgumentTypeError: `model` is not callable, or `baseline` not a tensor.
+        ArgumentTypeError: `model` is not callable, or `baseline` not a tensor or a tuple of tensors.
         ArgumentError: `default_class` is not a class, or `output` none of its values.
         OutputError, OutputTypeError: the output is not of these shapes, or not finite.
 
@@ -93,10 +93,12 @@ def check_baseline(
     """
     if not callable(model):
         raise ArgumentTypeError(f"model must be callable; got {describe(model)}")
-    if not isinstance(baseline, Tensor):
-        raise ArgumentTypeError(f"baseline must be a tensor; got {describe(baseline)}")
+    given = as_tuple(baseline)
+    for one in given or (baseline,):
+        if not isinstance(one, Tensor):
+            raise ArgumentTypeError(f"baseline must be a tensor or a tuple of tensors; got {describe(one)}")
     with torch.no_grad(), buffers_restored(model):
-        values = model(copied(baseline), *map(copied, as_tuple(additional_forward_args)))
+        values = model(*map(copied, (*given, *as_tuple(additional_forward_args))))
     each = class_probabilities(values, output)
     n_classes = each.shape[1]
     if default_class is not None and not 0 <= default_class < n_classes:

@@ -101,7 +101,7 @@ def text(
     out: Annotated[Path | None, typer.Option(help="A folder for results and a page.")] = None,
     weights: Weights = None,
     target: Target = "top1",
-    baseline: Annotated[str, typer.Option(help="What stands in the place of words: pad, mask or unknown.")] = "pad",
+    baseline: Annotated[str, typer.Option(help="In the place of words: pad, mask, unknown or zero.")] = "pad",
     steps: Steps = 50,
     device: Device = "cpu",
     as_json: AsJson = False,
@@ -158,7 +158,8 @@ def table(
         raise CommandError(f"there is no file {data}")
     loaded = load_model(model, weights, device)
     names = [name.strip() for name in columns.split(",") if name.strip()]
-    n_rows = explain_table(loaded, data, out, columns=names, target=target, baseline=baseline, n_steps=steps)
+    options: dict[str, Any] = {"columns": names, "target": target, "baseline": baseline, "n_steps": steps}
+    n_rows = explain_table(loaded, data, out, **options, progress=not as_json)
     print(json.dumps({"rows": n_rows, "result": str(out)}) if as_json else f"{n_rows} rows explained in {out}")
     return ALL_DONE
 
@@ -200,13 +201,14 @@ def report(
     result: Annotated[Path, typer.Argument(help="A result of igfast image or igfast text, or a saved Explanation.")],
     out: Annotated[Path | None, typer.Option(help="The page; beside the result if not given.")] = None,
     title: Annotated[str, typer.Option(help="Of the page.")] = "Explanation",
+    as_json: AsJson = False,
 ) -> int:
     """Make a page of HTML of a result, which works offline."""
     if not result.is_file():
         raise CommandError(f"there is no file {result}")
     page = out or result.with_suffix(".html")
     _write(page, igfast.viz.report(igfast.Explanation.load(result), title=title))
-    print(page)
+    print(json.dumps({"result": str(result), "page": str(page)}) if as_json else page)
     return ALL_DONE
 
 

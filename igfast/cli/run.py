@@ -73,7 +73,11 @@ def _counting() -> Iterator[Counter[str]]:
 
 def run_command(arguments: Sequence[str]) -> int:
     """Runs `script arguments...` or `-m module arguments...`, and returns the exit status."""
-    parser = argparse.ArgumentParser(prog="igfast run", description="Runs a script with igfast in Captum's place.")
+    parser = argparse.ArgumentParser(
+        prog="igfast run",
+        description="Runs a script with igfast in Captum's place.",
+        epilog="Example: igfast run train.py --epochs 3",
+    )
     parser.add_argument("-m", action="store_true", dest="is_module", help="a module by its name, as python -m takes it")
     parser.add_argument("script", help="the script")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own arguments")

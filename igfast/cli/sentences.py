@@ -103,9 +103,10 @@ def _embedding(model: nn.Module) -> nn.Module:
     raise CommandError("--model: the model has no embedding layer")
 
 
-BASELINES: dict[str, Callable[[Tensor, Any], Tensor]] = {
+BASELINES: dict[str, Callable[[Tensor, Any], Any]] = {
     "pad": igfast.baselines.pad_tokens,
     "mask": igfast.baselines.mask_tokens,
     "unknown": igfast.baselines.unknown_tokens,
+    "zero": lambda ids, _: igfast.baselines.zero_embeddings(ids),
 }
 """What --baseline may be for texts."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch import nn
 
 import igfast
@@ -15,6 +17,8 @@ from igfast.cli.models import targets_of
 from igfast.errors import CommandError, MissingPackageError
 from igfast.explanation.files import written
 from igfast.packages import needed
+
+_BLOCK = 4096  # rows, between which the bar moves
 
 
 def explain_table(
@@ -26,6 +30,7 @@ def explain_table(
     target: str,
     baseline: str,
     n_steps: int,
+    progress: bool,
 ) -> int:
     """Writes a table with the columns of another and its attributions; returns the number of rows.
 
@@ -37,6 +42,7 @@ def explain_table(
         target: as --target has it; "top1" is each row's own.
         baseline: "mean" (of the columns), "zero" or a number.
         n_steps: points along the path.
+        progress: show a bar that knows the time left.
 
     Raises:
         CommandError: there is no such file or column, or a value is missing.
@@ -64,15 +70,23 @@ def explain_table(
         )
     parameter = next(model.parameters(), torch.zeros(1))
     x = torch.tensor(numbers).to(parameter.device, parameter.dtype)
-    with torch.no_grad():
-        picked = targets_of(target, model(x))
-    explanation = igfast.IntegratedGradients(model).explain(x, _start(baseline, x), picked, n_steps=n_steps)
-    found = torch.cat([explanation.attributions, explanation.predictions[:, None], explanation.deltas[:, None]], dim=1)
+    start = _start(baseline, x)
+    blocks = track(x.split(_BLOCK), "igfast", console=Console(stderr=True), disable=not progress)
+    found = torch.cat([_explained(model, block, start, target, n_steps) for block in blocks])
     for name, column in zip(new, found.double().cpu().T, strict=True):
         result[name] = column.numpy()
     with written(out) as temporary:
         result.to_parquet(temporary) if is_parquet else result.to_csv(temporary, index=False, compression=None)
     return len(result)
+
+
+def _explained(model: nn.Module, x: torch.Tensor, start: Any, target: str, n_steps: int) -> torch.Tensor:
+    """Returns for each row its attributions, prediction and delta, (rows, columns + 2)."""
+    with torch.no_grad():
+        picked = targets_of(target, model(x))
+    explanation = igfast.IntegratedGradients(model).explain(x, start, picked, n_steps=n_steps)
+    ends = (explanation.predictions[:, None], explanation.deltas[:, None])
+    return torch.cat([explanation.attributions, *ends], dim=1)
 
 
 def _is_parquet(path: Path) -> bool:
@@ -97,7 +111,7 @@ def _numbers(table: Any, names: Sequence[str], data: Path) -> np.ndarray[Any, An
 
 def _start(baseline: str, x: torch.Tensor) -> Any:
     if baseline == "mean":
-        return igfast.baselines.data_mean(x, x)
+        return igfast.baselines.data_mean(x[:1], x)
     if baseline == "zero":
         return 0
     try:

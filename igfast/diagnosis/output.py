@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,9 @@ def check_output(subject: Subject, output: object) -> Finding:
         picked = subject.picked(output)
     except IgfastError as error:
         return Finding("output", "bad", f"{error}.", {})
+    if not torch.isfinite(picked).all():
+        which = int((~torch.isfinite(picked)).nonzero()[0])
+        return Finding("output", "bad", f"The output of example {which} is {float(picked[which])}.", {"example": which})
     if len(picked) != subject.batch:
         text = (
             f"The output has {len(picked)} entries for {subject.batch} examples, so steps go through the model as a "
@@ -113,6 +118,10 @@ def check_gradient(subject: Subject) -> Finding:
             text = "The output has no graph to the inputs: look for .detach() or torch.no_grad() in the model."
             return Finding("gradient", "bad", text, {})
         norms.append(found[1])
+    odd = [index for index in range(len(subject.inputs)) if not all(math.isfinite(norm[index]) for norm in norms)]
+    if odd:
+        text = f"The gradient to inputs[{odd[0]}] is NaN or infinite, at the input or half-way to the baseline."
+        return Finding("gradient", "bad", text, {})
     dead = [index for index in range(len(subject.inputs)) if not any(norm[index] for norm in norms)]
     figures = {f"inputs[{i}]": norm for i, norm in enumerate(norms[0])}
     if dead:

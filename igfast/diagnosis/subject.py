@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -67,11 +68,32 @@ class Subject:
 
     @property
     def explainer(self) -> Any:
-        """The explainer: of the inputs, or of the embedding layer where inputs are integers and there is one."""
-        embedding = self.embedding if self.integers else None
-        return (
-            IntegratedGradients(self.model) if embedding is None else LayerIntegratedGradients(self.model, embedding[1])
-        )
+        """The explainer: of the inputs, or where inputs are integers, of the embedding layers that they reach."""
+        layers = self.moved_embeddings() if self.integers else []
+        if not layers:
+            return IntegratedGradients(self.model)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Multiple layers provided")  # embeddings do not feed each other
+            return LayerIntegratedGradients(self.model, layers if len(layers) > 1 else layers[0])
+
+    def moved_embeddings(self) -> list[nn.Module]:
+        """Returns the embedding layers whose values differ between inputs and baselines; those of positions do not."""
+        layers = [
+            part
+            for module in modules_behind(self.model)
+            for part in module.modules()
+            if isinstance(part, (nn.Embedding, nn.EmbeddingBag))
+        ]
+        seen: dict[int, list[Tensor]] = {id(layer): [] for layer in layers}
+        hooks = [layer.register_forward_hook(lambda part, _, value: seen[id(part)].append(value)) for layer in layers]
+        try:
+            for side in (self.inputs, self.baselines):
+                self.output(side)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        moved = [layer for layer in layers if len(seen[id(layer)]) == 2 and not torch.equal(*seen[id(layer)])]
+        return list(dict.fromkeys(moved))
 
     def output(self, inputs: tuple[Tensor, ...]) -> Any:
         """Returns the model's output, without a graph."""

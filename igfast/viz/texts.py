@@ -23,6 +23,9 @@ _SPECIAL = re.compile(r"^(\[[A-Z]+\d*\]|</?s>|<(pad|unk|mask|bos|eos|cls|sep)>|<
 _STARTS = ("Ġ", "▁", "Ċ")
 _MOST_COLOUR = 0.72  # of the full colour, so that black text on it can be read
 _NEUTRAL = (0.93, 0.93, 0.93)
+_VISIBLE = (*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1))
+_HIDDEN = (byte for byte in range(256) if byte not in _VISIBLE)  # written as the letters from 256 on
+_BYTES = {chr(byte): byte for byte in _VISIBLE} | {chr(256 + i): byte for i, byte in enumerate(_HIDDEN)}
 
 
 @dataclass(frozen=True)
@@ -143,13 +146,25 @@ def _joined(pieces: Sequence[tuple[str, float, bool]]) -> list[tuple[str, float,
     for token, score, special in pieces:
         starts = token[:1] in _STARTS
         goes_on = token.startswith("##") or (marks_starts and not starts)
-        text = token.removeprefix("##").lstrip("Ġ▁").replace("Ċ", "⏎")
+        text = token.removeprefix("##").lstrip("Ġ▁")
         if goes_on and words and not special and not words[-1][2]:
             before, total, _ = words.pop()
             words.append((before + text, total + score, False))
         else:
             words.append((text or token, score, special))
-    return words
+    return [(_readable(word), score, special) for word, score, special in words]
+
+
+def _readable(word: str) -> str:
+    """Returns a word with the letters that it stands for, where the tokenizer writes each byte as a letter, as GPT-2's.
+
+    Source: Radford and others 2019, "Language Models are Unsupervised Multitask Learners", section 2.2.
+    """
+    try:
+        text = bytes(_BYTES[letter] for letter in word).decode()
+    except (KeyError, UnicodeDecodeError):  # of another tokenizer, or a part of a letter
+        text = word
+    return text.replace("\n", "⏎")
 
 
 def _colour(strength: float) -> str:

@@ -77,7 +77,7 @@ def test_arguments_reach_the_model():
     ("call", "error", "message"),
     [
         (lambda: check_baseline(3, X), igfast.ArgumentTypeError, "model must be callable"),
-        (lambda: check_baseline(gives([1.0]), 3), igfast.ArgumentTypeError, "baseline must be a tensor; got 3"),
+        (lambda: check_baseline(gives([1.0]), 3), igfast.ArgumentTypeError, "baseline must be a tensor or a tuple"),
         (lambda: check_baseline(gives([0.5, 0.5]), X, default_class=2), igfast.ArgumentError, "one of the 2 classes"),
         (lambda: check_baseline(lambda x: (x,), X), igfast.OutputTypeError, "must return a tensor; got a tuple"),
         (lambda: check_baseline(lambda x: x[None], X), igfast.OutputError, r"\(batch, classes\)"),
@@ -87,3 +87,10 @@ def test_arguments_reach_the_model():
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_several_inputs():
+    check = check_baseline(lambda a, b: a + b, (torch.zeros(1, 2), torch.tensor([[4.0, 0.0]])))
+    assert check.leans_to == 0
+    with pytest.raises(igfast.ArgumentTypeError, match="got 3"):
+        check_baseline(lambda a, b: a, (torch.zeros(1, 2), 3))

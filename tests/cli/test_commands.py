@@ -226,12 +226,18 @@ def test_text(tmp_path, capsys):
     assert "<b>" not in (tmp_path / "out" / "0001.html").read_text().split("<body>")[1].replace("&lt;b&gt;", "")
     assert main(arguments) == 0
     assert "[CLS]" in capsys.readouterr().out
+    assert main([*arguments, "--baseline", "zero", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[0])
+    total = sum(word["score"] for word in said["words"])
+    bias = float(factories.text()[0].head.bias.detach()[said["target"]])  # what the model makes of zero embeddings
+    assert total == pytest.approx(said["prediction"] - bias, abs=1e-4)
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
-def test_table(ending, tmp_path, capsys):
+def test_table(ending, tmp_path, capsys, monkeypatch):
     import pandas
 
+    monkeypatch.setattr("igfast.cli.table._BLOCK", 3)
     rng = np.random.default_rng(0)
     table = pandas.DataFrame(rng.random((7, 3)), columns=["a", "b", "c"])
     table.insert(1, "name", [f"row {i}" for i in range(7)])
@@ -323,6 +329,8 @@ def test_report(tmp_path, capsys):
     page = Path(capsys.readouterr().out.strip())
     assert page == tmp_path / "result.html"
     assert "<title>Houses</title>" in page.read_text()
+    assert main(["report", str(tmp_path / "result.safetensors"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["page"] == str(page)
 
 
 COMMANDS = ("image", "text", "table", "diagnose", "report", "demo", "run", "info")
@@ -333,9 +341,8 @@ def test_help_has_an_example(command, capsys):
     if command == "run":
         with pytest.raises(SystemExit, match="0"):
             main([command, "--help"])
-        assert "script" in capsys.readouterr().out
-        return
-    assert main([command, "--help"]) == 0
+    else:
+        assert main([command, "--help"]) == 0
     assert f"Example: igfast {command}" in " ".join(capsys.readouterr().out.split())
 
 

@@ -21,14 +21,56 @@ def test_a_good_model():
     diagnosis = igfast.diagnose(mlp(), X, target=1)
     assert {finding.check: finding.verdict for finding in diagnosis.findings} == {
         **dict.fromkeys(("output", "mode", "integers", "scale", "rows", "gradient", "completeness"), "good"),
-        **dict.fromkeys(("saturation", "sensitivity", "dummy", "linearity", "symmetry"), "good"),
-        "invariance": "skipped",
+        **dict.fromkeys(("saturation", "sensitivity", "linearity", "symmetry"), "good"),
+        **dict.fromkeys(("dummy", "invariance"), "skipped"),
     }
     assert diagnosis.good
     assert diagnosis["sensitivity"].figures["error"] < 1e-8
-    assert diagnosis["dummy"].figures["largest"] == 0
     assert diagnosis["linearity"].figures["error"] < 1e-8
     assert str(diagnosis).count("\n") == 12
+
+
+def test_features_that_the_output_ignores():
+    model = mlp()
+    with torch.no_grad():
+        model[0].weight[:, [1, 4]] = 0
+    finding = igfast.diagnose(model, X, target=1)["dummy"]
+    assert finding.verdict == "good"
+    assert finding.figures == {"features": 2, "largest": 0}
+
+
+class LeaksGradient(torch.autograd.Function):
+    """Ignores its second argument, and says in the backward pass that it does not."""
+
+    @staticmethod
+    def forward(ctx, x, ignored):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, gradient
+
+
+def test_a_wrong_gradient_is_seen():
+    finding = igfast.diagnose(lambda x: LeaksGradient.apply(x[:, :3].tanh(), x[:, 3:]), X, target=1)["dummy"]
+    assert finding.verdict == "look"
+    assert "features that the output ignores get at most 0." in finding.text
+
+
+def test_several_embeddings_are_attributed_together():
+    class Text(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.places, self.kinds = nn.Embedding(10, 4), nn.Embedding(3, 4), nn.Embedding(2, 4)
+            self.head = nn.Linear(12, 2)
+
+        def forward(self, ids, kinds):
+            places = self.places(torch.arange(3))
+            return self.head((self.words(ids) + self.kinds(kinds) + places).tanh().flatten(1))
+
+    torch.manual_seed(0)
+    ids, kinds = torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([[0, 1, 1], [1, 1, 0]])
+    assert igfast.diagnose(Text().eval(), (ids, kinds), target=1)["completeness"].verdict == "good"
 
 
 class Calls(nn.Module):
@@ -55,6 +97,8 @@ class Calls(nn.Module):
         (mlp(), {"target": 0}, "scale", "good", "Logits"),
         (Calls(lambda x: x - x.mean(0)), {"target": 0}, "rows", "look", "examples depend on each other"),
         (lambda x: x.reshape(3, 6), {"target": 0}, "rows", "look", "does not take one example alone"),
+        (lambda x: x / (x[1, 0] - x[:, :1]), {"target": 1}, "output", "bad", "The output of example 1 is inf"),
+        (lambda x: (x - X).abs().sqrt(), {"target": 1}, "gradient", "bad", "NaN or infinite"),
         (lambda x: x.detach(), {"target": 0}, "gradient", "bad", "no graph to the inputs"),
         (lambda x: x * 0, {"target": 0}, "gradient", "bad", "No gradient reaches inputs[0]"),
         (lambda x: (50 * x).tanh(), {"target": 0}, "saturation", "look", "on the first fifth of the path"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -172,3 +173,18 @@ def test_text_that_is_no_json_is_refused():
 def test_what_has_no_json_form_is_refused():
     with pytest.raises(TypeError, match="cannot be written with a object in it"):
         explanation(target=object()).to_json()
+
+
+@pytest.mark.parametrize("ending", ["json", "safetensors"])
+def test_files_of_the_first_version_are_read(ending):
+    """The files were written once, and are never written again: what users have kept must be read."""
+    path = Path(__file__).parent / "written_by_version_1" / f"explanation.{ending}"
+    read = igfast.Explanation.from_json(path.read_text()) if ending == "json" else igfast.Explanation.load(path)
+    assert read.inputs.tolist() == [[1, 2, 3]]
+    assert read.target == [(1,)]
+    assert read.feature_names == (("a", "b", "c"),)
+    assert read.attributions.shape == (1, 3, 2)
+    total = float(read.attributions.sum() - (read.predictions - read.baseline_predictions))
+    assert total == pytest.approx(float(read.deltas), abs=1e-6)
+    assert read.report.n_rows == 3
+    assert read.meta["n_steps"] == 3

@@ -196,6 +196,8 @@ def test_words_are_joined_from_pieces():
     assert joined(["[CLS]", "play", "##ing", "!", "[SEP]"]).words == ("[CLS]", "playing", "!", "[SEP]")
     assert joined(["[CLS]", "play", "##ing", "!", "[SEP]"]).scores == (1.0, 5.0, 4.0, 5.0)
     assert joined(["Ġthe", "Ġcat", "s", "Ċ", "Ġsit"]).words == ("the", "cats", "⏎", "sit")
+    assert joined(["c", "af", "Ã", "©", "ĠðŁĺ", "Ģ", "Ġ("]).words == ("café", "😀", "(")
+    assert joined(["é", "##t", "##é", "猫", "Ã"]).words == ("été", "猫", "Ã")
     assert joined(["<s>", "▁Hel", "lo", "</s>"]).words == ("<s>", "Hello", "</s>")
     assert joined(["a", "b"]).words == ("a", "b")
     assert joined(["[CLS]", "<script>", "[PAD]"]).special == (True, False, True)
