@@ -14,6 +14,7 @@ from igfast.errors import ArgumentError as ArgumentError
 from igfast.errors import ArgumentTypeError as ArgumentTypeError
 from igfast.errors import BaselineError as BaselineError
 from igfast.errors import CommandError as CommandError
+from igfast.errors import ConvergenceWarning as ConvergenceWarning
 from igfast.errors import ExplanationFileError as ExplanationFileError
 from igfast.errors import IgfastError as IgfastError
 from igfast.errors import IgfastMemoryError as IgfastMemoryError
@@ -35,6 +36,7 @@ from igfast.patching import CaptumPatch as CaptumPatch
 from igfast.patching import patch_captum as patch_captum
 from igfast.patching import unpatch_captum as unpatch_captum
 from igfast.run.quadrature import METHODS as METHODS
+from igfast.run.report import Convergence as Convergence
 from igfast.run.report import LeanReport as LeanReport
 from igfast.run.report import RunReport as RunReport
 from igfast.selecting import select_output as select_output

@@ -99,9 +99,13 @@ class IgfastWarning(UserWarning):
     """Something that changes the result or its cost and that the caller may not expect."""
 
 
-def warn(message: str) -> None:
-    """Issues one `IgfastWarning` that points at the first line outside igfast and Captum."""
+class ConvergenceWarning(IgfastWarning):
+    """Attributions of some examples did not reach the tolerance that was asked for."""
+
+
+def warn(message: str, category: type[IgfastWarning] = IgfastWarning) -> None:
+    """Issues one warning that points at the first line outside igfast and Captum."""
     depth, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in {"igfast", "captum"}:
         depth, frame = depth + 1, frame.f_back
-    warnings.warn(message, IgfastWarning, stacklevel=depth)
+    warnings.warn(message, category, stacklevel=depth)

@@ -21,7 +21,7 @@ from igfast.request.target import parse_target
 from igfast.run.attributions import convergence_delta, scale
 from igfast.run.captums import left_to_captum
 from igfast.run.integration import Run
-from igfast.run.quadrature import quadrature_rule
+from igfast.run.precision import DEFAULT_STEPS, MAX_STEPS, quadrature_of
 
 TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
 Baselines = Tensor | int | float | tuple[Tensor | int | float, ...] | None
@@ -99,6 +99,9 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
         internal_batch_size: int | None = ...,
         return_convergence_delta: Literal[False] = ...,
         *,
+        tolerance: float | None = ...,
+        max_steps: int = ...,
+        correct_completeness: bool = ...,
         return_report: Literal[False] = ...,
     ) -> TensorOrTuple: ...
 
@@ -114,6 +117,9 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
         internal_batch_size: int | None = ...,
         *,
         return_convergence_delta: Literal[True],
+        tolerance: float | None = ...,
+        max_steps: int = ...,
+        correct_completeness: bool = ...,
         return_report: Literal[False] = ...,
     ) -> tuple[TensorOrTuple, Tensor]: ...
 
@@ -129,6 +135,9 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
         internal_batch_size: int | None = ...,
         return_convergence_delta: bool = ...,
         *,
+        tolerance: float | None = ...,
+        max_steps: int = ...,
+        correct_completeness: bool = ...,
         return_report: Literal[True],
     ) -> tuple[Any, ...]: ...
 
@@ -139,11 +148,14 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
         baselines: Any = None,
         target: Any = None,
         additional_forward_args: Any = None,
-        n_steps: int = 50,
+        n_steps: int = DEFAULT_STEPS,
         method: str = "gausslegendre",
         internal_batch_size: int | None = None,
         return_convergence_delta: bool = False,
         *,
+        tolerance: float | None = None,
+        max_steps: int = MAX_STEPS,
+        correct_completeness: bool = True,
         return_report: bool = False,
     ) -> Any:
         """Attributes `forward_func(inputs)[:, target]` to `inputs`.
@@ -165,6 +177,11 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
             internal_batch_size: the most path points in the model at a time, also where that splits the examples.
                 Dependent examples go in one whole step at a time, as in Captum. None lets igfast choose.
             return_convergence_delta: also return how far the attributions are from completeness.
+            tolerance: instead of `n_steps`, the relative L2 error of each example's attributions to reach, above 0 and
+                below 1. Each example gets as many path points as it needs, where its gradients change. Then the sum of
+                its attributions is corrected to F(inputs) - F(baselines). The report has the estimated errors.
+            max_steps: with `tolerance`, the most path points of an example, at least 9.
+            correct_completeness: with `tolerance`, whether that sum is corrected.
             return_report: also return an `igfast.RunReport`: what the call did and what it cost.
 
         Returns:
@@ -192,11 +209,13 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
         # Leaves the caller's inference mode, in which nothing can be differentiated.
         with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
             evaluator = self._evaluator(inputs, baselines, target, additional_forward_args)
-            rule = quadrature_rule(method, n_steps)
+            quadrature = quadrature_of(
+                method, n_steps, tolerance, max_steps, correct_completeness, self.multiplies_by_inputs
+            )
             size = parse_internal_batch_size(internal_batch_size)
             with self._options.memory(evaluator.inputs.device) as memory:
                 run = Run(evaluator, self._options, memory, size, "inputs")
-                sums = run.integrate(rule)
+                sums = run.integrate(quadrature)
                 ends = run.ends() if return_convergence_delta else None
                 attributions = scale(run.evaluator, sums, self.multiplies_by_inputs and not with_graph)
         if with_graph:

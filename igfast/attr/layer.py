@@ -30,7 +30,7 @@ from igfast.run.captums import left_to_captum
 from igfast.run.engine import Loop
 from igfast.run.integration import Run
 from igfast.run.plan import ChunkPlan
-from igfast.run.quadrature import quadrature_rule
+from igfast.run.precision import DEFAULT_STEPS, MAX_STEPS, quadrature_of
 
 _SAME = 5e-2  # of the largest output: rounding is less on any device, another grouping is more
 _GRAD_OPTIONS = frozenset({"allow_unused", "materialize_grads"})
@@ -88,13 +88,16 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains):
         baselines: Any = None,
         target: Any = None,
         additional_forward_args: Any = None,
-        n_steps: int = 50,
+        n_steps: int = DEFAULT_STEPS,
         method: str = "gausslegendre",
         internal_batch_size: int | None = None,
         return_convergence_delta: bool = False,
         attribute_to_layer_input: bool = False,
         grad_kwargs: dict[str, Any] | None = None,
         *,
+        tolerance: float | None = None,
+        max_steps: int = MAX_STEPS,
+        correct_completeness: bool = True,
         return_report: bool = False,
     ) -> Any:
         """Attributes `forward_func(inputs)[:, target]` to the layer's values.
@@ -112,6 +115,9 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains):
             attribute_to_layer_input: attribute to what the layer takes in (its positional arguments).
             grad_kwargs: {"materialize_grads": True} or {"allow_unused": True} gives tensors without influence
                 attribution 0 instead of an error. "create_graph" and "retain_graph" leave the call to Captum's code.
+            tolerance: as in `igfast.IntegratedGradients.attribute`.
+            max_steps: as in `igfast.IntegratedGradients.attribute`.
+            correct_completeness: as in `igfast.IntegratedGradients.attribute`.
             return_report: also return an `igfast.RunReport`.
 
         Returns:
@@ -134,10 +140,12 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains):
             return left_to_captum("grad_kwargs asks for a graph", _CAPTUMS, arguments)
         asked = (inputs, baselines, target, additional_forward_args, attribute_to_layer_input, grad_kwargs)
         with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
-            rule = quadrature_rule(method, n_steps)
+            quadrature = quadrature_of(
+                method, n_steps, tolerance, max_steps, correct_completeness, self.multiplies_by_inputs
+            )
             with self._run(*asked, parse_internal_batch_size(internal_batch_size)) as run:
                 layers: FromLayer = run.evaluator  # type: ignore[assignment]
-                sums = run.integrate(rule)
+                sums = run.integrate(quadrature)
                 ends = run.ends() if return_convergence_delta else None
                 attributions = scale(run.evaluator, sums, self.multiplies_by_inputs)
             delta = None if ends is None else convergence_delta(attributions, *ends)

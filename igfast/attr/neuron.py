@@ -22,7 +22,7 @@ from igfast.request.options import Lean, Options
 from igfast.request.target import Target
 from igfast.run.attributions import scale
 from igfast.run.integration import Run
-from igfast.run.quadrature import quadrature_rule
+from igfast.run.precision import DEFAULT_STEPS, MAX_STEPS, quadrature_of
 
 
 class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains):
@@ -68,11 +68,14 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains)
         neuron_selector: Selector,
         baselines: Any = None,
         additional_forward_args: Any = None,
-        n_steps: int = 50,
+        n_steps: int = DEFAULT_STEPS,
         method: str = "gausslegendre",
         internal_batch_size: int | None = None,
         attribute_to_neuron_input: bool = False,
         *,
+        tolerance: float | None = None,
+        max_steps: int = MAX_STEPS,
+        correct_completeness: bool = True,
         return_report: bool = False,
     ) -> Any:
         """Attributes a neuron to `inputs`.
@@ -88,6 +91,9 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains)
             method: as in `igfast.IntegratedGradients.attribute`.
             internal_batch_size: as in `igfast.IntegratedGradients.attribute`.
             attribute_to_neuron_input: select from what the layer takes in (its positional arguments).
+            tolerance: as in `igfast.IntegratedGradients.attribute`.
+            max_steps: as in `igfast.IntegratedGradients.attribute`.
+            correct_completeness: as in `igfast.IntegratedGradients.attribute`.
             return_report: also return an `igfast.RunReport`.
 
         Returns:
@@ -102,11 +108,13 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains)
         Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, eq. 1 and 3.
         """
         with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
-            rule = quadrature_rule(method, n_steps)
+            quadrature = quadrature_of(
+                method, n_steps, tolerance, max_steps, correct_completeness, self.multiplies_by_inputs
+            )
             size = parse_internal_batch_size(internal_batch_size)
             asked = (inputs, neuron_selector, baselines, additional_forward_args, attribute_to_neuron_input)
             with self._run(*asked, size) as run:
-                sums = run.integrate(rule)
+                sums = run.integrate(quadrature)
                 attributions = scale(run.evaluator, sums, self.multiplies_by_inputs)
             return run.results(run.evaluator.inputs.format(attributions), None, return_report)
 

@@ -100,8 +100,9 @@ class Explains:
         layers = getattr(self, "layer", None) or []
         return {
             "method": type(self).__name__,
-            "rule": given["method"],
-            "n_steps": int(given["n_steps"]),
+            "rule": "trapezoids in segments" if given["tolerance"] else given["method"],
+            "n_steps": None if given["tolerance"] else int(given["n_steps"]),
+            "tolerance": given["tolerance"],
             "multiply_by_inputs": self.multiplies_by_inputs,
             "model": _name_of(self.forward_func),
             "baselines_at_layer": isinstance(given["baselines"], AtLayer),

@@ -25,10 +25,10 @@ from torch import Tensor
 
 from igfast.errors import ExplanationFileError
 from igfast.packages import needed
-from igfast.run.report import LeanReport, RunReport
+from igfast.run.report import Convergence, LeanReport, RunReport
 
 _FORMAT, _VERSION = "igfast.Explanation", 1
-_REPORTS = {cls.__name__: cls for cls in (RunReport, LeanReport)}
+_REPORTS = {cls.__name__: cls for cls in (RunReport, LeanReport, Convergence)}
 _HEADER = "igfast"
 Made = TypeVar("Made")
 

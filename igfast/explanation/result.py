@@ -140,8 +140,12 @@ class Explanation:
         """
         meta = self.meta
         layer = f", layer {meta['layer']}" if meta.get("layer") else ""
+        convergence = self.report.convergence if self.report else None
+        steps = f"{meta['n_steps']} steps of {meta['rule']}"
+        if meta.get("tolerance"):
+            steps = f"to a tolerance of {meta['tolerance']:g}"
         lines = [
-            f"{meta['method']} of {meta['model']}{layer}, {meta['n_steps']} steps of {meta['rule']}",
+            f"{meta['method']} of {meta['model']}{layer}, {steps}",
             f"inputs {_shapes(self.inputs)}, baselines {_shapes(self.baselines)}, target {_short(self.target)}",
         ]
         changes = self.predictions.double() - self.baseline_predictions.double()
@@ -154,14 +158,18 @@ class Explanation:
                     f"delta {deltas:.2g}",
                 ]
             )
-        lines.append(f"{'example':>7} {'F(input)':>12} {'F(baseline)':>12} {'delta':>10} {'of the change':>14}")
+        head = f"{'example':>7} {'F(input)':>12} {'F(baseline)':>12} {'delta':>10} {'of the change':>14}"
+        lines.append(head if convergence is None else f"{head} {'error':>8} {'path points':>12}")
         columns = (self.predictions, self.baseline_predictions, self.deltas, changes)
         for row, (at_input, at_baseline, delta, change) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
             if row == _MOST_ROWS:
                 lines.append(f"... and {len(self.deltas) - row} more")
                 break
             share = f"{abs(delta / change):.1%}" if change else "-"
-            lines.append(f"{row:>7} {at_input:>12.5g} {at_baseline:>12.5g} {delta:>10.2g} {share:>14}")
+            line = f"{row:>7} {at_input:>12.5g} {at_baseline:>12.5g} {delta:>10.2g} {share:>14}"
+            if convergence is not None:
+                line += f" {f'+- {convergence.estimate[row]:.1%}':>8} {convergence.evaluations[row]:>12}"
+            lines.append(line)
         return "\n".join(lines)
 
     def plot(self, *, row: int = 0, **options: Any) -> Figure:

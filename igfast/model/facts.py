@@ -207,12 +207,14 @@ class Guard:
 
     Attributes:
         evaluator: the model; its inputs are not one joint example.
+        in_steps: whether chunks have the examples in the caller's order, step after step.
         agrees: the ways that were checked.
         pending: the ways of the present chunk that are not checked yet.
         unchecked: the ways for which there was no memory to compare.
     """
 
     evaluator: ForwardFunction
+    in_steps: bool
     agrees: set[str]
     pending: set[str] = field(default_factory=set)
     unchecked: set[str] = field(default_factory=set)
@@ -220,17 +222,18 @@ class Guard:
     def before(self, n_rows: int, channels_last: bool) -> None:
         """Checks, before a chunk, that a part of the examples keeps its outputs; raises RowsDependError otherwise."""
         batch = self.evaluator.inputs.batch
-        ways = {STACKED} if n_rows > batch else {SPLIT} if n_rows < batch else set()
+        ways = {STACKED} if n_rows > batch or (n_rows > 1 and not self.in_steps) else set()
+        ways |= {SPLIT} if n_rows < batch else set()
         self.pending = (ways | ({CHANNELS_LAST} if channels_last else set())) - self.agrees
         if SPLIT in self.pending:
             self._check_split(n_rows)
             self._found({SPLIT})
         self.evaluator.keeps_output = STACKED in self.pending
 
-    def after(self, points: tuple[Tensor, ...]) -> None:
+    def after(self, points: tuple[Tensor, ...], example: Tensor) -> None:
         """Checks, after a chunk, that a step alone has its outputs in the chunk; raises RowsDependError otherwise."""
         if STACKED in self.pending:
-            self._check_step(points)
+            self._check_step(points, example)
         self._found(self.pending.copy())
         self.evaluator.keeps_output, self.evaluator.kept_output = False, None
 
@@ -268,14 +271,16 @@ class Guard:
         finally:
             before.restore()
 
-    def _check_step(self, points: tuple[Tensor, ...]) -> None:
+    def _check_step(self, points: tuple[Tensor, ...], examples: Tensor) -> None:
         evaluator = self.evaluator
-        n_rows, n_each = points[0].shape[0], min(points[0].shape[0], evaluator.inputs.batch)
+        n_rows, n_each = points[0].shape[0], evaluator.inputs.batch
+        if not self.in_steps:
+            n_each = min(n_each, max(1, n_rows // 2))
         n_steps = n_rows // n_each
         # Not the last or middle step: a largest value, or a mean, that the rows share may leave those unchanged.
         third = (n_steps - 1) // 3
         step = slice(third * n_each, (third + 1) * n_each)
-        example = evaluator.all_examples()[:n_each]
+        example = examples[step]
 
         def alone(evaluate: Callable[..., Any]) -> Tensor:
             return evaluator.comparable(evaluate(tuple(point[step].clone() for point in points), example))

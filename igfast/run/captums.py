@@ -10,6 +10,8 @@ from torch import Tensor
 from igfast.errors import ArgumentError, LeanError
 from igfast.run.report import LeanReport, RunReport
 
+_OURS = {"tolerance", "max_steps", "correct_completeness", "return_report"}
+
 
 def left_to_captum(why: str, captums: type, given: dict[str, Any]) -> Any:
     """Returns what Captum's own `attribute` returns for a call, with a report if the call asks for one.
@@ -21,11 +23,13 @@ def left_to_captum(why: str, captums: type, given: dict[str, Any]) -> Any:
 
     Raises:
         LeanError: lean execution is required.
-        ArgumentError: Captum does not have the quadrature rule.
+        ArgumentError: Captum does not have the quadrature rule, or `tolerance`.
     """
-    arguments = {name: value for name, value in given.items() if name != "return_report"}
+    arguments = {name: value for name, value in given.items() if name not in _OURS}
     if given["self"]._options.lean is True:
         raise LeanError(f"lean=True, but lean execution is not possible: {why}")
+    if given["tolerance"] is not None:
+        raise ArgumentError(f"tolerance is not Captum's, and the call is left to Captum: {why}. Pass n_steps instead")
     if given["method"] == "trapezoid":
         raise ArgumentError(f"method='trapezoid' is not one of Captum's rules, and the call is left to Captum: {why}")
     began = time.perf_counter()

@@ -1,10 +1,10 @@
-"""Sends the rows of a path through the model, chunk by chunk, and adds their weighted gradients up."""
+"""Sends path points through the model, chunk by chunk, and gives or sums their gradients."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -39,28 +39,46 @@ class Evaluator(Protocol):
 
 @dataclass(frozen=True)
 class NotFinite:
-    """The first row whose gradient holds a NaN or an infinity, and the number of such rows."""
+    """The first row whose gradient holds a NaN or an infinity, and the number of such rows.
+
+    Attributes:
+        example, alpha: where that row is.
+        step: the step of a rule that every example shares; None if there is none.
+        n_rows: the number of such rows.
+    """
 
     example: int
-    step: int
+    alpha: float
+    step: int | None
     n_rows: int
 
 
 @dataclass(frozen=True)
-class Integral:
-    """The result of `integrate`.
+class Rows:
+    """Path points to send through the model; every tensor has one entry for each row.
 
     Attributes:
-        sums: for each path, `sum_k w_k dF/dx` of each example, (batch, *features), at least float32.
-        not_finite: where gradients were not finite, or None.
-        chunks: number of chunks for each chunk size in rows; chunks that had to be repeated are not counted.
-        n_evaluations: rows that went forward and backward, repeated rows included.
+        example: (rows,) int64.
+        alpha: (rows,) float64.
+        weight: (rows,) float64, what the row's gradient counts.
     """
 
-    sums: tuple[Tensor, ...]
-    not_finite: NotFinite | None
-    chunks: Counter[int] = field(default_factory=Counter)
-    n_evaluations: int = 0
+    example: Tensor
+    alpha: Tensor
+    weight: Tensor
+
+    @classmethod
+    def of_rule(cls, rule: Rule, batch: int, device: torch.device) -> Rows:
+        """Returns the rows of a rule, steps outermost: row r is example `r % batch` at step `r // batch`."""
+
+        def per_row(per_step: ArrayLike) -> Tensor:
+            return torch.from_numpy(np.repeat(np.asarray(per_step, np.float64), batch)).to(device)
+
+        example = torch.from_numpy(np.tile(np.arange(batch, dtype=np.int64), len(rule.nodes))).to(device)
+        return cls(example, per_row(rule.nodes), per_row(rule.weights))
+
+    def __len__(self) -> int:
+        return int(self.example.shape[0])
 
 
 @dataclass
@@ -136,84 +154,79 @@ def _does_not_fit(what: str, memory: MemoryUse, said: str) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Rows of a rule, steps outermost: row r is example `r % batch` at step `r // batch`; tensors are on `device`."""
+@dataclass
+class Gradients:
+    """Sends rows through the model in chunks, and gives their gradients.
 
-    rule: Rule
-    batch: int
-    device: torch.device
-
-    def __len__(self) -> int:
-        return len(self.rule.nodes) * self.batch
-
-    def example(self) -> Tensor:
-        """Returns the example of each row, (rows,) int64."""
-        return torch.from_numpy(np.tile(np.arange(self.batch, dtype=np.int64), len(self.rule.nodes))).to(self.device)
-
-    def per_row(self, per_step: ArrayLike) -> Tensor:
-        """Returns for each row the value that `per_step` has for its step, (rows,) float64."""
-        return torch.from_numpy(np.repeat(np.asarray(per_step, np.float64), self.batch)).to(self.device)
-
-
-def integrate(
-    paths: Sequence[Path],
-    rule: Rule,
-    evaluator: Evaluator,
-    loop: Loop,
-    sums: tuple[Tensor, ...],
-    *,
-    before: Callable[[int], object] = lambda n_rows: None,  # noqa: ARG005
-    after: Callable[[tuple[Tensor, ...]], object] = lambda points: None,  # noqa: ARG005
-    on_rows: Callable[[float], object] | None = None,
-) -> Integral:
-    """Integrates the gradient along straight lines; the returned sums are not yet multiplied by (x - baseline).
-
-    All examples of a step come before the next step. Only three numbers and a flag are held for every row.
-
-    Args:
+    Attributes:
         paths: one for each input, all of one batch size and device.
-        rule: nodes and weights.
         evaluator: the model.
         loop: the sizes of chunks, and what is done where a chunk does not fit in memory.
-        sums: an accumulator of zeros for each path.
         before: called before each chunk with its number of rows; an exception from `before` ends the loop.
-        after: called after each chunk's gradients with its path points; an exception from `after` ends the loop.
+        after: called after each chunk's gradients with its path points and examples; an exception ends the loop.
         on_rows: called after each chunk with its number of rows, or None.
-
-    Raises IgfastMemoryError if not even one row fits.
-
-    Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, eq. 3.
+        chunks: number of chunks for each chunk size in rows; chunks that had to be repeated are not counted.
+        not_finite: where gradients were not finite, or None.
     """
-    rows = Rows(rule, loop.plan.batch, paths[0].x.device)
-    example, alpha, weight = rows.example(), rows.per_row(rule.nodes), rows.per_row(rule.weights)
-    finite = torch.ones(len(rows), dtype=torch.uint8, device=rows.device)
-    chunks: Counter[int] = Counter()
 
-    def gradients(chunk: slice) -> tuple[Tensor, ...]:
-        before(chunk.stop - chunk.start)
-        if not chunks:
-            loop.memory.restart_peak()  # its peak per row decides on the size of the others
-        points = tuple(path.points(example[chunk], alpha[chunk], loop.plan.channels_last) for path in paths)
-        grads = evaluator.gradient(points, example[chunk])
-        after(points)
-        return grads
+    paths: Sequence[Path]
+    evaluator: Evaluator
+    loop: Loop
+    before: Callable[[int], object] = lambda n_rows: None  # noqa: ARG005
+    after: Callable[[tuple[Tensor, ...], Tensor], object] = lambda points, example: None  # noqa: ARG005
+    on_rows: Callable[[float], object] | None = None
+    chunks: Counter[int] = field(default_factory=Counter)
+    not_finite: NotFinite | None = None
 
-    for chunk, grads in loop.over(len(rows), gradients):
-        for acc, grad in zip(sums, grads, strict=True):
-            ops.accumulate_(acc, grad, example[chunk], weight[chunk], finite[chunk])
-        del grads, grad
-        chunks[chunk.stop - chunk.start] += 1
-        if len(chunks) == 1 and (peak := loop.memory.peak_of_tensors()):
-            loop.plan = loop.plan.fitted(peak / max(chunks), loop.memory.for_tensors)
-        if on_rows is not None:
-            on_rows(chunk.stop - chunk.start)
-    return Integral(sums, _first_not_finite(finite, rows.batch), chunks, loop.n_evaluations)
+    @property
+    def device(self) -> torch.device:
+        """The device of the rows."""
+        return self.paths[0].x.device
 
+    def of(self, rows: Rows) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
+        """Yields each chunk of the rows with its gradients, one tensor (rows, *features) for each path.
 
-def _first_not_finite(finite: Tensor, batch: int) -> NotFinite | None:
-    if finite.is_meta or bool(finite.all()):
-        return None
-    bad = torch.nonzero(finite == 0).flatten()
-    step, example = divmod(int(bad[0]), batch)
-    return NotFinite(example, step, bad.numel())
+        Raises IgfastMemoryError if not even one row fits.
+        """
+
+        def gradients(chunk: slice) -> tuple[Tensor, ...]:
+            self.before(chunk.stop - chunk.start)
+            if not self.chunks:
+                self.loop.memory.restart_peak()  # its peak per row decides on the size of the others
+            example, alpha = rows.example[chunk], rows.alpha[chunk]
+            points = tuple(path.points(example, alpha, self.loop.plan.channels_last) for path in self.paths)
+            grads = self.evaluator.gradient(points, example)
+            self.after(points, example)
+            return grads
+
+        for chunk, grads in self.loop.over(len(rows), gradients):
+            yield chunk, grads
+            del grads
+            self.chunks[chunk.stop - chunk.start] += 1
+            if len(self.chunks) == 1 and (peak := self.loop.memory.peak_of_tensors()):
+                self.loop.plan = self.loop.plan.fitted(peak / max(self.chunks), self.loop.memory.for_tensors)
+            if self.on_rows is not None:
+                self.on_rows(chunk.stop - chunk.start)
+
+    def summed(self, rows: Rows, sums: tuple[Tensor, ...], batch: int | None = None) -> None:
+        """Adds each row's weighted gradient to the sum of its example, (batch, *features) for each path.
+
+        The sums are not multiplied by (x - baseline). `batch` is the rows of a step, if steps are outermost.
+
+        Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, eq. 3.
+        """
+        finite = torch.ones(len(rows), dtype=torch.uint8, device=self.device)
+        for chunk, grads in self.of(rows):
+            for acc, grad in zip(sums, grads, strict=True):
+                ops.accumulate_(acc, grad, rows.example[chunk], rows.weight[chunk], finite[chunk])
+            del grads, grad  # before the next chunk
+        self.look_at(finite, rows, batch)
+
+    def look_at(self, finite: Tensor, rows: Rows, batch: int | None) -> None:
+        """Keeps where the first gradient was not finite; `finite` is (rows,) uint8, 0 for such rows."""
+        if finite.is_meta or bool(finite.all()):
+            return
+        bad = torch.nonzero(finite == 0).flatten()
+        first, n_rows = int(bad[0]), bad.numel() + (self.not_finite.n_rows if self.not_finite else 0)
+        found = NotFinite(int(rows.example[first]), float(rows.alpha[first]), batch and first // batch, n_rows)
+        self.not_finite = found if self.not_finite is None else replace(self.not_finite, n_rows=n_rows)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,15 +28,24 @@ from igfast.ops._load import kernels_for
 from igfast.request.inputs import warn_if_not_finite
 from igfast.request.options import Options
 from igfast.rng import random_state
-from igfast.run.engine import Integral, Loop, integrate
+from igfast.run.engine import Gradients, Loop, NotFinite
 from igfast.run.path import accumulator, straight_line
 from igfast.run.plan import CPU, PARALLEL, WATCHED, ChunkPlan
-from igfast.run.quadrature import Rule
-from igfast.run.report import LeanReport, RunReport
+from igfast.run.report import Convergence, LeanReport, RunReport
+from igfast.run.steps import Quadrature
 
 _PLAIN_IS_FASTER = {"cuda"}  # for small calls: a GPU waits for Python, and lean execution runs more of that
 _SMALL_BYTES = 2**26
 _NOT_CHANNELS_LAST = "forward_func does not take channels-last images"
+
+
+class _Done(NamedTuple):
+    """What was done: chunks by their rows, the first gradient that was not finite, evaluations, and convergence."""
+
+    chunks: Counter[int]
+    not_finite: NotFinite | None
+    n_evaluations: int
+    convergence: Convergence | None
 
 
 @dataclass
@@ -65,10 +75,10 @@ class Run:
     _notes: list[str] = field(default_factory=list, init=False)
     _began: float = field(default_factory=time.perf_counter, init=False)
     _plan: ChunkPlan | None = field(default=None, init=False)
-    _integral: Integral | None = field(default=None, init=False)
+    _done: _Done | None = field(default=None, init=False)
     _ends: tuple[Tensor, Tensor] | None = field(default=None, init=False)
 
-    def integrate(self, rule: Rule) -> tuple[Tensor, ...]:
+    def integrate(self, quadrature: Quadrature) -> tuple[Tensor, ...]:
         """Returns for each input the weighted sum of gradients along its path, shaped as the input.
 
         Warns if gradients are not finite although the inputs are.
@@ -80,27 +90,29 @@ class Run:
         with self.memory.for_results(n_bytes):
             sums = tuple(accumulator(x.squeeze(0) if inputs.joint else x) for x in inputs.x)
         if facts is None:
-            self._integral = Integral(sums, None)
+            self._done = _Done(Counter(), None, 0, None)
             return sums
-        self.evaluator.lean, facts = self._lean(facts, len(rule.nodes))
+        self.evaluator.lean, facts = self._lean(facts, quadrature.n_steps)
         for _ in range(facts.n_savings):  # measures that earlier calls of this kind took
             self._notes.append(f"{self.evaluator.save_memory()}, as in an earlier call")
         try:
-            facts = self._integrate(rule, sums, facts)
+            facts = self._integrate(quadrature, sums, facts)
         finally:
             failed = self.evaluator.lean.failed_because
             self._remember(replace(facts, not_lean=failed or facts.not_lean))
-        not_finite = self._integral.not_finite if self._integral else None
+        not_finite = self._done.not_finite if self._done else None
         if not_finite is not None and not input_not_finite:
             warn(
-                f"the gradient of example {not_finite.example} at step {not_finite.step} of {len(rule.nodes)} (alpha "
-                f"{rule.nodes[not_finite.step]:.4g}) is NaN or infinite; {not_finite.n_rows} path points have such "
-                "gradients, and attributions that depend on them will be too"
+                f"the gradient of example {not_finite.example} at {quadrature.place_of(not_finite)} is NaN or "
+                f"infinite; {not_finite.n_rows} path points have such gradients, and attributions that depend on them "
+                "will be too"
             )
         return sums
 
     def ends(self) -> tuple[Tensor, Tensor]:
         """Returns F(inputs) and F(baselines), one number for each entry of the output, forward only."""
+        if self._ends is not None:
+            return self._ends
         if self.evaluator.inputs.batch == 0:
             nothing = torch.zeros(0, dtype=torch.float64, device=self.evaluator.inputs.device)
             self._ends = nothing, nothing
@@ -109,6 +121,9 @@ class Run:
             facts = self._known()
             self._remember(facts)
             self._take(facts)
+        return self._known_ends()
+
+    def _known_ends(self) -> tuple[Tensor, Tensor]:
         own = self.evaluator.own_output if self._own is None else lambda: self._own
         self._ends = self._at_end(1.0, own), self._at_end(0.0, self.evaluator.baseline_output)
         return self._ends
@@ -120,14 +135,14 @@ class Run:
 
     def report(self) -> RunReport:
         """Returns the report of the call, after `integrate`."""
-        lean, integral = self.evaluator.lean, self._integral
-        if integral is None:
+        lean, done = self.evaluator.lean, self._done
+        if done is None:
             raise RuntimeError("igfast: nothing was integrated")  # not reachable from the public API
         device = self.evaluator.inputs.device
         return RunReport(
-            n_rows=sum(rows * count for rows, count in integral.chunks.items()),
-            n_evaluations=integral.n_evaluations,
-            chunks=dict(integral.chunks),
+            n_rows=sum(rows * count for rows, count in done.chunks.items()),
+            n_evaluations=done.n_evaluations,
+            chunks=dict(done.chunks),
             channels_last=self._plan is not None and self._plan.channels_last,
             lean=LeanReport(lean.off_because, dict(lean.swapped), dict(lean.plain)),
             peak_bytes=self.memory.peak(),
@@ -137,6 +152,7 @@ class Run:
             kernels=_kernels_on(device),
             notes=tuple(self._notes),
             ends=self._ends,
+            convergence=done.convergence,
         )
 
     def _known(self) -> Facts:
@@ -191,21 +207,22 @@ class Run:
         """Returns whether plain autograd may keep so many bytes for all path points at once."""
         return n_bytes <= _SMALL_BYTES and (self.memory.allowed is None or n_bytes <= self.memory.allowed // 4)
 
-    def _integrate(self, rule: Rule, sums: tuple[Tensor, ...], facts: Facts) -> Facts:
+    def _integrate(self, quadrature: Quadrature, sums: tuple[Tensor, ...], facts: Facts) -> Facts:
         """Integrates, in whole steps where rows turn out to belong together, and returns the updated facts."""
         measured = ""
         while True:
             self._take(facts)
             if facts.why_whole:
                 self._notes.append(f"whole steps, one at a time: {facts.why_whole}")
-            plan, before = self._planned(rule, facts), random_state(self.evaluator.inputs.device)
+            plan, before = self._planned(quadrature, facts), random_state(self.evaluator.inputs.device)
             try:
-                facts = self._run(rule, sums, plan, facts)
+                facts = self._run(quadrature, sums, plan, facts)
             except RowsDependError as error:
                 said = str(error)
             else:
                 break
             before.restore()  # outside the handler, whose traceback holds the failed chunk's tensors
+            self._ends = None
             for acc in sums:
                 acc.zero_()
             if said == _NOT_CHANNELS_LAST:
@@ -220,9 +237,9 @@ class Run:
             )
         return facts
 
-    def _planned(self, rule: Rule, facts: Facts) -> ChunkPlan:
+    def _planned(self, quadrature: Quadrature, facts: Facts) -> ChunkPlan:
         inputs = self.evaluator.inputs
-        n_rows, row_bytes = inputs.batch * len(rule.nodes), inputs.row_bytes
+        n_rows, row_bytes = inputs.batch * quadrature.n_steps, inputs.row_bytes
         is_on_cpu = inputs.device.type == "cpu"
         # On a GPU, PyTorch's batch norms are slow on channels-last images; those of lean execution are not. A ResNet-50
         # took 0.85 of the time (bfloat16 0.82) and 0.8 of the memory, without lean 1.22 of the time (16 images, H200).
@@ -230,7 +247,8 @@ class Run:
         channels_last = facts.gains_channels_last and gains and any(map(may_be_channels_last, inputs.x))
         if inputs.joint:
             return ChunkPlan(1, n_rows, 1, row_bytes)
-        plan = ChunkPlan(inputs.batch, n_rows, 1, row_bytes, channels_last, most_rows=facts.most_rows)
+        step = inputs.batch if quadrature.in_steps else 1
+        plan = ChunkPlan(step, n_rows, 1, row_bytes, channels_last, most_rows=facts.most_rows)
         if self.internal_batch_size is not None:
             plan = replace(plan, rows=min(self.internal_batch_size, n_rows, facts.most_rows or n_rows))
             return replace(plan, most_rows=plan.rows).growing(WATCHED) if self.memory.is_watched else plan
@@ -239,24 +257,26 @@ class Run:
             return plan
         return replace(plan, weight_bytes=weight_bytes(module_of(self.evaluator.forward_func), self.memory.device))
 
-    def _run(self, rule: Rule, sums: tuple[Tensor, ...], plan: ChunkPlan, facts: Facts) -> Facts:
+    def _run(self, quadrature: Quadrature, sums: tuple[Tensor, ...], plan: ChunkPlan, facts: Facts) -> Facts:
         inputs = self.evaluator.inputs
-        paths = list(map(straight_line, inputs.x, inputs.baselines))
         loop = self._loop(plan)
-        guard = Guard(self.evaluator, set(facts.agrees))
-        guarded: dict[str, Any] = {}
+        guard = Guard(self.evaluator, quadrature.in_steps, set(facts.agrees))
+        gradients = Gradients(list(map(straight_line, inputs.x, inputs.baselines)), self.evaluator, loop)
         if not inputs.joint:
-            guarded = {"before": lambda n_rows: guard.before(n_rows, loop.plan.channels_last), "after": guard.after}
+            gradients.before = lambda n_rows: guard.before(n_rows, loop.plan.channels_last)
+            gradients.after = guard.after
         accumulators = tuple(acc.unsqueeze(0) for acc in sums) if inputs.joint else sums
-        with tqdm(total=plan.n_rows, desc="igfast", unit="row") if self.options.show_progress else nullcontext() as bar:
-            on_rows = None if bar is None else bar.update
+        total = plan.n_rows if quadrature.in_steps else None
+        with tqdm(total=total, desc="igfast", unit="row") if self.options.show_progress else nullcontext() as bar:
+            gradients.on_rows = None if bar is None else bar.update
             try:
-                self._integral = integrate(paths, rule, self.evaluator, loop, accumulators, on_rows=on_rows, **guarded)
+                convergence = quadrature.integrate(gradients, inputs, accumulators, self._known_ends, self.memory)
             except Exception as error:
                 refused = _why_refused(error, plan) if guard.pending else ""
                 if not refused:
                     raise
                 raise RowsDependError(refused) from None
+        self._done = _Done(gradients.chunks, gradients.not_finite, loop.n_evaluations, convergence)
         self._plan = loop.plan
         if guard.unchecked:
             ways = ", ".join(sorted(guard.unchecked))

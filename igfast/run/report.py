@@ -29,6 +29,30 @@ class LeanReport:
 
 
 @dataclass(frozen=True)
+class Convergence:
+    """How near the attributions of each example are to the integral; every tuple has one entry for each example.
+
+    Errors are relative: the L2 norm of the error of an example's attributions over the L2 norm of the attributions.
+    They are estimated from the difference D of two rules, one on every other path point, one on the points between.
+
+    Attributes:
+        evaluations: path points that the example took.
+        estimate: of the relative error, D / sqrt(12).
+        bound: that the relative error rarely exceeds, D / 2.
+        residual: F(input) - F(baseline) less the sum of the attributions, before their correction.
+        converged: whether D is small enough for the tolerance, and the residual tells of no error beyond the bound.
+        tolerance: what was asked for; None where the steps were fixed.
+    """
+
+    evaluations: tuple[int, ...]
+    estimate: tuple[float, ...]
+    bound: tuple[float, ...]
+    residual: tuple[float, ...]
+    converged: tuple[bool, ...]
+    tolerance: float | None
+
+
+@dataclass(frozen=True)
 class RunReport:
     """What a call of `attribute` did and what it cost; `print` shows a short table of it.
 
@@ -48,6 +72,7 @@ class RunReport:
         kernels: the instruction set of the compiled operators, "cuda", or "none" where plain PyTorch was used.
         notes: what was done, in order: against lack of memory, or because rows are not independent.
         ends: F(inputs) and F(baselines), one number for each entry of the output, if the delta was asked for.
+        convergence: how near each example is to the integral, if the call had a tolerance.
     """
 
     n_rows: int
@@ -62,6 +87,7 @@ class RunReport:
     kernels: str
     notes: tuple[str, ...]
     ends: tuple[Tensor, Tensor] | None = field(default=None, repr=False, compare=False)
+    convergence: Convergence | None = None
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{count} of {rows}" for rows, count in sorted(self.chunks.items(), reverse=True))
@@ -75,6 +101,7 @@ class RunReport:
             ("lean execution", f"off: {self.lean.off_because}" if self.lean.off_because else "on"),
             *(("  swapped", f"{count} x {name}") for name, count in Counter(self.lean.swapped).most_common()),
             *(("  plain", f"{n} x {name}: {why}") for (name, why), n in Counter(self.lean.plain).most_common()),
+            *_convergence_lines(self.convergence),
             *(("note", note) for note in self.notes),
         ]
         return "\n".join(f"{name:<16}{value}" for name, value in lines)
@@ -82,3 +109,14 @@ class RunReport:
 
 def _mebibytes(n_bytes: int | None) -> str:
     return "not measured" if n_bytes is None else f"{n_bytes / 2**20:.0f} MiB"
+
+
+def _convergence_lines(convergence: Convergence | None) -> list[tuple[str, str]]:
+    if convergence is None or not convergence.evaluations:
+        return []
+    n_converged, n = sum(convergence.converged), len(convergence.converged)
+    return [
+        ("converged", f"{n_converged} of {n} examples"),
+        ("error", f"about {max(convergence.estimate):.1%} at most, within {max(convergence.bound):.1%}"),
+        ("evaluations", f"{min(convergence.evaluations)} to {max(convergence.evaluations)} of an example"),
+    ]

@@ -1,0 +1,44 @@
+"""Reads how precise a call is asked to be: a number of steps, or a tolerance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from igfast.errors import ArgumentError
+from igfast.run.quadrature import quadrature_rule
+from igfast.run.steps import FixedSteps, Quadrature
+from igfast.run.tolerance import ToTolerance
+
+MAX_STEPS = 2000
+_METHOD = "gausslegendre"
+
+
+class _Default(int):
+    """A number that the caller did not give."""
+
+
+DEFAULT_STEPS = _Default(50)
+
+
+def quadrature_of(
+    method: str, n_steps: Any, tolerance: Any, max_steps: Any, correct_completeness: bool, scaled: bool
+) -> Quadrature:
+    """Returns how a call integrates.
+
+    Args:
+        method: as in `attribute`.
+        n_steps: as in `attribute`.
+        tolerance: as in `attribute`.
+        max_steps: as in `attribute`.
+        correct_completeness: as in `attribute`.
+        scaled: whether attributions are multiplied by (x - baseline).
+
+    Raises ArgumentError and ArgumentTypeError for arguments that are not allowed, or not together.
+    """
+    if tolerance is None:
+        return FixedSteps(quadrature_rule(method, n_steps))
+    if n_steps is not DEFAULT_STEPS:
+        raise ArgumentError(f"n_steps and tolerance exclude each other; got n_steps={n_steps}, tolerance={tolerance}")
+    if method != _METHOD:
+        raise ArgumentError(f"method cannot be chosen with tolerance, which places steps itself; got {method!r}")
+    return ToTolerance(tolerance, max_steps, correct_completeness, scaled)
