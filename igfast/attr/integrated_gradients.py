@@ -11,21 +11,23 @@ from captum._utils.gradient import compute_gradients
 from captum.log import log_usage
 from torch import Tensor
 
-from igfast.errors import ArgumentTypeError
+from igfast.errors import ArgumentError, ArgumentTypeError
 from igfast.explanation.explain import Explains
-from igfast.model.forward import ForwardFunction, as_tuple
+from igfast.model.forward import ForwardFunction, as_tuple, with_top_targets
 from igfast.model.state import buffers_restored
 from igfast.request.inputs import describe, one_for_each, parse_inputs, parse_internal_batch_size
 from igfast.request.options import Lean, Options
-from igfast.request.target import parse_target
-from igfast.run.attributions import convergence_delta, scale
+from igfast.request.target import Target, parse_target
+from igfast.request.targets import parse_targets
+from igfast.run.attributions import by_target, convergence_delta, scale
 from igfast.run.captums import left_to_captum
 from igfast.run.integration import Run
 from igfast.run.precision import DEFAULT_STEPS, MAX_STEPS, quadrature_of
+from igfast.run.steps import Quadrature
 
 TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
 Baselines = Tensor | int | float | tuple[Tensor | int | float, ...] | None
-Target = int | tuple[int | slice, ...] | Tensor | list[int] | list[tuple[int, ...]] | None
+AnyTarget = int | tuple[int | slice, ...] | Tensor | list[int] | list[tuple[int, ...]] | None
 _CAPTUMS = captum.attr.IntegratedGradients  # under this name, whatever patch_captum() does
 
 
@@ -92,7 +94,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
         self,
         inputs: TensorOrTuple,
         baselines: Baselines = ...,
-        target: Target = ...,
+        target: AnyTarget = ...,
         additional_forward_args: object = ...,
         n_steps: int = ...,
         method: str = ...,
@@ -110,7 +112,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
         self,
         inputs: TensorOrTuple,
         baselines: Baselines = ...,
-        target: Target = ...,
+        target: AnyTarget = ...,
         additional_forward_args: object = ...,
         n_steps: int = ...,
         method: str = ...,
@@ -128,7 +130,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
         self,
         inputs: TensorOrTuple,
         baselines: Baselines = ...,
-        target: Target = ...,
+        target: AnyTarget = ...,
         additional_forward_args: object = ...,
         n_steps: int = ...,
         method: str = ...,
@@ -205,23 +207,98 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
         why = self._why_captum()
         if why:
             return left_to_captum(why, _CAPTUMS, arguments)
+        exact = (tolerance, max_steps, correct_completeness, self.multiplies_by_inputs)
+        asked = (inputs, baselines, (parse_target(target),), additional_forward_args)
+        quadrature, size = quadrature_of(method, n_steps, *exact), parse_internal_batch_size(internal_batch_size)
+        run, (found,) = self._attributed(*asked, quadrature, size, return_convergence_delta)
+        return run.results(*found, return_report)
+
+    @log_usage(part_of_slo=True)
+    def attribute_targets(
+        self,
+        inputs: Any,
+        targets: Any,
+        baselines: Any = None,
+        additional_forward_args: Any = None,
+        n_steps: int = DEFAULT_STEPS,
+        method: str = "gausslegendre",
+        internal_batch_size: int | None = None,
+        return_convergence_delta: bool = False,
+        *,
+        tolerance: float | None = None,
+        max_steps: int = MAX_STEPS,
+        correct_completeness: bool = True,
+        return_report: bool = False,
+    ) -> Any:
+        """Attributes several targets in one call: one forward pass for each path point, and one backward pass a target.
+
+        Args:
+            inputs: as in `attribute`.
+            targets: a list of targets as `attribute` takes them, of one kind: classes, places, or tensors and lists
+                with one for each example. Or "top5": the five classes with the largest outputs of each example.
+            baselines: as in `attribute`.
+            additional_forward_args: as in `attribute`.
+            n_steps: as in `attribute`.
+            method: as in `attribute`.
+            internal_batch_size: as in `attribute`.
+            return_convergence_delta: also return the delta of each target.
+            tolerance: as in `attribute`; path points are added until every target of an example is within it.
+            max_steps: as in `attribute`.
+            correct_completeness: as in `attribute`.
+            return_report: also return an `igfast.RunReport`; its `targets` are the classes of "top5".
+
+        Returns:
+            A list with what `attribute` returns for each target: attributions, or a tuple of attributions and delta.
+            With `return_report`, a tuple of that list and the report.
+
+        Raises:
+            TargetError, TargetTypeError: there are no targets, or targets of several kinds, or fewer classes.
+            And whatever `attribute` raises.
+
+        Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, eq. 1 and 3.
+
+        Example:
+            >>> explainer = igfast.IntegratedGradients(torch.nn.Linear(3, 5))
+            >>> [tuple(part.shape) for part in explainer.attribute_targets(torch.ones(2, 3), [0, 3])]
+            [(2, 3), (2, 3)]
+        """
+        why = self._why_captum()
+        if why:
+            raise ArgumentError(f"attribute_targets is not Captum's, and calls are left to Captum: {why}")
+        exact = (tolerance, max_steps, correct_completeness, self.multiplies_by_inputs)
+        asked = (inputs, baselines, parse_targets(targets), additional_forward_args)
+        quadrature, size = quadrature_of(method, n_steps, *exact), parse_internal_batch_size(internal_batch_size)
+        run, found = self._attributed(*asked, quadrature, size, return_convergence_delta)
+        return run.results_of_targets(found, return_report)
+
+    def _attributed(
+        self,
+        inputs: Any,
+        baselines: Any,
+        targets: tuple[Target, ...] | int,
+        additional_forward_args: Any,
+        quadrature: Quadrature,
+        size: int | None,
+        with_delta: bool,
+    ) -> tuple[Run, list[tuple[Any, Tensor | None]]]:
+        """Returns the run, and for each target the attributions in the form of the inputs, and the delta if asked."""
         with_graph = torch.is_grad_enabled() and self.multiplies_by_inputs and _require_grad(inputs, baselines)
         # Leaves the caller's inference mode, in which nothing can be differentiated.
         with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
-            evaluator = self._evaluator(inputs, baselines, target, additional_forward_args)
-            quadrature = quadrature_of(
-                method, n_steps, tolerance, max_steps, correct_completeness, self.multiplies_by_inputs
-            )
-            size = parse_internal_batch_size(internal_batch_size)
+            evaluator = self._evaluator(inputs, baselines, targets, additional_forward_args)
             with self._options.memory(evaluator.inputs.device) as memory:
-                run = Run(evaluator, self._options, memory, size, "inputs")
-                sums = run.integrate(quadrature)
-                ends = run.ends() if return_convergence_delta else None
-                attributions = scale(run.evaluator, sums, self.multiplies_by_inputs and not with_graph)
+                run = Run(with_top_targets(evaluator, targets), self._options, memory, size, "inputs")
+                sums = by_target(run.integrate(quadrature), len(evaluator.inputs.x))
+                ends = run.ends() if with_delta else [None] * len(sums)
+                scaled = self.multiplies_by_inputs and not with_graph
+                attributions = [scale(run.evaluator, of_target, scaled) for of_target in sums]
         if with_graph:
-            attributions = _scaled_with_graph(attributions, inputs, baselines)
-        delta = None if ends is None else convergence_delta(tuple(a.detach() for a in attributions), *ends)
-        return run.results(evaluator.inputs.format(attributions), delta, return_report)
+            attributions = [_scaled_with_graph(one, inputs, baselines) for one in attributions]
+        deltas = [
+            None if at_ends is None else convergence_delta(tuple(a.detach() for a in one), *at_ends)
+            for one, at_ends in zip(attributions, ends, strict=True)
+        ]
+        return run, [(evaluator.inputs.format(one), d) for one, d in zip(attributions, deltas, strict=True)]
 
     def compute_convergence_delta(
         self,
@@ -259,17 +336,19 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
     ) -> tuple[Tensor, Tensor]:
         """Returns F(inputs) and F(baselines), one number for each entry of the output."""
         with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
-            evaluator = self._evaluator(inputs, baselines, target, additional_forward_args)
+            evaluator = self._evaluator(inputs, baselines, (parse_target(target),), additional_forward_args)
             with self._options.memory(evaluator.inputs.device) as memory:
-                return Run(evaluator, self._options, memory, None, "inputs").ends()
+                return Run(evaluator, self._options, memory, None, "inputs").ends()[0]
 
-    def _evaluator(self, inputs: Any, baselines: Any, target: Any, additional_forward_args: Any) -> ForwardFunction:
-        """Returns the forward function with its checked inputs, arguments and target."""
+    def _evaluator(
+        self, inputs: Any, baselines: Any, targets: tuple[Target, ...] | int, additional_forward_args: Any
+    ) -> ForwardFunction:
+        """Returns the forward function with its checked inputs, arguments and targets."""
         return ForwardFunction(
             forward_func=self.forward_func,
             inputs=parse_inputs(inputs, baselines),
             args=as_tuple(additional_forward_args),
-            target=parse_target(target),
+            targets=targets if isinstance(targets, tuple) else (),
         )
 
     def _why_captum(self) -> str:

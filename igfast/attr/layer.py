@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from typing import Any
 
 import captum.attr
@@ -12,27 +11,24 @@ import torch
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from igfast.errors import ArgumentError, ArgumentTypeError, LayerError
+from igfast.errors import ArgumentError, ArgumentTypeError
 from igfast.explanation.explain import Explains
-from igfast.memory.recovery import is_out_of_memory
-from igfast.memory.scope import MemoryUse
-from igfast.model.forward import ForwardFunction, as_tuple, copied
-from igfast.model.independence import distance
+from igfast.model.forward import ForwardFunction, as_tuple, with_top_targets
 from igfast.model.partial import FromLayer
 from igfast.model.state import buffers_restored
 from igfast.model.tap import LayerTap, Values
-from igfast.request.inputs import Inputs, describe, parse_internal_batch_size
+from igfast.request.inputs import describe, parse_internal_batch_size
 from igfast.request.model_inputs import AtLayer, ModelInputs, parse_model_inputs
 from igfast.request.options import Lean, Options
-from igfast.request.target import parse_target
-from igfast.run.attributions import convergence_delta, scale
+from igfast.request.target import Target, parse_target
+from igfast.request.targets import parse_targets
+from igfast.run.attributions import by_target, convergence_delta, scale
 from igfast.run.captums import left_to_captum
-from igfast.run.engine import Loop
 from igfast.run.integration import Run
-from igfast.run.plan import ChunkPlan
+from igfast.run.layer_values import from_layer
 from igfast.run.precision import DEFAULT_STEPS, MAX_STEPS, quadrature_of
+from igfast.run.steps import Quadrature
 
-_SAME = 5e-2  # of the largest output: rounding is less on any device, another grouping is more
 _GRAD_OPTIONS = frozenset({"allow_unused", "materialize_grads"})
 _OPTIONS_OF_CAPTUM = frozenset({"create_graph", "retain_graph"})
 _CAPTUMS = captum.attr.LayerIntegratedGradients  # under this name, whatever patch_captum() does
@@ -138,19 +134,91 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains):
             if isinstance(baselines, AtLayer):
                 raise ArgumentError("grad_kwargs asks for a graph, so baselines must be inputs; got an AtLayer")
             return left_to_captum("grad_kwargs asks for a graph", _CAPTUMS, arguments)
-        asked = (inputs, baselines, target, additional_forward_args, attribute_to_layer_input, grad_kwargs)
+        exact = (tolerance, max_steps, correct_completeness, self.multiplies_by_inputs)
+        targets = (parse_target(target),)
+        asked = (inputs, baselines, targets, additional_forward_args, attribute_to_layer_input, grad_kwargs)
+        quadrature, size = quadrature_of(method, n_steps, *exact), parse_internal_batch_size(internal_batch_size)
+        run, (found,) = self._attributed(*asked, size, quadrature=quadrature, with_delta=return_convergence_delta)
+        return run.results(*found, return_report)
+
+    @log_usage(part_of_slo=True)
+    def attribute_targets(
+        self,
+        inputs: Any,
+        targets: Any,
+        baselines: Any = None,
+        additional_forward_args: Any = None,
+        n_steps: int = DEFAULT_STEPS,
+        method: str = "gausslegendre",
+        internal_batch_size: int | None = None,
+        return_convergence_delta: bool = False,
+        attribute_to_layer_input: bool = False,
+        grad_kwargs: dict[str, Any] | None = None,
+        *,
+        tolerance: float | None = None,
+        max_steps: int = MAX_STEPS,
+        correct_completeness: bool = True,
+        return_report: bool = False,
+    ) -> Any:
+        """Attributes several targets to the layer's values in one call, as `IntegratedGradients.attribute_targets`.
+
+        Args:
+            inputs: as in `attribute`.
+            targets: as in `igfast.IntegratedGradients.attribute_targets`.
+            baselines: as in `attribute`.
+            additional_forward_args: as in `attribute`.
+            n_steps: as in `attribute`.
+            method: as in `attribute`.
+            internal_batch_size: as in `attribute`.
+            return_convergence_delta: also return the delta of each target.
+            attribute_to_layer_input: as in `attribute`.
+            grad_kwargs: as in `attribute`, without "create_graph" and "retain_graph".
+            tolerance: as in `igfast.IntegratedGradients.attribute_targets`.
+            max_steps: as in `attribute`.
+            correct_completeness: as in `attribute`.
+            return_report: as in `igfast.IntegratedGradients.attribute_targets`.
+
+        Returns:
+            A list with what `attribute` returns for each target. With `return_report`, a tuple of that and the report.
+
+        Raises:
+            TargetError, TargetTypeError: as in `igfast.IntegratedGradients.attribute_targets`.
+            And whatever `attribute` raises.
+
+        Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, eq. 1 and 3.
+
+        Example:
+            >>> model = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Flatten(), torch.nn.Linear(8, 5))
+            >>> explainer = igfast.LayerIntegratedGradients(model, model[0])
+            >>> [tuple(part.shape) for part in explainer.attribute_targets(torch.tensor([[3, 5]]), "top2")]
+            [(1, 2, 4), (1, 2, 4)]
+        """
+        if _OPTIONS_OF_CAPTUM & {name for name, value in (grad_kwargs or {}).items() if value}:
+            raise ArgumentError("grad_kwargs asks for a graph, which attribute_targets does not have")
+        exact = (tolerance, max_steps, correct_completeness, self.multiplies_by_inputs)
+        parsed = parse_targets(targets)
+        asked = (inputs, baselines, parsed, additional_forward_args, attribute_to_layer_input, grad_kwargs)
+        quadrature, size = quadrature_of(method, n_steps, *exact), parse_internal_batch_size(internal_batch_size)
+        run, found = self._attributed(*asked, size, quadrature=quadrature, with_delta=return_convergence_delta)
+        return run.results_of_targets(found, return_report)
+
+    def _attributed(
+        self, *asked: Any, quadrature: Quadrature, with_delta: bool
+    ) -> tuple[Run, list[tuple[Any, Tensor | None]]]:
+        """Returns the run, and for each target the attributions in Captum's form, and the delta if asked for."""
+        found: list[tuple[Any, Tensor | None]] = []
         with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
-            quadrature = quadrature_of(
-                method, n_steps, tolerance, max_steps, correct_completeness, self.multiplies_by_inputs
-            )
-            with self._run(*asked, parse_internal_batch_size(internal_batch_size)) as run:
+            with self._run(*asked) as run:
                 layers: FromLayer = run.evaluator  # type: ignore[assignment]
-                sums = run.integrate(quadrature)
-                ends = run.ends() if return_convergence_delta else None
-                attributions = scale(run.evaluator, sums, self.multiplies_by_inputs)
-            delta = None if ends is None else convergence_delta(attributions, *ends)
-            shaped = tuple(a.view(x.shape) for a, x in zip(attributions, layers.values_of_layers(), strict=True))
-            return run.results(_per_layer(shaped, layers, isinstance(self.layer, list)), delta, return_report)
+                sums = by_target(run.integrate(quadrature), len(layers.inputs.x))
+                ends = run.ends() if with_delta else [None] * len(sums)
+                attributions = [scale(run.evaluator, of_target, self.multiplies_by_inputs) for of_target in sums]
+            values = layers.values_of_layers()
+            for one, at_ends in zip(attributions, ends, strict=True):
+                delta = None if at_ends is None else convergence_delta(one, *at_ends)
+                shaped = tuple(a.view(x.shape) for a, x in zip(one, values, strict=True))
+                found.append((_per_layer(shaped, layers, isinstance(self.layer, list)), delta))
+        return run, found
 
     def _ends(
         self,
@@ -162,21 +230,22 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains):
         **_: Any,
     ) -> tuple[Tensor, Tensor]:
         """Returns F(inputs) and F(baselines), one number for each entry of the output."""
-        asked = (inputs, baselines, target, additional_forward_args, attribute_to_layer_input, None)
+        targets = (parse_target(target),)
+        asked = (inputs, baselines, targets, additional_forward_args, attribute_to_layer_input, None)
         with (
             torch.inference_mode(False),
             torch.no_grad(),
             buffers_restored(self.forward_func),
             self._run(*asked, None) as run,
         ):
-            return run.ends()
+            return run.ends()[0]
 
     @contextmanager
     def _run(
         self,
         inputs: Any,
         baselines: Any,
-        target: Any,
+        targets: tuple[Target, ...] | int,
         args: Any,
         at_input: bool,
         grad_kwargs: dict[str, Any] | None,
@@ -185,21 +254,21 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains):
         """Gives the run of a call, whose layers are hooked during the block."""
         at_layer = baselines if isinstance(baselines, AtLayer) else None
         given = parse_model_inputs(inputs, None if at_layer else baselines)
-        forward = self._forward(given, target, args, grad_kwargs)
+        forward = self._forward(given, targets, args, grad_kwargs)
         with self._options.memory(forward.inputs.device) as memory, self._tapped(at_input) as tap:
-            evaluator = _from_layer(forward, given, at_layer, tap, memory)
+            evaluator = with_top_targets(from_layer(forward, given, at_layer, tap, memory), targets)
             kind = (*map(id, self._layers), at_input)  # ids: facts must not keep a layer alive
             yield Run(evaluator, self._options, memory, size, kind, tuple(self._layers))
 
     def _forward(
-        self, given: ModelInputs, target: Any, args: Any, grad_kwargs: dict[str, Any] | None
+        self, given: ModelInputs, targets: tuple[Target, ...] | int, args: Any, grad_kwargs: dict[str, Any] | None
     ) -> ForwardFunction:
-        """Returns the forward function with its checked inputs, arguments and target."""
+        """Returns the forward function with its checked inputs, arguments and targets."""
         return ForwardFunction(
             forward_func=self.forward_func,
             inputs=given.as_inputs(),
             args=as_tuple(args),
-            target=parse_target(target),
+            targets=targets if isinstance(targets, tuple) else (),
             unused_is_zero=_unused_is_zero(grad_kwargs),
         )
 
@@ -219,111 +288,6 @@ def _unused_is_zero(grad_kwargs: dict[str, Any] | None) -> bool:
         allowed = sorted(_GRAD_OPTIONS | _OPTIONS_OF_CAPTUM)
         raise ArgumentError(f"grad_kwargs may have {allowed}; got {sorted(unknown)}")
     return any((grad_kwargs or {}).values())
-
-
-def _from_layer(
-    forward: ForwardFunction, given: ModelInputs, at_layer: AtLayer | None, tap: LayerTap, memory: MemoryUse
-) -> FromLayer:
-    """Returns the forward function from the layers on.
-
-    The inputs of that function are the layers' values at the inputs and the baselines.
-    """
-    if given.batch == 0:
-        raise ArgumentError("inputs must hold at least one example, or the layer's values have no shape; got none")
-    at_input, own = _read(forward, given.x, tap, memory)
-    x = _flat(at_input)
-    if at_layer is None:
-        at_baseline, own_baseline = _read(forward, given.baselines, tap, memory)
-        baseline = _flat(at_baseline)
-    else:
-        baseline, own_baseline = at_layer.for_values(x), None
-    for value, other in zip(x, baseline, strict=True):
-        if value.shape != other.shape or value.dim() == 0:
-            raise LayerError(
-                f"the layer's {tap.what} is {describe(value)} for the inputs and {describe(other)} for the baselines; "
-                "a path needs one shape"
-            )
-    why_joint = forward.why_whole_steps() or _why_joint(x, given.batch, tap.what)
-    group = tuple(1 if why_joint else v.shape[0] // given.batch for v in x)
-    evaluator = FromLayer(
-        forward_func=forward.forward_func,
-        inputs=_layer_inputs(x, baseline, given.batch, group, f"the layer's {tap.what}"),
-        args=(*given.x, *forward.args),
-        target=forward.target,
-        lean=forward.lean,
-        unused_is_zero=forward.unused_is_zero,
-        tap=tap,
-        per_layer=tuple(len(values) for values in at_input),
-        group=group,
-        own=own,
-        own_baseline=own_baseline,
-    )
-    if not why_joint and max(group) > 1 and not _are_side_by_side(evaluator):
-        why_joint = f"the layer's {tap.what} has several entries per example, and they are not side by side"
-        evaluator = replace(
-            evaluator,
-            inputs=_layer_inputs(x, baseline, given.batch, (1,) * len(x), f"the layer's {tap.what}"),
-            group=(1,) * len(x),
-        )
-    return evaluator.in_whole_steps(why_joint) if why_joint else evaluator
-
-
-def _flat(values: list[Values]) -> Values:
-    return tuple(value for layer in values for value in layer)
-
-
-def _layer_inputs(x: Values, baseline: Values, batch: int, group: tuple[int, ...], name: str) -> Inputs:
-    x, baseline = (
-        tuple(v.unflatten(0, (batch, k)) if k > 1 else v for v, k in zip(side, group, strict=True))
-        for side in (x, baseline)
-    )
-    return Inputs(x, baseline, True, (), batch, "", name)
-
-
-def _why_joint(values: Values, batch: int, what: str) -> str:
-    for value in values:
-        if value.shape[0] == 0 or value.shape[0] % batch:
-            return f"the layer's {what} is {describe(value)}, not one entry for each of the {batch} examples"
-    return ""
-
-
-def _read(forward: ForwardFunction, xs: Values, tap: LayerTap, memory: MemoryUse) -> tuple[list[Values], Any]:
-    """Returns each layer's values for all examples, and the output; in parts where memory does not hold all."""
-    batch, examples = forward.inputs.batch, forward.all_examples()
-    n_parts = 1 if forward.why_whole_steps() else batch  # the most parts
-    row_bytes = sum(x.nbytes for x in xs) // batch
-
-    def read(rows: slice) -> tuple[list[Values], Any]:
-        if rows.stop - rows.start == n_parts:
-            args = tuple(map(copied, (*xs, *forward.args)))
-        else:
-            args = tuple(forward._repeat(arg, examples[rows]) for arg in (*xs, *forward.args))
-        return tap.read(lambda: forward._checked(forward.forward_func, *args))
-
-    loop = Loop(ChunkPlan(1, n_parts, n_parts, row_bytes), memory, forward.save_memory, "one example")
-    parts = [part for _, part in loop.over(n_parts, read)]
-    if len(parts) == 1:
-        return parts[0]
-    values = [
-        tuple(torch.cat(column) for column in zip(*layer, strict=True))
-        for layer in zip(*(v for v, _ in parts), strict=True)
-    ]
-    return values, torch.cat([output for _, output in parts])
-
-
-def _are_side_by_side(evaluator: FromLayer) -> bool:
-    """Returns whether a layer with several entries per example has those of one example next to each other."""
-    example = torch.zeros(2, dtype=torch.int64, device=evaluator.inputs.device)
-    ends = tuple(torch.stack([x[0], b[0]]) for x, b in zip(evaluator.inputs.x, evaluator.inputs.baselines, strict=True))
-    try:
-        together = evaluator.output(ends, example)
-        apart = [evaluator.output(tuple(e[i : i + 1] for e in ends), example[:1]) for i in range(2)]
-    except Exception as error:  # a model may raise anything for rows that it was not given
-        if is_out_of_memory(error):
-            raise
-        return False
-    outputs = torch.cat([evaluator.comparable(one) for one in apart])
-    return distance(evaluator.comparable(together), outputs) <= _SAME
 
 
 def _per_layer(attributions: Values, evaluator: FromLayer, as_list: bool) -> Any:

@@ -135,7 +135,7 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains)
             buffers_restored(self.forward_func),
             self._run(*asked, None) as run,
         ):
-            return run.ends()
+            return run.ends()[0]
 
     @contextmanager
     def _run(
@@ -150,7 +150,7 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains)
                 forward_func=self.forward_func,
                 inputs=parsed,
                 args=as_tuple(args),
-                target=Target(),
+                targets=(Target(),),
                 tap=tap,
                 selector=selector,
             )

@@ -15,6 +15,8 @@ from igfast.memory.recovery import is_out_of_memory
 from igfast.model.independence import RowsDependError
 from igfast.request.inputs import Inputs, describe
 from igfast.request.target import Target
+from igfast.request.targets import top_targets
+from igfast.rng import random_state
 
 _Forward = TypeVar("_Forward", bound="ForwardFunction")
 _IN_PLACE = "leaf Variable that requires grad"
@@ -45,7 +47,7 @@ class ForwardFunction:
     Attributes:
         forward_func: takes the inputs and the additional arguments.
         inputs, args: the parsed inputs, and the additional arguments as the caller passed them.
-        target: which number of the output is attributed.
+        targets: which numbers of the output are attributed, each by itself; nearly always one.
         lean: lean execution, which keeps in the forward pass only what the gradient of the input needs.
         unused_is_zero: whether the gradient of an input without influence is 0 instead of an error.
         output_dim: dimensions of an output of several rows, or None; some models drop one for a single row.
@@ -57,7 +59,7 @@ class ForwardFunction:
     forward_func: Callable[..., Any]
     inputs: Inputs
     args: tuple[Any, ...]
-    target: Target
+    targets: tuple[Target, ...]
     lean: LeanExecution = field(default_factory=lambda: LeanExecution("nothing was decided yet"))
     unused_is_zero: bool = False
     output_dim: int | None = None
@@ -97,7 +99,7 @@ class ForwardFunction:
 
     def n_entries(self, output: Any) -> int:
         """Returns the number of entries of an output; raises as `Target.n_entries`."""
-        return self.target.n_entries(output)
+        return Target().n_entries(output)
 
     def own_output(self) -> Any:
         """Returns the output of the caller's own call, forward only."""
@@ -159,16 +161,19 @@ class ForwardFunction:
         """Returns the example of each row of a step, (batch,) int64."""
         return torch.arange(self.inputs.batch, device=self.inputs.device)
 
-    def values(self, output: Any, example: Tensor) -> Tensor:
-        """Returns the target's values: (rows,), or of a whole step one for each entry of the output."""
-        return self.target.select_of_step(output) if self.inputs.joint else self.target.select(output, example)
+    def values(self, output: Any, example: Tensor) -> list[Tensor]:
+        """Returns each target's values: (rows,), or of a whole step one for each entry of the output."""
+        joint = self.inputs.joint
+        return [one.select_of_step(output) if joint else one.select(output, example) for one in self.targets]
 
-    def value(self, points: tuple[Tensor, ...], example: Tensor) -> Tensor:
-        """Returns the target's values at path points, (rows,), forward only."""
+    def value(self, points: tuple[Tensor, ...], example: Tensor) -> list[Tensor]:
+        """Returns each target's values at path points, (rows,), forward only."""
         return self.values(self.output(points, example), example)
 
     def gradient(self, points: tuple[Tensor, ...], example: Tensor) -> tuple[Tensor, ...]:
-        """Returns the gradients of the target with respect to path points, shaped as the points.
+        """Returns the gradients of the targets with respect to path points, target after target.
+
+        For each target, there is one tensor for each input, shaped as the points. The forward pass is made once.
 
         Args:
             points: (rows, *features) each, detached.
@@ -192,18 +197,22 @@ class ForwardFunction:
                 output = self.with_entries(self._call_with_graph(leaves, example), example)
                 self._check_stacked(output, example)
                 values = self.values(output, example)
-            _check_graph(output, values)
+            for one in values:
+                _check_graph(output, one)
             self.kept_output = self.comparable(output).detach() if self.keeps_output else None
             del output
             # Of the sum, because grad_outputs= (a one for each row) imports 45 MB of symbolic shapes.
-            grads = torch.autograd.grad(values.sum(), leaves, allow_unused=True)
-        if self.unused_is_zero:
-            used = zip(grads, leaves, strict=True)
-            grads = tuple(torch.zeros_like(leaf) if grad is None else grad for grad, leaf in used)
-        for index, grad in enumerate(grads):
-            if grad is None:
-                raise InputError(self._unused(index))
-        return grads
+            found: list[Tensor | None] = []
+            for left in range(len(values) - 1, -1, -1):
+                total = values.pop(0).sum()
+                found += torch.autograd.grad(total, leaves, allow_unused=True, retain_graph=left > 0)
+        grads = []
+        for index, grad in enumerate(found):
+            leaf = leaves[index % len(leaves)]
+            if grad is None and not self.unused_is_zero:
+                raise InputError(self._unused(index % len(leaves)))
+            grads.append(torch.zeros_like(leaf) if grad is None else grad)
+        return tuple(grads)
 
     def _check_stacked(self, output: Any, example: Tensor) -> None:
         """Raises RowsDependError where stacked rows that are to be compared do not have one entry each."""
@@ -280,6 +289,21 @@ class ForwardFunction:
                 f"model.embedding)). The forward function said: {text.splitlines()[0] if text else type(error)}"
             )
         return None
+
+
+def with_top_targets(evaluator: _Forward, targets: object) -> _Forward:
+    """Returns the evaluator with the k largest classes of each example as targets, if `targets` is k.
+
+    Runs the caller's own call for that.
+    """
+    if not isinstance(targets, int) or evaluator.inputs.batch == 0:
+        return evaluator
+    before = random_state(evaluator.inputs.device)
+    try:
+        output = evaluator.own_output()
+    finally:
+        before.restore()
+    return replace(evaluator, targets=top_targets(output, targets, evaluator.inputs.batch))
 
 
 def _expanded(baseline: Tensor, x: Tensor) -> Tensor:

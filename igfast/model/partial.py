@@ -119,7 +119,7 @@ class ToLayer(ForwardFunction):
         """Returns the selected values."""
         return select_neuron(output, self.selector, self.tap.what)
 
-    def values(self, output: Any, example: Tensor) -> Tensor:
+    def values(self, output: Any, example: Tensor) -> list[Tensor]:
         """Returns the selected values, (rows,); of a whole step, all that there are."""
         selected = select_neuron(output, self.selector, self.tap.what)
         if not self.inputs.joint and (selected.dim() == 0 or selected.shape[0] != example.shape[0]):
@@ -127,7 +127,7 @@ class ToLayer(ForwardFunction):
                 f"the layer's {self.tap.what} must have one entry per example, {example.shape[0]}; neuron_selector "
                 f"left {describe(selected)}"
             )
-        return selected
+        return [selected]
 
     def _call(self, points: Values, example: Tensor) -> Any:
         return self._values_of(*self.inputs.join(points), *self._args_for(example))

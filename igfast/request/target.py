@@ -41,6 +41,13 @@ class Target:
         _check_output(output, None)
         return int(output.shape[0])
 
+    def per_example(self) -> Any:
+        """Returns the place of every example, or a tuple of one for each; places of one index as a number."""
+        if self.places is None:
+            return self.place[0] if len(self.place) == 1 else self.place
+        places = (tuple(place) for place in self.places.tolist())
+        return tuple(place[0] if len(place) == 1 else place for place in places)
+
     def check_count(self, batch: int) -> None:
         """Raises TargetError unless the target has one entry for each of `batch` examples, or one for all."""
         if self.places is not None and len(self.places) != batch:

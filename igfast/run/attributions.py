@@ -9,6 +9,11 @@ from igfast import ops
 from igfast.model.forward import ForwardFunction
 
 
+def by_target(tensors: tuple[Tensor, ...], n_inputs: int) -> list[tuple[Tensor, ...]]:
+    """Returns tensors that come target after target as one tuple for each target."""
+    return [tensors[start : start + n_inputs] for start in range(0, len(tensors), n_inputs)]
+
+
 def scale(evaluator: ForwardFunction, sums: tuple[Tensor, ...], multiply_by_inputs: bool) -> tuple[Tensor, ...]:
     """Returns the attributions: the summed gradients, multiplied in place by (x - baseline) where asked for."""
     inputs = evaluator.inputs

@@ -27,11 +27,11 @@ _Result = TypeVar("_Result")
 class Evaluator(Protocol):
     """Computes a model's values and gradients at path points, as the loop over chunks asks for them."""
 
-    def value(self, points: tuple[Tensor, ...], example: Tensor) -> Tensor:
-        """Returns each row's value, (rows,); `example` is the example of each row, (rows,) int64."""
-
     def gradient(self, points: tuple[Tensor, ...], example: Tensor) -> tuple[Tensor, ...]:
-        """Returns the gradients of each row's value, shaped as the path points; `example` as in `value`."""
+        """Returns the gradients of each row's value, shaped as the path points, target after target.
+
+        `example` is the example of each row, (rows,) int64.
+        """
 
     def save_memory(self) -> str:
         """Takes one more measure that saves memory and costs time; returns its description, or "" if none is left."""

@@ -76,19 +76,20 @@ class Run:
     _began: float = field(default_factory=time.perf_counter, init=False)
     _plan: ChunkPlan | None = field(default=None, init=False)
     _done: _Done | None = field(default=None, init=False)
-    _ends: tuple[Tensor, Tensor] | None = field(default=None, init=False)
+    _ends: list[tuple[Tensor, Tensor]] | None = field(default=None, init=False)
 
     def integrate(self, quadrature: Quadrature) -> tuple[Tensor, ...]:
-        """Returns for each input the weighted sum of gradients along its path, shaped as the input.
+        """Returns the weighted sum of gradients along the path of each input, shaped as the input, target after target.
 
         Warns if gradients are not finite although the inputs are.
         """
         inputs = self.evaluator.inputs
         input_not_finite = warn_if_not_finite(inputs)
         facts = self._known() if inputs.batch > 0 else None  # before the accumulators take memory
-        n_bytes = sum(x.numel() * ops.accumulator_dtype(x.dtype).itemsize for x in inputs.x)
+        results = inputs.x * len(self.evaluator.targets)
+        n_bytes = sum(x.numel() * ops.accumulator_dtype(x.dtype).itemsize for x in results)
         with self.memory.for_results(n_bytes):
-            sums = tuple(accumulator(x.squeeze(0) if inputs.joint else x) for x in inputs.x)
+            sums = tuple(accumulator(x.squeeze(0) if inputs.joint else x) for x in results)
         if facts is None:
             self._done = _Done(Counter(), None, 0, None)
             return sums
@@ -109,13 +110,13 @@ class Run:
             )
         return sums
 
-    def ends(self) -> tuple[Tensor, Tensor]:
-        """Returns F(inputs) and F(baselines), one number for each entry of the output, forward only."""
+    def ends(self) -> list[tuple[Tensor, Tensor]]:
+        """Returns F(inputs) and F(baselines) of each target, one number for each entry of the output, forward only."""
         if self._ends is not None:
             return self._ends
         if self.evaluator.inputs.batch == 0:
             nothing = torch.zeros(0, dtype=torch.float64, device=self.evaluator.inputs.device)
-            self._ends = nothing, nothing
+            self._ends = [(nothing, nothing)] * len(self.evaluator.targets)
             return self._ends
         if self._facts is None:
             facts = self._known()
@@ -123,15 +124,24 @@ class Run:
             self._take(facts)
         return self._known_ends()
 
-    def _known_ends(self) -> tuple[Tensor, Tensor]:
+    def _known_ends(self) -> list[tuple[Tensor, Tensor]]:
         own = self.evaluator.own_output if self._own is None else lambda: self._own
-        self._ends = self._at_end(1.0, own), self._at_end(0.0, self.evaluator.baseline_output)
+        at_ends = self._at_end(1.0, own), self._at_end(0.0, self.evaluator.baseline_output)
+        self._ends = list(zip(*at_ends, strict=True))
         return self._ends
 
     def results(self, attributions: Any, delta: Tensor | None, with_report: bool) -> Any:
         """Returns what `attribute` returns: the attributions, or a tuple with the delta and report asked for."""
         others = ([] if delta is None else [delta]) + ([self.report()] if with_report else [])
         return (attributions, *others) if others else attributions
+
+    def results_of_targets(self, found: list[tuple[Any, Tensor | None]], with_report: bool) -> Any:
+        """Returns what `attribute_targets` returns: a list of results, or a tuple of that and the report."""
+        results = [attributions if delta is None else (attributions, delta) for attributions, delta in found]
+        if not with_report:
+            return results
+        targets = tuple(target.per_example() for target in self.evaluator.targets)
+        return results, replace(self.report(), targets=targets)
 
     def report(self) -> RunReport:
         """Returns the report of the call, after `integrate`."""
@@ -151,7 +161,7 @@ class Run:
             device=str(device),
             kernels=_kernels_on(device),
             notes=tuple(self._notes),
-            ends=self._ends,
+            ends=self._ends[0] if self._ends else None,
             convergence=done.convergence,
         )
 
@@ -181,7 +191,8 @@ class Run:
         if facts.why_whole:
             self.evaluator = self.evaluator.in_whole_steps(facts.why_whole)
         else:
-            self.evaluator.target.check_count(self.evaluator.inputs.batch)
+            for target in self.evaluator.targets:
+                target.check_count(self.evaluator.inputs.batch)
 
     def _lean(self, facts: Facts, n_steps: int) -> tuple[LeanExecution, Facts]:
         """Returns how the chunks are executed, and the facts with what was found out for that."""
@@ -292,14 +303,14 @@ class Run:
         shapes = ", ".join(str((1, *x.shape[1:])) for x in self.evaluator.inputs.x)
         return Loop(plan, self.memory, self.evaluator.save_memory, f"one path point, {shapes},", self._notes)
 
-    def _at_end(self, alpha: float, whole: Callable[[], Any]) -> Tensor:
-        """Returns the target's values at one end of the paths, in parts where the whole batch does not fit."""
+    def _at_end(self, alpha: float, whole: Callable[[], Any]) -> list[Tensor]:
+        """Returns each target's values at one end of the paths, in parts where the whole batch does not fit."""
         evaluator = self.evaluator
         inputs = evaluator.inputs
         plan = ChunkPlan(1, inputs.batch, inputs.batch, inputs.row_bytes)
         example = evaluator.all_examples()
 
-        def values(rows: slice) -> Tensor:
+        def values(rows: slice) -> list[Tensor]:
             n_rows = rows.stop - rows.start
             if n_rows == inputs.batch:
                 return evaluator.values(evaluator.with_entries(whole(), example), example)
@@ -309,7 +320,7 @@ class Run:
             return evaluator.value(points, example[rows])
 
         parts = [part for _, part in self._loop(plan).over(inputs.batch, values)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return [one[0] if len(one) == 1 else torch.cat(one) for one in zip(*parts, strict=True)]
 
 
 def _why_refused(error: Exception, plan: ChunkPlan) -> str:

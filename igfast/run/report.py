@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -71,8 +72,11 @@ class RunReport:
         device: where the call ran.
         kernels: the instruction set of the compiled operators, "cuda", or "none" where plain PyTorch was used.
         notes: what was done, in order: against lack of memory, or because rows are not independent.
-        ends: F(inputs) and F(baselines), one number for each entry of the output, if the delta was asked for.
-        convergence: how near each example is to the integral, if the call had a tolerance.
+        ends: F(inputs) and F(baselines), one number for each entry of the output, if the delta was asked for. For
+            several targets, those of the first.
+        convergence: how near each example is to the integral, if the call had a tolerance. For several targets, the
+            largest errors of each example.
+        targets: of `attribute_targets`: for each target a place of the output, or a tuple of one for each example.
     """
 
     n_rows: int
@@ -88,6 +92,7 @@ class RunReport:
     notes: tuple[str, ...]
     ends: tuple[Tensor, Tensor] | None = field(default=None, repr=False, compare=False)
     convergence: Convergence | None = None
+    targets: tuple[Any, ...] | None = None
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{count} of {rows}" for rows, count in sorted(self.chunks.items(), reverse=True))

@@ -14,8 +14,8 @@ from igfast.run.engine import Gradients, NotFinite, Rows
 from igfast.run.quadrature import Rule
 from igfast.run.report import Convergence
 
-Ends = Callable[[], tuple[Tensor, Tensor]]
-"""Returns F(inputs) and F(baselines), one number for each entry of the output."""
+Ends = Callable[[], list[tuple[Tensor, Tensor]]]
+"""Returns F(inputs) and F(baselines) of each target, one number for each entry of the output."""
 
 
 class Quadrature(Protocol):

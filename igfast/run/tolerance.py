@@ -11,7 +11,6 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -23,7 +22,8 @@ from igfast.memory.scope import MemoryUse
 from igfast.request.inputs import Inputs
 from igfast.run.engine import Gradients, NotFinite, Rows
 from igfast.run.report import Convergence
-from igfast.run.segments import PILOT_INTERVALS, Floats, Integers, Nodes, Segments, is_converged
+from igfast.run.segments import PILOT_INTERVALS, Floats, Nodes, Segments, is_converged
+from igfast.run.split_sums import Measured, Placed, SplitSums
 from igfast.run.steps import Ends
 
 _USUAL_STEPS = 50  # of an example, to plan chunks with
@@ -78,12 +78,11 @@ class ToTolerance:
         """
         if any(x.is_complex() for x in inputs.x):
             raise ArgumentError("tolerance is for real inputs; got complex ones. Pass n_steps instead")
-        at_input, at_baseline = (end.double() for end in ends())
-        per_entry = at_input - at_baseline
-        changes = (per_entry.sum().reshape(1) if inputs.joint else per_entry).tolist()
+        per_entry = [at_input.double() - at_baseline.double() for at_input, at_baseline in ends()]
+        changes = [(change.sum().reshape(1) if inputs.joint else change).tolist() for change in per_entry]
         sizes = _sizes(inputs, sums, memory)
         with memory.for_results(sizes.n_bytes):
-            work = _Work(self, inputs, sizes)
+            work = _Work(self, inputs, sizes, len(changes))
         judged: list[_Judged | None] = [None] * inputs.batch
         waiting = deque(range(inputs.batch))
         while waiting or work.live:
@@ -138,7 +137,7 @@ def _sizes(inputs: Inputs, sums: tuple[Tensor, ...], memory: MemoryUse) -> _Size
     Large inputs have fewer segments, whose sums take memory, before chunks shrink: one segment has two sums, and its
     nodes are equally spaced.
     """
-    each = sum(acc.nbytes // acc.shape[0] for acc in sums)
+    each = sum(acc.nbytes // acc.shape[0] for acc in sums)  # of all targets
     allowed = _SUMS_BYTES if memory.allowed is None else min(_SUMS_BYTES, memory.allowed // _SHARE_OF_MEMORY)
     n_segments = next((n for n in _SEGMENTS if (2 * n + 1) * each <= allowed), 1)
     of_slot = (2 * n_segments + 1) * each
@@ -162,57 +161,38 @@ class _Example:
 
 
 class _Work:
-    """The examples in work, each in a slot with its sums of gradients.
+    """The examples in work, each in a slot, with the sums of each target."""
 
-    For each input, `halves` has the sums of even and odd nodes, (slots, segments, 2, *features), and `direction`,
-    (slots, *features), the direction in which completeness is corrected: the sum over neighbouring new nodes of
-    h^2 (s_2 - s_1) (g_2 - g_1), with s the derivative along the path.
-    """
-
-    def __init__(self, asked: ToTolerance, inputs: Inputs, sizes: _Sizes) -> None:
+    def __init__(self, asked: ToTolerance, inputs: Inputs, sizes: _Sizes, n_targets: int) -> None:
         self.asked, self.inputs, self.sizes = asked, inputs, sizes
         self.live: dict[int, _Example] = {}
-        dtypes = [ops.accumulator_dtype(x.dtype) for x in inputs.x]
-        shapes = [x.shape[1:] for x in inputs.x]
-        device, slots = inputs.device, sizes.n_slots
-        self.halves = [
-            torch.zeros(slots, sizes.n_segments, 2, *shape, dtype=dtype, device=device)
-            for shape, dtype in zip(shapes, dtypes, strict=True)
-        ]
-        self.direction = [
-            torch.zeros(slots, *shape, dtype=dtype, device=device) for shape, dtype in zip(shapes, dtypes, strict=True)
-        ]
+        self.sums = [SplitSums(inputs.x, sizes.n_slots, sizes.n_segments, asked.scaled) for _ in range(n_targets)]
 
     def fill(self, waiting: deque[int]) -> None:
         """Puts waiting examples into the free slots."""
         for slot in range(self.sizes.n_slots):
             if slot not in self.live and waiting:
                 self.live[slot] = _Example(waiting.popleft(), *Segments.pilot(self.sizes.n_segments))
-                for halves in self.halves:
-                    halves[slot].zero_()
+                for sums in self.sums:
+                    sums.clear(slot)
 
     def take(self, gradients: Gradients) -> None:
         """Sends the new nodes of all examples through the model, and adds their gradients up."""
-        for direction in self.direction:
-            direction.zero_()
-        rows, slots, alphas, place, following = self._rows(gradients.device)
+        for sums in self.sums:
+            sums.begin_round()
+        rows, placed = self._rows(gradients.device)
         finite = torch.ones(len(rows), dtype=torch.uint8, device=gradients.device)
-        last = _Last()
+        n_inputs = len(self.inputs.x)
         for chunk, grads in gradients.of(rows):
-            shared = torch.nonzero(following[chunk] >= 0).flatten()
-            for halves, grad in zip(self.halves, grads, strict=True):
-                acc = halves.flatten(0, 2)
-                ops.accumulate_(acc, grad, place[chunk], rows.weight[chunk], finite[chunk])
-                if len(shared):
-                    ops.accumulate_(
-                        acc, grad.index_select(0, shared), following[chunk][shared], rows.weight[chunk][shared]
-                    )
-            self._add_direction(grads, slots[chunk], alphas[chunk], last)
-            del grads, grad
+            part = Placed(*(values[chunk] for values in vars(placed).values()))
+            differences = {slot: self._differences(slot) for slot in np.unique(part.slots).tolist()}
+            for number, sums in enumerate(self.sums):
+                sums.add(grads[number * n_inputs : (number + 1) * n_inputs], part, finite[chunk], differences)
+            del grads
         gradients.look_at(finite, rows, None)
 
-    def _rows(self, device: torch.device) -> tuple[Rows, Integers, Floats, Tensor, Tensor]:
-        """Returns the new nodes as rows, the slot and alpha of each, and its two places in `halves` (-1 for none)."""
+    def _rows(self, device: torch.device) -> tuple[Rows, Placed]:
+        """Returns the new nodes of all examples as rows, and where each belongs."""
         todo, n_segments = list(self.live.items()), self.sizes.n_segments
         slots = np.concatenate([np.full(len(one.nodes.alpha), slot) for slot, one in todo])
         examples = np.concatenate([np.full(len(one.nodes.alpha), one.example) for _, one in todo])
@@ -225,142 +205,92 @@ class _Work:
         example, alpha, weight, first, second = (
             torch.from_numpy(values).to(device) for values in (examples, alphas, weights, 2 * place + parity, following)
         )
-        return Rows(example, alpha, weight), slots, alphas, first, second
-
-    def _add_direction(self, grads: tuple[Tensor, ...], slots: Integers, alphas: Floats, last: _Last) -> None:
-        """Adds a chunk's part of the direction of the correction; `last` is the row before the chunk."""
-        slopes = self._slopes(grads, slots)
-        weights = np.zeros(len(slots))
-        same = slots[1:] == slots[:-1]
-        steps = np.where(same, np.diff(alphas) ** 2 * np.diff(slopes), 0.0)
-        weights[1:] += steps
-        weights[:-1] -= steps
-        if last.slot == slots[0]:
-            step = (alphas[0] - last.alpha) ** 2 * (slopes[0] - last.slope)
-            weights[0] += step
-            self._add(last.grads, np.array([last.slot]), np.array([-step]))
-        self._add(grads, slots, weights)
-        last.slot, last.alpha, last.slope = int(slots[-1]), float(alphas[-1]), float(slopes[-1])
-        last.grads = tuple(grad[-1:].clone() for grad in grads)
-
-    def _add(self, grads: tuple[Tensor, ...], slots: Integers, weights: Floats) -> None:
-        device = grads[0].device
-        place, weight = torch.from_numpy(slots).to(device), torch.from_numpy(weights).to(device)
-        for direction, grad in zip(self.direction, grads, strict=True):
-            ops.accumulate_(direction, grad, place, weight)
-
-    def _slopes(self, grads: tuple[Tensor, ...], slots: Integers) -> Floats:
-        """Returns each row's derivative along the path: the product of its gradient and (x - baseline)."""
-        cuts = [0, *(np.flatnonzero(np.diff(slots)) + 1).tolist(), len(slots)]
-        parts = []
-        for start, stop in pairwise(cuts):
-            differences = self._differences(int(slots[start]))
-            products = [
-                grad[start:stop].flatten(1).to(difference.dtype) @ difference.flatten()
-                for grad, difference in zip(grads, differences, strict=True)
-            ]
-            parts.append(torch.stack(products).sum(dim=0, dtype=torch.float64))
-        slopes: Floats = torch.cat(parts).cpu().numpy()
-        return slopes
+        return Rows(example, alpha, weight), Placed(slots, alphas, first, second, weight)
 
     def _differences(self, slot: int) -> list[Tensor]:
         """Returns (x - baseline) of the example in a slot, (*features) for each input."""
         example, found = self.live[slot].example, []
-        for x, baseline, direction in zip(self.inputs.x, self.inputs.baselines, self.direction, strict=True):
+        for x, baseline in zip(self.inputs.x, self.inputs.baselines, strict=True):
             start = baseline if baseline.dim() == 0 else baseline[example if len(baseline) == len(x) else 0]
-            found.append(x[example].to(direction.dtype) - start.to(direction.dtype))
+            dtype = ops.accumulator_dtype(x.dtype)
+            found.append(x[example].to(dtype) - start.to(dtype))
         return found
 
-    def judged(self, changes: Sequence[float], sums: tuple[Tensor, ...]) -> list[_Judged]:
+    def judged(self, changes: Sequence[Sequence[float]], results: tuple[Tensor, ...]) -> list[_Judged]:
         """Measures the examples in work, writes the sums of those that are done, and returns these."""
         done = []
         for slot in list(self.live):
-            found = self._judged(slot, changes, sums)
+            found = self._judged(slot, changes, results)
             if found is not None:
                 done.append(found)
                 del self.live[slot]
         return done
 
-    def _judged(self, slot: int, changes: Sequence[float], sums: tuple[Tensor, ...]) -> _Judged | None:
-        one, asked = self.live[slot], self.asked
-        totals, found = self._measured(slot)
-        residual = changes[one.example] - found.along
-        step = residual / found.slope if found.slope > 0 else 0.0
-        rounding = _ROUNDING * torch.finfo(totals[0].dtype).eps
-        is_doubtful = abs(step) * found.size > max(found.total / 2, rounding * found.norm)
-        if found.slope <= 0:
-            is_doubtful = abs(residual) > rounding * max(abs(changes[one.example]), abs(found.along))
-        converged = is_converged(found.total, found.norm, asked.tolerance) and not is_doubtful
-        converged = converged and math.isfinite(found.norm)
-        if not converged and math.isfinite(found.norm):
-            allowed = 0.0 if is_doubtful else asked.tolerance * found.norm
-            nodes = one.segments.refined(found.by_segment, found.total, allowed, asked.max_steps)
+    def _judged(self, slot: int, changes: Sequence[Sequence[float]], results: tuple[Tensor, ...]) -> _Judged | None:
+        one, n_inputs = self.live[slot], len(self.inputs.x)
+        differences = self._differences(slot)
+        verdicts = []
+        for number, sums in enumerate(self.sums):
+            totals, found = sums.measured(slot, one.segments.h, differences)
+            verdict = self._verdict(found, changes[number][one.example], totals[0].dtype)
+            verdicts.append(verdict)
+            of_target = results[number * n_inputs : (number + 1) * n_inputs]
+            for acc, total, direction in zip(of_target, totals, sums.direction, strict=True):
+                acc[one.example] = total + verdict.step * direction[slot] if verdict.step else total
+        worst = max(verdicts, key=lambda verdict: verdict.difference)
+        converged = all(verdict.converged for verdict in verdicts)
+        if not converged and all(math.isfinite(verdict.norm) for verdict in verdicts):
+            doubtful = any(verdict.is_doubtful for verdict in verdicts)
+            by_segment = np.max([verdict.by_segment for verdict in verdicts], axis=0)
+            allowed = 0.0 if doubtful else self.asked.tolerance
+            nodes = one.segments.refined(by_segment, worst.difference, allowed, self.asked.max_steps)
             if nodes is not None:
                 one.nodes = nodes
-                self._fold(slot, one.segments)
+                for sums in self.sums:
+                    sums.fold(slot, one.segments)
                 return None
-        for acc, total, direction in zip(sums, totals, self.direction, strict=True):
-            acc[one.example] = total + step * direction[slot] if asked.correct and not is_doubtful else total
-        difference = found.total / found.norm if found.norm > 0 else (0.0 if converged else math.inf)
-        return _Judged(one.example, one.segments.n_nodes, difference, residual, converged)
+        residual = max((verdict.residual for verdict in verdicts), key=abs)
+        return _Judged(one.example, one.segments.n_nodes, worst.difference, residual, converged)
 
-    def _measured(self, slot: int) -> tuple[list[Tensor], _Measured]:
-        """Returns the integrals of the gradients for each input, and what tells how near they are."""
-        h = self.live[slot].segments.h
-        totals, squares = [], np.zeros(len(h))
-        between = norm = along = slope = size = 0.0
-        for halves, direction, difference in zip(self.halves, self.direction, self._differences(slot), strict=True):
-            factor = difference if self.asked.scaled else torch.ones_like(difference)
-            even, odd = halves[slot].unbind(dim=1)
-            total = sum(width * (e + o) for width, e, o in zip(h.tolist(), even, odd, strict=True))
-            apart = torch.zeros_like(difference)
-            for segment, (width, e, o) in enumerate(zip(h.tolist(), even, odd, strict=True)):
-                part = 2 * width * (e - o) * factor
-                squares[segment] += _square(part)
-                apart += part
-            between, norm = between + _square(apart), norm + _square(total * factor)
-            along += float((total * difference).sum(dtype=torch.float64))
-            slope += float((direction[slot] * difference).sum(dtype=torch.float64))
-            size += _square(direction[slot] * factor)
-            totals.append(total)
-        return totals, _Measured(math.sqrt(between), np.sqrt(squares), math.sqrt(norm), along, slope, math.sqrt(size))
-
-    def _fold(self, slot: int, segments: Segments) -> None:
-        """Adds the sums of odd nodes to those of even nodes where a refinement gave the odd nodes an even index."""
-        for halves in self.halves:
-            for segment in np.flatnonzero(segments.folds).tolist():
-                halves[slot, segment, 0] += halves[slot, segment, 1]
-                halves[slot, segment, 1].zero_()
-
-
-def _square(tensor: Tensor) -> float:
-    return float(tensor.double().square().sum())
+    def _verdict(self, found: Measured, change: float, dtype: torch.dtype) -> _Verdict:
+        """Returns whether a target's integral is near enough, and how its completeness is corrected."""
+        residual = change - found.along
+        step = residual / found.slope if found.slope > 0 else 0.0
+        rounding = _ROUNDING * torch.finfo(dtype).eps
+        is_doubtful = abs(step) * found.size > max(found.total / 2, rounding * found.norm)
+        if found.slope <= 0:  # no gradient changes along the path
+            is_doubtful = abs(residual) > rounding * max(abs(change), abs(found.along))
+        near = math.isfinite(found.norm) and is_converged(found.total, found.norm, self.asked.tolerance)
+        is_positive = 0 < found.norm < math.inf
+        without = 0.0 if found.norm == 0 and not is_doubtful else math.inf
+        return _Verdict(
+            difference=found.total / found.norm if is_positive else without,
+            by_segment=found.by_segment / found.norm if is_positive else found.by_segment,
+            norm=found.norm,
+            residual=residual,
+            step=step if self.asked.correct and not is_doubtful else 0.0,
+            is_doubtful=is_doubtful,
+            converged=near and not is_doubtful,
+        )
 
 
 @dataclass(frozen=True)
-class _Measured:
-    """How near the integral of an example is.
+class _Verdict:
+    """What is made of one target of an example.
 
     Attributes:
-        total, by_segment: D of the path and of each segment.
+        difference, by_segment: D of the path and of each segment, over the norm of the attributions.
         norm: of the attributions.
-        along: the sum of the attributions.
-        slope, size: the sum and the norm of the direction in which completeness is corrected.
+        residual: F(input) - F(baseline) less the sum of the attributions.
+        step: how far the attributions are moved in the direction of the correction.
+        is_doubtful: whether the correction is larger than the difference tells: something was missed.
+        converged: whether the error is within the tolerance.
     """
 
-    total: float
+    difference: float
     by_segment: Floats
     norm: float
-    along: float
-    slope: float
-    size: float
-
-
-@dataclass
-class _Last:
-    """The last row of the chunk before."""
-
-    slot: int = -1
-    alpha: float = 0.0
-    slope: float = 0.0
-    grads: tuple[Tensor, ...] = ()
+    residual: float
+    step: float
+    is_doubtful: bool
+    converged: bool

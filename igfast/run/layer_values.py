@@ -1,0 +1,127 @@
+"""Reads layers' values at the ends of the paths, and makes the forward function from the layers on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from igfast.errors import ArgumentError, LayerError
+from igfast.memory.recovery import is_out_of_memory
+from igfast.memory.scope import MemoryUse
+from igfast.model.forward import ForwardFunction, copied
+from igfast.model.independence import distance
+from igfast.model.partial import FromLayer
+from igfast.model.tap import LayerTap, Values
+from igfast.request.inputs import Inputs, describe
+from igfast.request.model_inputs import AtLayer, ModelInputs
+from igfast.run.engine import Loop
+from igfast.run.plan import ChunkPlan
+
+_SAME = 5e-2  # of the largest output: rounding is less on any device, another grouping is more
+
+
+def from_layer(
+    forward: ForwardFunction, given: ModelInputs, at_layer: AtLayer | None, tap: LayerTap, memory: MemoryUse
+) -> FromLayer:
+    """Returns the forward function from the layers on.
+
+    The inputs of that function are the layers' values at the inputs and the baselines.
+    """
+    if given.batch == 0:
+        raise ArgumentError("inputs must hold at least one example, or the layer's values have no shape; got none")
+    at_input, own = _read(forward, given.x, tap, memory)
+    x = _flat(at_input)
+    if at_layer is None:
+        at_baseline, own_baseline = _read(forward, given.baselines, tap, memory)
+        baseline = _flat(at_baseline)
+    else:
+        baseline, own_baseline = at_layer.for_values(x), None
+    for value, other in zip(x, baseline, strict=True):
+        if value.shape != other.shape or value.dim() == 0:
+            raise LayerError(
+                f"the layer's {tap.what} is {describe(value)} for the inputs and {describe(other)} for the baselines; "
+                "a path needs one shape"
+            )
+    why_joint = forward.why_whole_steps() or _why_joint(x, given.batch, tap.what)
+    group = tuple(1 if why_joint else v.shape[0] // given.batch for v in x)
+    evaluator = FromLayer(
+        forward_func=forward.forward_func,
+        inputs=_layer_inputs(x, baseline, given.batch, group, f"the layer's {tap.what}"),
+        args=(*given.x, *forward.args),
+        targets=forward.targets,
+        lean=forward.lean,
+        unused_is_zero=forward.unused_is_zero,
+        tap=tap,
+        per_layer=tuple(len(values) for values in at_input),
+        group=group,
+        own=own,
+        own_baseline=own_baseline,
+    )
+    if not why_joint and max(group) > 1 and not _are_side_by_side(evaluator):
+        why_joint = f"the layer's {tap.what} has several entries per example, and they are not side by side"
+        evaluator = replace(
+            evaluator,
+            inputs=_layer_inputs(x, baseline, given.batch, (1,) * len(x), f"the layer's {tap.what}"),
+            group=(1,) * len(x),
+        )
+    return evaluator.in_whole_steps(why_joint) if why_joint else evaluator
+
+
+def _flat(values: list[Values]) -> Values:
+    return tuple(value for layer in values for value in layer)
+
+
+def _layer_inputs(x: Values, baseline: Values, batch: int, group: tuple[int, ...], name: str) -> Inputs:
+    x, baseline = (
+        tuple(v.unflatten(0, (batch, k)) if k > 1 else v for v, k in zip(side, group, strict=True))
+        for side in (x, baseline)
+    )
+    return Inputs(x, baseline, True, (), batch, "", name)
+
+
+def _why_joint(values: Values, batch: int, what: str) -> str:
+    for value in values:
+        if value.shape[0] == 0 or value.shape[0] % batch:
+            return f"the layer's {what} is {describe(value)}, not one entry for each of the {batch} examples"
+    return ""
+
+
+def _read(forward: ForwardFunction, xs: Values, tap: LayerTap, memory: MemoryUse) -> tuple[list[Values], Any]:
+    """Returns each layer's values for all examples, and the output; in parts where memory does not hold all."""
+    batch, examples = forward.inputs.batch, forward.all_examples()
+    n_parts = 1 if forward.why_whole_steps() else batch  # the most parts
+    row_bytes = sum(x.nbytes for x in xs) // batch
+
+    def read(rows: slice) -> tuple[list[Values], Any]:
+        if rows.stop - rows.start == n_parts:
+            args = tuple(map(copied, (*xs, *forward.args)))
+        else:
+            args = tuple(forward._repeat(arg, examples[rows]) for arg in (*xs, *forward.args))
+        return tap.read(lambda: forward._checked(forward.forward_func, *args))
+
+    loop = Loop(ChunkPlan(1, n_parts, n_parts, row_bytes), memory, forward.save_memory, "one example")
+    parts = [part for _, part in loop.over(n_parts, read)]
+    if len(parts) == 1:
+        return parts[0]
+    values = [
+        tuple(torch.cat(column) for column in zip(*layer, strict=True))
+        for layer in zip(*(v for v, _ in parts), strict=True)
+    ]
+    return values, torch.cat([output for _, output in parts])
+
+
+def _are_side_by_side(evaluator: FromLayer) -> bool:
+    """Returns whether a layer with several entries per example has those of one example next to each other."""
+    example = torch.zeros(2, dtype=torch.int64, device=evaluator.inputs.device)
+    ends = tuple(torch.stack([x[0], b[0]]) for x, b in zip(evaluator.inputs.x, evaluator.inputs.baselines, strict=True))
+    try:
+        together = evaluator.output(ends, example)
+        apart = [evaluator.output(tuple(e[i : i + 1] for e in ends), example[:1]) for i in range(2)]
+    except Exception as error:  # a model may raise anything for rows that it was not given
+        if is_out_of_memory(error):
+            raise
+        return False
+    outputs = torch.cat([evaluator.comparable(one) for one in apart])
+    return distance(evaluator.comparable(together), outputs) <= _SAME
