@@ -3,7 +3,7 @@
 The error of an example is the L2 norm of the difference from a reference, over the norm of the reference. The reference
 is the rule of 945 midpoints; the midpoints of its odd divisors are among its own, so one set of gradients gives the
 error of the rule at each of them. The ideal number of midpoints for an error lies between two divisors, on the line
-through their errors in logarithms: a number that nobody knows in advance. `--plot` draws results/tolerance.png.
+through their errors in logarithms: a number that nobody knows in advance. `--plot` draws docs/pictures/tolerance.png.
 """
 
 from __future__ import annotations
@@ -191,6 +191,13 @@ def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
         setattr(owner, name, before)
 
 
+NAMES = {
+    "image": "EfficientNet-Lite0",
+    "net": "residual network of digits",
+    "text": "MiniLM",
+    "mlp": "ReLU and GELU MLPs",
+    "smooth": "MiniLM and GELU MLPs",
+}
 CASES = {"image": image_cases, "net": net_cases, "text": text_cases, "mlp": mlp_cases}
 
 
@@ -238,31 +245,31 @@ def ideal(errors: dict[int, float], wanted: float) -> float:
     return float(max(errors))
 
 
-def summary(records: list[dict[str, Any]]) -> str:
-    """Returns what the records say of the tolerance, a line for each kind of case."""
-    lines = []
+def summary(records: list[dict[str, Any]]) -> list[str]:
+    """Returns a table of what the records say of the tolerance."""
+    lines = [
+        "| cases | tolerance | runs | within | worst error | path points | ideal midpoints | estimate near the error |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for kind in (*CASES, "smooth"):
         for tolerance in TOLERANCES:
-            runs = [
-                r
-                for r in records
-                if r.get("tolerance") == tolerance and (r["smooth"] if kind == "smooth" else r["kind"] == kind)
-            ]
+            of_kind = [r for r in records if (r["smooth"] if kind == "smooth" else r["kind"] == kind)]
+            runs = [r for r in of_kind if r.get("tolerance") == tolerance]
             if not runs:
                 continue
-            worst = max(r["error"] / tolerance for r in runs)
             fewer = math.exp(np.mean([math.log(r["ideal"] / r["evaluations"]) for r in runs]))
-            figures = {
-                "within": f"{np.mean([r['error'] <= tolerance for r in runs]):.0%}",
-                "worst error over tolerance": f"{worst:.2f}",
-                "path points": f"{np.mean([r['evaluations'] for r in runs]):.0f}",
-                "ideal midpoints over them": f"{fewer:.2f}",
-                "estimates near the error": f"{np.mean([0.7 <= r['estimate'] / r['error'] <= 1.4 for r in runs]):.0%}",
-                "converged": f"{np.mean([r['converged'] for r in runs]):.0%}",
-            }
-            said = ", ".join(f"{name} {value}" for name, value in figures.items())
-            lines.append(f"{kind:<7} {tolerance:<5} {len(runs):>3} runs: {said}")
-    return "\n".join(lines)
+            columns = (
+                NAMES[kind],
+                f"{tolerance:.0%}",
+                f"{len(runs)}",
+                f"{np.mean([r['error'] <= tolerance for r in runs]):.0%}",
+                f"{max(r['error'] / tolerance for r in runs):.2f} x",
+                f"{np.mean([r['evaluations'] for r in runs]):.0f}",
+                f"{fewer:.2f} x",
+                f"{np.mean([0.7 <= r['estimate'] / r['error'] <= 1.4 for r in runs]):.0%}",
+            )
+            lines.append(f"| {' | '.join(columns)} |")
+    return lines
 
 
 def plot(records: list[dict[str, Any]]) -> None:
@@ -282,7 +289,7 @@ def plot(records: list[dict[str, Any]]) -> None:
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("relative L2 error")
     figure.axes[0].legend(fontsize=8)
-    figure.savefig(harness.RESULTS / "tolerance.png", dpi=120)
+    figure.savefig(harness.RESULTS.parent.parent / "docs" / "pictures" / "tolerance.png", dpi=120)
 
 
 def main() -> None:
@@ -301,7 +308,7 @@ def main() -> None:
                     break
                 records += measured(case)
                 print(json.dumps(records[-1]), flush=True)
-        print(summary(records))
+        print("\n".join(summary(records)))
         if options.most is None:
             print(harness.write("tolerance", records))
     records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else records

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks import harness
+from benchmarks import bench_tolerance, harness
 from benchmarks.bench_networks import BUSY
 
 
@@ -117,6 +117,11 @@ def busy() -> list[str]:
     return lines
 
 
+def tolerance() -> list[str]:
+    """How the tolerance was met, and at what cost."""
+    return bench_tolerance.summary(harness.read("tolerance"))
+
+
 def ablation() -> list[str]:
     """The time of a call without each mechanism over that of a call with everything."""
     records = harness.read("ablation")
@@ -206,6 +211,7 @@ TABLES = {
         busy,
         text,
         operators,
+        tolerance,
         ablation,
         gpu,
         gpu_operators,

@@ -35,6 +35,7 @@ from igfast.explanation import Explanation as Explanation
 from igfast.patching import CaptumPatch as CaptumPatch
 from igfast.patching import patch_captum as patch_captum
 from igfast.patching import unpatch_captum as unpatch_captum
+from igfast.request.samples import Baselines as Baselines
 from igfast.run.quadrature import METHODS as METHODS
 from igfast.run.report import Convergence as Convergence
 from igfast.run.report import LeanReport as LeanReport

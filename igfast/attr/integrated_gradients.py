@@ -17,8 +17,9 @@ from igfast.model.forward import ForwardFunction, as_tuple, with_top_targets
 from igfast.model.state import buffers_restored
 from igfast.request.inputs import describe, one_for_each, parse_inputs, parse_internal_batch_size
 from igfast.request.options import Lean, Options
+from igfast.request.samples import Baselines as Samples
+from igfast.request.several_targets import parse_targets
 from igfast.request.target import Target, parse_target
-from igfast.request.targets import parse_targets
 from igfast.run.attributions import by_target, convergence_delta, scale
 from igfast.run.captums import left_to_captum
 from igfast.run.integration import Run
@@ -166,7 +167,8 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
             inputs: a tensor or a tuple of tensors, (batch, *features) each: floating, complex or integer (path points
                 are of the default dtype, as in Captum). Inputs with different numbers of rows move together.
             baselines: where the path starts; for each input a number, a tensor of its shape or one of shape
-                (1, *features). None is zero. Other dtypes are converted to the input's.
+                (1, *features). None is zero. Other dtypes are converted to the input's. `igfast.Baselines` averages
+                over several; attributions then have no graph.
             target: which part of the output is attributed. An int or a tuple of ints is the same place for every
                 example. An integer tensor (batch,) or a list of ints or tuples has one per example, or per entry of the
                 output. None is for one number per example.
@@ -207,7 +209,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
         why = self._why_captum()
         if why:
             return left_to_captum(why, _CAPTUMS, arguments)
-        exact = (tolerance, max_steps, correct_completeness, self.multiplies_by_inputs)
+        exact = (tolerance, max_steps, correct_completeness, self.multiplies_by_inputs, baselines)
         asked = (inputs, baselines, (parse_target(target),), additional_forward_args)
         quadrature, size = quadrature_of(method, n_steps, *exact), parse_internal_batch_size(internal_batch_size)
         run, (found,) = self._attributed(*asked, quadrature, size, return_convergence_delta)
@@ -265,7 +267,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
         why = self._why_captum()
         if why:
             raise ArgumentError(f"attribute_targets is not Captum's, and calls are left to Captum: {why}")
-        exact = (tolerance, max_steps, correct_completeness, self.multiplies_by_inputs)
+        exact = (tolerance, max_steps, correct_completeness, self.multiplies_by_inputs, baselines)
         asked = (inputs, baselines, parse_targets(targets), additional_forward_args)
         quadrature, size = quadrature_of(method, n_steps, *exact), parse_internal_batch_size(internal_batch_size)
         run, found = self._attributed(*asked, quadrature, size, return_convergence_delta)
@@ -282,15 +284,20 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
         with_delta: bool,
     ) -> tuple[Run, list[tuple[Any, Tensor | None]]]:
         """Returns the run, and for each target the attributions in the form of the inputs, and the delta if asked."""
-        with_graph = torch.is_grad_enabled() and self.multiplies_by_inputs and _require_grad(inputs, baselines)
+        with_graph = torch.is_grad_enabled() and self.multiplies_by_inputs and not quadrature.is_scaled
+        with_graph = with_graph and _require_grad(inputs, baselines)
+        samples = baselines if isinstance(baselines, Samples) else None
         # Leaves the caller's inference mode, in which nothing can be differentiated.
         with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
-            evaluator = self._evaluator(inputs, baselines, targets, additional_forward_args)
+            evaluator = self._evaluator(inputs, None if samples else baselines, targets, additional_forward_args)
+            if samples is not None:
+                samples.check(evaluator.inputs.join(evaluator.inputs.x))
             with self._options.memory(evaluator.inputs.device) as memory:
-                run = Run(with_top_targets(evaluator, targets), self._options, memory, size, "inputs")
+                evaluator = with_top_targets(evaluator, targets)
+                run = Run(evaluator, self._options, memory, size, "inputs", samples=samples)
                 sums = by_target(run.integrate(quadrature), len(evaluator.inputs.x))
                 ends = run.ends() if with_delta else [None] * len(sums)
-                scaled = self.multiplies_by_inputs and not with_graph
+                scaled = self.multiplies_by_inputs and not with_graph and not quadrature.is_scaled
                 attributions = [scale(run.evaluator, of_target, scaled) for of_target in sums]
         if with_graph:
             attributions = [_scaled_with_graph(one, inputs, baselines) for one in attributions]
@@ -336,9 +343,11 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
     ) -> tuple[Tensor, Tensor]:
         """Returns F(inputs) and F(baselines), one number for each entry of the output."""
         with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
-            evaluator = self._evaluator(inputs, baselines, (parse_target(target),), additional_forward_args)
+            samples = baselines if isinstance(baselines, Samples) else None
+            start = None if samples else baselines
+            evaluator = self._evaluator(inputs, start, (parse_target(target),), additional_forward_args)
             with self._options.memory(evaluator.inputs.device) as memory:
-                return Run(evaluator, self._options, memory, None, "inputs").ends()[0]
+                return Run(evaluator, self._options, memory, None, "inputs", samples=samples).ends()[0]
 
     def _evaluator(
         self, inputs: Any, baselines: Any, targets: tuple[Target, ...] | int, additional_forward_args: Any

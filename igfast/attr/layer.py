@@ -20,8 +20,8 @@ from igfast.model.tap import LayerTap, Values
 from igfast.request.inputs import describe, parse_internal_batch_size
 from igfast.request.model_inputs import AtLayer, ModelInputs, parse_model_inputs
 from igfast.request.options import Lean, Options
+from igfast.request.several_targets import parse_targets
 from igfast.request.target import Target, parse_target
-from igfast.request.targets import parse_targets
 from igfast.run.attributions import by_target, convergence_delta, scale
 from igfast.run.captums import left_to_captum
 from igfast.run.integration import Run

@@ -19,6 +19,7 @@ from igfast.model.state import buffers_restored
 from igfast.model.tap import LayerTap
 from igfast.request.inputs import describe, parse_inputs, parse_internal_batch_size
 from igfast.request.options import Lean, Options
+from igfast.request.samples import Baselines as Samples
 from igfast.request.target import Target
 from igfast.run.attributions import scale
 from igfast.run.integration import Run
@@ -108,14 +109,14 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains)
         Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, eq. 1 and 3.
         """
         with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
-            quadrature = quadrature_of(
-                method, n_steps, tolerance, max_steps, correct_completeness, self.multiplies_by_inputs
-            )
+            exact = (tolerance, max_steps, correct_completeness, self.multiplies_by_inputs, baselines)
+            quadrature = quadrature_of(method, n_steps, *exact)
             size = parse_internal_batch_size(internal_batch_size)
             asked = (inputs, neuron_selector, baselines, additional_forward_args, attribute_to_neuron_input)
             with self._run(*asked, size) as run:
                 sums = run.integrate(quadrature)
-                attributions = scale(run.evaluator, sums, self.multiplies_by_inputs)
+                scaled = self.multiplies_by_inputs and not quadrature.is_scaled
+                attributions = scale(run.evaluator, sums, scaled)
             return run.results(run.evaluator.inputs.format(attributions), None, return_report)
 
     def _ends(
@@ -143,7 +144,10 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains)
     ) -> Iterator[Run]:
         """Gives the run of a call, whose layer is hooked during the block."""
         device_ids = self.device_ids or getattr(self.forward_func, "device_ids", None)
-        parsed = parse_inputs(inputs, baselines)
+        samples = baselines if isinstance(baselines, Samples) else None
+        parsed = parse_inputs(inputs, None if samples else baselines)
+        if samples is not None:
+            samples.check(parsed.join(parsed.x))
         tapped = LayerTap([self.layer], at_input, device_ids).attached()
         with self._options.memory(parsed.device) as memory, tapped as tap:
             evaluator = ToLayer(
@@ -156,4 +160,4 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains)
             )
             # The id: facts must not keep a layer alive. Functions that select cannot be told apart.
             kind = None if callable(selector) else (id(self.layer), at_input, str(selector))
-            yield Run(evaluator, self._options, memory, size, kind, (self.layer,))
+            yield Run(evaluator, self._options, memory, size, kind, (self.layer,), samples)

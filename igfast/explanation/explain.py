@@ -16,6 +16,7 @@ from igfast.errors import ArgumentError, ArgumentTypeError, InputTypeError
 from igfast.explanation.result import Explanation
 from igfast.model.state import modules_behind
 from igfast.request.model_inputs import AtLayer
+from igfast.request.samples import Baselines
 from igfast.run.attributions import convergence_delta
 
 _IN_THE_RESULT = ("return_convergence_delta", "return_report")
@@ -70,6 +71,8 @@ class Explains:
         selector, baselines = given.get("neuron_selector"), given["baselines"]
         if isinstance(baselines, AtLayer):
             baselines = baselines.value
+        if isinstance(baselines, Baselines):
+            baselines = baselines.data
         return Explanation(
             attributions=attributions,
             inputs=_copied(given["inputs"]),
@@ -105,6 +108,7 @@ class Explains:
             "tolerance": given["tolerance"],
             "multiply_by_inputs": self.multiplies_by_inputs,
             "model": _name_of(self.forward_func),
+            "averaged_over": given["baselines"].n_each if isinstance(given["baselines"], Baselines) else None,
             "baselines_at_layer": isinstance(given["baselines"], AtLayer),
             "layer": ", ".join(type(layer).__name__ for layer in (layers if isinstance(layers, list) else [layers])),
             "versions": {name: version(name) for name in ("igfast", "torch", "captum")},

@@ -29,15 +29,15 @@ class Explanation:
         attributions: as `attribute` returns them: a tensor, or a tuple or a list of tensors.
         inputs: the inputs, a tensor or a tuple of tensors, (batch, *features) each.
         baselines: where the paths began: for each input a number or a tensor. With `meta["baselines_at_layer"]`, for
-            each of the layer's values instead.
+            each of the layer's values instead; with `meta["averaged_over"]`, all baselines, (K, *features).
         target: the target, as it was passed.
         predictions: F(inputs), the attributed number of each example, (batch,).
         baseline_predictions: F(baselines), likewise.
         deltas: the convergence delta of each example, (batch,): the sum of the attributions less
             `predictions - baseline_predictions`.
         report: what the call did and what it cost; None if that is not known.
-        meta: `method` (the class), `rule`, `n_steps`, `multiply_by_inputs`, `model`, `baselines_at_layer`, `layer` and
-            `versions`.
+        meta: `method` (the class), `rule`, `n_steps`, `multiply_by_inputs`, `model`, `baselines_at_layer`,
+            `averaged_over`, `layer` and `versions`.
         feature_names: the names of a table's columns, or for each text the tuple of its tokens; None if not given.
 
     Where examples depend on each other, predictions and baseline predictions have one number for each entry of the

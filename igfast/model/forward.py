@@ -14,8 +14,8 @@ from igfast.lean import LeanExecution
 from igfast.memory.recovery import is_out_of_memory
 from igfast.model.independence import RowsDependError
 from igfast.request.inputs import Inputs, describe
+from igfast.request.several_targets import top_targets
 from igfast.request.target import Target
-from igfast.request.targets import top_targets
 from igfast.rng import random_state
 
 _Forward = TypeVar("_Forward", bound="ForwardFunction")

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from igfast.errors import ArgumentError, LeanError
+from igfast.request.samples import Baselines
 from igfast.run.report import LeanReport, RunReport
 
 _OURS = {"tolerance", "max_steps", "correct_completeness", "return_report"}
@@ -30,6 +31,8 @@ def left_to_captum(why: str, captums: type, given: dict[str, Any]) -> Any:
         raise LeanError(f"lean=True, but lean execution is not possible: {why}")
     if given["tolerance"] is not None:
         raise ArgumentError(f"tolerance is not Captum's, and the call is left to Captum: {why}. Pass n_steps instead")
+    if isinstance(given["baselines"], Baselines):
+        raise ArgumentError(f"igfast.Baselines are not Captum's, and the call is left to Captum: {why}")
     if given["method"] == "trapezoid":
         raise ArgumentError(f"method='trapezoid' is not one of Captum's rules, and the call is left to Captum: {why}")
     began = time.perf_counter()

@@ -17,7 +17,6 @@ from igfast.errors import IgfastMemoryError, warn
 from igfast.memory.recovery import free_memory, is_out_of_memory
 from igfast.memory.scope import MemoryUse
 from igfast.rng import random_state
-from igfast.run.path import Path
 from igfast.run.plan import ChunkPlan
 from igfast.run.quadrature import Rule
 
@@ -35,6 +34,17 @@ class Evaluator(Protocol):
 
     def save_memory(self) -> str:
         """Takes one more measure that saves memory and costs time; returns its description, or "" if none is left."""
+
+
+class Lines(Protocol):
+    """Straight lines through the inputs' space."""
+
+    @property
+    def x(self) -> Tensor:
+        """The inputs."""
+
+    def points(self, line: Tensor, alpha: Tensor, channels_last: bool) -> Tensor:
+        """Returns a point on each of some lines, (rows, *features), as a new tensor."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +71,18 @@ class Rows:
         example: (rows,) int64.
         alpha: (rows,) float64.
         weight: (rows,) float64, what the row's gradient counts.
+        line: (rows,) int64, the line of the paths that the row lies on; None where each example has one.
     """
 
     example: Tensor
     alpha: Tensor
     weight: Tensor
+    line: Tensor | None = None
+
+    @property
+    def lines(self) -> Tensor:
+        """The line of the paths that each row lies on, (rows,) int64."""
+        return self.example if self.line is None else self.line
 
     @classmethod
     def of_rule(cls, rule: Rule, batch: int, device: torch.device) -> Rows:
@@ -169,7 +186,7 @@ class Gradients:
         not_finite: where gradients were not finite, or None.
     """
 
-    paths: Sequence[Path]
+    paths: Sequence[Lines]
     evaluator: Evaluator
     loop: Loop
     before: Callable[[int], object] = lambda n_rows: None  # noqa: ARG005
@@ -194,7 +211,8 @@ class Gradients:
             if not self.chunks:
                 self.loop.memory.restart_peak()  # its peak per row decides on the size of the others
             example, alpha = rows.example[chunk], rows.alpha[chunk]
-            points = tuple(path.points(example, alpha, self.loop.plan.channels_last) for path in self.paths)
+            lines, channels_last = rows.lines[chunk], self.loop.plan.channels_last
+            points = tuple(path.points(lines, alpha, channels_last) for path in self.paths)
             grads = self.evaluator.gradient(points, example)
             self.after(points, example)
             return grads

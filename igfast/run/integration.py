@@ -27,8 +27,10 @@ from igfast.model.weights import weight_bytes
 from igfast.ops._load import kernels_for
 from igfast.request.inputs import warn_if_not_finite
 from igfast.request.options import Options
+from igfast.request.samples import Baselines
 from igfast.rng import random_state
 from igfast.run.engine import Gradients, Loop, NotFinite
+from igfast.run.over_baselines import sampled_paths
 from igfast.run.path import accumulator, straight_line
 from igfast.run.plan import CPU, PARALLEL, WATCHED, ChunkPlan
 from igfast.run.report import Convergence, LeanReport, RunReport
@@ -61,6 +63,7 @@ class Run:
         internal_batch_size: the rows that the caller allows in one chunk, or None.
         kind: what the facts depend on besides the evaluator's inputs and arguments.
         hooked: layers whose values are replaced or read by hooks.
+        samples: several baselines of each example; None where each has one.
     """
 
     evaluator: ForwardFunction
@@ -69,11 +72,13 @@ class Run:
     internal_batch_size: int | None
     kind: Hashable = None
     hooked: tuple[nn.Module, ...] = ()
+    samples: Baselines | None = None
     _facts: Facts | None = field(default=None, init=False)
     _own: Any = field(default=None, init=False)  # the output of the caller's own call, if this call made it
     _facts_key: Hashable = field(default=None, init=False)
     _notes: list[str] = field(default_factory=list, init=False)
     _began: float = field(default_factory=time.perf_counter, init=False)
+    _spread: tuple[float, ...] | None = field(default=None, init=False)
     _plan: ChunkPlan | None = field(default=None, init=False)
     _done: _Done | None = field(default=None, init=False)
     _ends: list[tuple[Tensor, Tensor]] | None = field(default=None, init=False)
@@ -126,7 +131,10 @@ class Run:
 
     def _known_ends(self) -> list[tuple[Tensor, Tensor]]:
         own = self.evaluator.own_output if self._own is None else lambda: self._own
-        at_ends = self._at_end(1.0, own), self._at_end(0.0, self.evaluator.baseline_output)
+        if self.samples is None:
+            at_ends = self._at_end(1.0, own), self._at_end(0.0, self.evaluator.baseline_output)
+        else:
+            at_ends = self._at_end(1.0, own), self._at_baselines(self.samples)
         self._ends = list(zip(*at_ends, strict=True))
         return self._ends
 
@@ -163,6 +171,7 @@ class Run:
             notes=tuple(self._notes),
             ends=self._ends[0] if self._ends else None,
             convergence=done.convergence,
+            spread=self._spread,
         )
 
     def _known(self) -> Facts:
@@ -302,6 +311,24 @@ class Run:
     def _loop(self, plan: ChunkPlan) -> Loop:
         shapes = ", ".join(str((1, *x.shape[1:])) for x in self.evaluator.inputs.x)
         return Loop(plan, self.memory, self.evaluator.save_memory, f"one path point, {shapes},", self._notes)
+
+    def _at_baselines(self, samples: Baselines) -> list[Tensor]:
+        """Returns the mean over the baselines of each target's values, and keeps how far those spread."""
+        evaluator = self.evaluator
+        inputs = evaluator.inputs
+        paths = sampled_paths(inputs, samples)
+        lines = torch.arange(samples.n_each * inputs.batch, device=inputs.device)
+        rows = 1 if inputs.joint else max(1, self._plan.rows if self._plan else inputs.batch)
+        plan = ChunkPlan(1, len(lines), min(rows, len(lines)), inputs.row_bytes)
+
+        def values(chunk: slice) -> list[Tensor]:
+            points = tuple(path.ends(lines[chunk])[1] for path in paths)
+            return evaluator.value(points, lines[chunk] % inputs.batch)
+
+        parts = [part for _, part in self._loop(plan).over(len(lines), values)]
+        each = [torch.cat(one).double().unflatten(0, (samples.n_each, -1)) for one in zip(*parts, strict=True)]
+        self._spread = tuple(each[0].std(dim=0, correction=0).tolist())
+        return [one.mean(dim=0) for one in each]
 
     def _at_end(self, alpha: float, whole: Callable[[], Any]) -> list[Tensor]:
         """Returns each target's values at one end of the paths, in parts where the whole batch does not fit."""

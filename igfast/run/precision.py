@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from igfast.errors import ArgumentError
+from igfast.request.samples import Baselines
+from igfast.run.over_baselines import OverBaselines
 from igfast.run.quadrature import quadrature_rule
 from igfast.run.steps import FixedSteps, Quadrature
 from igfast.run.tolerance import ToTolerance
@@ -21,7 +23,13 @@ DEFAULT_STEPS = _Default(50)
 
 
 def quadrature_of(
-    method: str, n_steps: Any, tolerance: Any, max_steps: Any, correct_completeness: bool, scaled: bool
+    method: str,
+    n_steps: Any,
+    tolerance: Any,
+    max_steps: Any,
+    correct_completeness: bool,
+    scaled: bool,
+    baselines: Any = None,
 ) -> Quadrature:
     """Returns how a call integrates.
 
@@ -32,9 +40,14 @@ def quadrature_of(
         max_steps: as in `attribute`.
         correct_completeness: as in `attribute`.
         scaled: whether attributions are multiplied by (x - baseline).
+        baselines: as in `attribute`.
 
     Raises ArgumentError and ArgumentTypeError for arguments that are not allowed, or not together.
     """
+    if isinstance(baselines, Baselines):
+        if tolerance is not None:
+            raise ArgumentError("tolerance is for one baseline; with igfast.Baselines, pass n_steps")
+        return OverBaselines(quadrature_rule(method, n_steps), baselines, scaled)
     if tolerance is None:
         return FixedSteps(quadrature_rule(method, n_steps))
     if n_steps is not DEFAULT_STEPS:

@@ -77,6 +77,8 @@ class RunReport:
         convergence: how near each example is to the integral, if the call had a tolerance. For several targets, the
             largest errors of each example.
         targets: of `attribute_targets`: for each target a place of the output, or a tuple of one for each example.
+        spread: with `igfast.Baselines`, the standard deviation of F over an example's baselines, if the delta was asked
+            for.
     """
 
     n_rows: int
@@ -93,6 +95,7 @@ class RunReport:
     ends: tuple[Tensor, Tensor] | None = field(default=None, repr=False, compare=False)
     convergence: Convergence | None = None
     targets: tuple[Any, ...] | None = None
+    spread: tuple[float, ...] | None = None
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{count} of {rows}" for rows, count in sorted(self.chunks.items(), reverse=True))

@@ -29,6 +29,10 @@ class Quadrature(Protocol):
     def in_steps(self) -> bool:
         """Whether all examples have the same steps, so that a chunk of whole steps is several calls stacked."""
 
+    @property
+    def is_scaled(self) -> bool:
+        """Whether the sums are multiplied by (x - baseline) already."""
+
     def integrate(
         self, gradients: Gradients, inputs: Inputs, sums: tuple[Tensor, ...], ends: Ends, memory: MemoryUse
     ) -> Convergence | None:
@@ -47,6 +51,7 @@ class FixedSteps:
 
     rule: Rule
     in_steps = True
+    is_scaled = False
 
     @property
     def n_steps(self) -> int:

@@ -49,6 +49,7 @@ class ToTolerance:
     correct: bool
     scaled: bool
     in_steps = False
+    is_scaled = False
 
     def __post_init__(self) -> None:
         if isinstance(self.tolerance, bool) or not isinstance(self.tolerance, (int, float)):

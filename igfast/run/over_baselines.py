@@ -1,0 +1,115 @@
+"""Averages over several baselines of each example in one run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from igfast import ops
+from igfast.memory.scope import MemoryUse
+from igfast.model.channels_last import in_channels_last
+from igfast.request.inputs import Inputs
+from igfast.request.samples import Baselines
+from igfast.run.engine import Gradients, NotFinite, Rows
+from igfast.run.quadrature import Rule
+from igfast.run.report import Convergence
+from igfast.run.steps import Ends
+
+
+@dataclass(frozen=True)
+class SampledPath:
+    """The lines from several baselines to each input; line k * batch + e leads from baseline k of example e.
+
+    Attributes:
+        x: (batch, *features); for a joint example (1, examples, *features).
+        baselines: (K, *features).
+        chosen: which baseline each line begins at, (lines,) int64; for a joint example (lines, examples).
+    """
+
+    x: Tensor
+    baselines: Tensor
+    chosen: Tensor
+
+    def ends(self, line: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the inputs and the baselines of some lines, (lines, *features) each."""
+        x = self.x.index_select(0, line % len(self.x))
+        return x, self.baselines[self.chosen[line]]
+
+    def points(self, line: Tensor, alpha: Tensor, channels_last: bool) -> Tensor:
+        """Returns a point on each of some lines, (lines, *features), as a new tensor that a model may keep."""
+        x, baseline = self.ends(line)
+        points = ops.interpolate(x, baseline, torch.arange(len(line), device=line.device), alpha)
+        return in_channels_last(points) if channels_last else points
+
+    def difference(self, line: Tensor) -> Tensor:
+        """Returns (x - baseline) of some lines, (lines, *features), at least float32."""
+        x, baseline = self.ends(line)
+        dtype = ops.accumulator_dtype(x.dtype)
+        return x.to(dtype) - baseline.to(dtype)
+
+
+def sampled_paths(inputs: Inputs, samples: Baselines) -> list[SampledPath]:
+    """Returns for each input the lines from its baselines; raises BaselineError where those do not fit."""
+    xs = tuple(inputs.join(inputs.x))
+    chosen = torch.from_numpy(np.ascontiguousarray(samples.chosen(len(xs[0])))).to(inputs.device)
+    return [
+        SampledPath(x, baselines, chosen if inputs.joint else chosen.flatten())
+        for x, baselines in zip(inputs.x, samples.check(xs), strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class OverBaselines:
+    """The mean over several baselines of what a rule gives for each.
+
+    Attributes:
+        rule: the same for all lines.
+        samples: the baselines.
+        multiplied: whether gradients are multiplied by (x - baseline).
+    """
+
+    rule: Rule
+    samples: Baselines
+    multiplied: bool
+    in_steps: bool = field(default=True, init=False)
+    is_scaled: bool = field(default=True, init=False)
+
+    @property
+    def n_steps(self) -> int:
+        """The path points of an example."""
+        return len(self.rule.nodes) * self.samples.n_each
+
+    def place_of(self, not_finite: NotFinite) -> str:
+        """Returns the alpha."""
+        return f"alpha {not_finite.alpha:.4g}"
+
+    def integrate(
+        self,
+        gradients: Gradients,
+        inputs: Inputs,
+        sums: tuple[Tensor, ...],
+        ends: Ends,  # noqa: ARG002
+        memory: MemoryUse,  # noqa: ARG002
+    ) -> Convergence | None:
+        """Adds the mean over the baselines to `sums`, multiplied by (x - baseline) where asked for."""
+        paths = sampled_paths(inputs, self.samples)
+        gradients.paths = paths
+        rows = self._rows(inputs.batch, gradients.device)
+        finite = torch.ones(len(rows), dtype=torch.uint8, device=gradients.device)
+        for chunk, grads in gradients.of(rows):
+            for number, (acc, grad) in enumerate(zip(sums, grads, strict=True)):
+                if self.multiplied:
+                    grad = grad.to(acc.dtype) * paths[number % len(paths)].difference(rows.lines[chunk])
+                ops.accumulate_(acc, grad, rows.example[chunk], rows.weight[chunk], finite[chunk])
+            del grads, grad
+        gradients.look_at(finite, rows, None)
+        return None
+
+    def _rows(self, batch: int, device: torch.device) -> Rows:
+        """Returns the rows: nodes outermost, then baselines, then examples."""
+        n_each = self.samples.n_each
+        repeated = Rows.of_rule(self.rule, n_each * batch, device)  # of each line
+        return Rows(repeated.example % batch, repeated.alpha, repeated.weight / n_each, repeated.example)
