@@ -7,8 +7,11 @@ Source: Sundararajan, Taly, Yan 2017, "Axiomatic Attribution for Deep Networks",
 
 from importlib.metadata import version as _version
 
+from igfast.attr import GradientShap as GradientShap
 from igfast.attr import IntegratedGradients as IntegratedGradients
+from igfast.attr import LayerGradientShap as LayerGradientShap
 from igfast.attr import LayerIntegratedGradients as LayerIntegratedGradients
+from igfast.attr import NeuronGradientShap as NeuronGradientShap
 from igfast.attr import NeuronIntegratedGradients as NeuronIntegratedGradients
 from igfast.errors import ArgumentError as ArgumentError
 from igfast.errors import ArgumentTypeError as ArgumentTypeError

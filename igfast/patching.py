@@ -9,13 +9,23 @@ from typing import Any
 
 import captum.attr
 
-from igfast.attr import IntegratedGradients, LayerIntegratedGradients, NeuronIntegratedGradients
+from igfast.attr import (
+    GradientShap,
+    IntegratedGradients,
+    LayerGradientShap,
+    LayerIntegratedGradients,
+    NeuronGradientShap,
+    NeuronIntegratedGradients,
+)
 
 # The keys are Captum's classes when igfast was imported, before any patch: the bases of igfast's.
 _OURS: dict[type, type] = {
     captum.attr.IntegratedGradients: IntegratedGradients,
     captum.attr.LayerIntegratedGradients: LayerIntegratedGradients,
     captum.attr.NeuronIntegratedGradients: NeuronIntegratedGradients,
+    captum.attr.GradientShap: GradientShap,
+    captum.attr.LayerGradientShap: LayerGradientShap,
+    captum.attr.NeuronGradientShap: NeuronGradientShap,
 }
 _CAPTUMS = {ours: theirs for theirs, ours in _OURS.items()}
 _active: list[CaptumPatch] = []
@@ -68,7 +78,7 @@ class CaptumPatch:
 
 
 def patch_captum() -> CaptumPatch:
-    """Puts igfast's three classes in the place of Captum's, everywhere in this process.
+    """Puts igfast's classes in the place of Captum's, everywhere in this process.
 
     Every name in every loaded module that refers to one of Captum's classes then refers to igfast's. An example is the
     name after `from captum.attr import IntegratedGradients`, in whichever file. Modules imported later get igfast's

@@ -273,6 +273,13 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
         run, found = self._attributed(*asked, quadrature, size, return_convergence_delta)
         return run.results_of_targets(found, return_report)
 
+    def _attributed_with(
+        self, quadrature: Quadrature, inputs: Any, baselines: Any, target: Any, args: Any, with_delta: bool
+    ) -> tuple[Any, Tensor | None]:
+        """Returns attributions and delta of a call that integrates in a way of its own."""
+        asked = (inputs, baselines, (parse_target(target),), args, quadrature, None, with_delta)
+        return self._attributed(*asked)[1][0]
+
     def _attributed(
         self,
         inputs: Any,

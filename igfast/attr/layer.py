@@ -17,7 +17,7 @@ from igfast.model.forward import ForwardFunction, as_tuple, with_top_targets
 from igfast.model.partial import FromLayer
 from igfast.model.state import buffers_restored
 from igfast.model.tap import LayerTap, Values
-from igfast.request.inputs import describe, parse_internal_batch_size
+from igfast.request.inputs import describe, parse_inputs, parse_internal_batch_size
 from igfast.request.model_inputs import AtLayer, ModelInputs, parse_model_inputs
 from igfast.request.options import Lean, Options
 from igfast.request.several_targets import parse_targets
@@ -25,8 +25,10 @@ from igfast.request.target import Target, parse_target
 from igfast.run.attributions import by_target, convergence_delta, scale
 from igfast.run.captums import left_to_captum
 from igfast.run.integration import Run
-from igfast.run.layer_values import from_layer
+from igfast.run.layer_values import flat, from_layer, read_layers
+from igfast.run.path import straight_line
 from igfast.run.precision import DEFAULT_STEPS, MAX_STEPS, quadrature_of
+from igfast.run.sampled_points import SampledPoints
 from igfast.run.steps import Quadrature
 
 _GRAD_OPTIONS = frozenset({"allow_unused", "materialize_grads"})
@@ -219,6 +221,38 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains):
                 shaped = tuple(a.view(x.shape) for a, x in zip(one, values, strict=True))
                 found.append((_per_layer(shaped, layers, isinstance(self.layer, list)), delta))
         return run, found
+
+    def _attributed_at(
+        self, alphas: Tensor, inputs: Any, baselines: Any, target: Any, args: Any, at_input: bool, with_delta: bool
+    ) -> tuple[Any, Tensor | None]:
+        """Returns the gradient at the layer where the inputs are at alphas of their paths, and the delta.
+
+        The gradient is multiplied by the difference of the layer's values at the inputs and the baselines.
+        """
+        with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
+            given = parse_inputs(inputs, baselines)
+            example = torch.arange(given.batch, device=given.device)
+            lines = map(straight_line, given.x, given.baselines)
+            points = tuple(line.points(example, alphas, channels_last=False) for line in lines)
+            with self._run(points, AtLayer(0.0), (parse_target(target),), args, at_input, None, None) as run:
+                layers: FromLayer = run.evaluator  # type: ignore[assignment]
+                grads = run.integrate(SampledPoints(torch.ones(layers.inputs.batch, dtype=torch.float64)))
+            shaped = [grad.view(x.shape) for grad, x in zip(grads, layers.values_of_layers(), strict=True)]
+            if self.multiplies_by_inputs:
+                starts = tuple(torch.empty_like(x).copy_(b) for x, b in zip(given.x, given.baselines, strict=True))
+                ends = zip(*(self._values(xs, args, at_input) for xs in (given.x, starts)), strict=True)
+                shaped = [grad * (value - start) for grad, (value, start) in zip(shaped, ends, strict=True)]
+            delta = None
+            if with_delta:
+                delta = convergence_delta(tuple(shaped), *self._ends(inputs, baselines, target, args, at_input))
+        return _per_layer(tuple(shaped), layers, False), delta
+
+    def _values(self, xs: tuple[Tensor, ...], args: Any, at_input: bool) -> tuple[Tensor, ...]:
+        """Returns the layers' values at some inputs."""
+        given = parse_model_inputs(xs, None)
+        forward = self._forward(given, (Target(),), args, None)
+        with self._options.memory(forward.inputs.device) as memory, self._tapped(at_input) as tap:
+            return flat(read_layers(forward, given.x, tap, memory)[0])
 
     def _ends(
         self,

@@ -24,6 +24,7 @@ from igfast.request.target import Target
 from igfast.run.attributions import scale
 from igfast.run.integration import Run
 from igfast.run.precision import DEFAULT_STEPS, MAX_STEPS, quadrature_of
+from igfast.run.steps import Quadrature
 
 
 class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains):
@@ -108,12 +109,25 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains)
 
         Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, eq. 1 and 3.
         """
+        exact = (tolerance, max_steps, correct_completeness, self.multiplies_by_inputs, baselines)
+        asked = (inputs, neuron_selector, baselines, additional_forward_args, attribute_to_neuron_input)
+        quadrature, size = quadrature_of(method, n_steps, *exact), parse_internal_batch_size(internal_batch_size)
+        return self._attributed_with(quadrature, *asked, size, return_report)
+
+    def _attributed_with(
+        self,
+        quadrature: Quadrature,
+        inputs: Any,
+        selector: Selector,
+        baselines: Any,
+        args: Any,
+        at_input: bool,
+        size: int | None = None,
+        return_report: bool = False,
+    ) -> Any:
+        """Returns what `attribute` returns for a call that integrates in a way of its own."""
         with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
-            exact = (tolerance, max_steps, correct_completeness, self.multiplies_by_inputs, baselines)
-            quadrature = quadrature_of(method, n_steps, *exact)
-            size = parse_internal_batch_size(internal_batch_size)
-            asked = (inputs, neuron_selector, baselines, additional_forward_args, attribute_to_neuron_input)
-            with self._run(*asked, size) as run:
+            with self._run(inputs, selector, baselines, args, at_input, size) as run:
                 sums = run.integrate(quadrature)
                 scaled = self.multiplies_by_inputs and not quadrature.is_scaled
                 attributions = scale(run.evaluator, sums, scaled)

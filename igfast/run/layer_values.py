@@ -31,11 +31,11 @@ def from_layer(
     """
     if given.batch == 0:
         raise ArgumentError("inputs must hold at least one example, or the layer's values have no shape; got none")
-    at_input, own = _read(forward, given.x, tap, memory)
-    x = _flat(at_input)
+    at_input, own = read_layers(forward, given.x, tap, memory)
+    x = flat(at_input)
     if at_layer is None:
-        at_baseline, own_baseline = _read(forward, given.baselines, tap, memory)
-        baseline = _flat(at_baseline)
+        at_baseline, own_baseline = read_layers(forward, given.baselines, tap, memory)
+        baseline = flat(at_baseline)
     else:
         baseline, own_baseline = at_layer.for_values(x), None
     for value, other in zip(x, baseline, strict=True):
@@ -69,7 +69,8 @@ def from_layer(
     return evaluator.in_whole_steps(why_joint) if why_joint else evaluator
 
 
-def _flat(values: list[Values]) -> Values:
+def flat(values: list[Values]) -> Values:
+    """Returns the tensors of all layers in one tuple."""
     return tuple(value for layer in values for value in layer)
 
 
@@ -88,7 +89,7 @@ def _why_joint(values: Values, batch: int, what: str) -> str:
     return ""
 
 
-def _read(forward: ForwardFunction, xs: Values, tap: LayerTap, memory: MemoryUse) -> tuple[list[Values], Any]:
+def read_layers(forward: ForwardFunction, xs: Values, tap: LayerTap, memory: MemoryUse) -> tuple[list[Values], Any]:
     """Returns each layer's values for all examples, and the output; in parts where memory does not hold all."""
     batch, examples = forward.inputs.batch, forward.all_examples()
     n_parts = 1 if forward.why_whole_steps() else batch  # the most parts

@@ -1,0 +1,362 @@
+"""GradientSHAP with Captum's interface and distribution: gradients at random points, in chunks that fit in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import captum.attr
+import numpy as np
+import torch
+from captum._utils.gradient import compute_gradients
+from captum.attr import NoiseTunnel
+from captum.attr._utils.common import _format_callable_baseline
+from captum.log import log_usage
+from torch import Tensor, nn
+
+from igfast.attr.integrated_gradients import IntegratedGradients
+from igfast.attr.layer import LayerIntegratedGradients
+from igfast.attr.neuron import NeuronIntegratedGradients
+from igfast.errors import ArgumentError
+from igfast.model.partial import Selector
+from igfast.request.options import Lean
+from igfast.run.sampled_points import SampledPoints
+
+_TUNNEL = NoiseTunnel  # under this name, whatever users put in its place
+
+
+class GradientShap(captum.attr.GradientShap):
+    """Attributes a model's output to its inputs by gradients at random points of random paths.
+
+    A path leads from a random baseline to the input with noise.
+
+    A drop-in for `captum.attr.GradientShap`: the same arguments, and for the same seeds of NumPy and PyTorch the same
+    random draws and results. The samples go through the model in chunks that fit in memory, not all at once.
+    An instance with a replaced `gradient_func` is left to Captum's own code.
+
+    Args:
+        forward_func: as in `igfast.IntegratedGradients`.
+        multiply_by_inputs: whether to multiply gradients by (inputs - baselines).
+        lean, memory_budget, show_progress: as in `igfast.IntegratedGradients`.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: as in `igfast.IntegratedGradients`.
+
+    Source: Lundberg and Lee 2017, arXiv:1705.07874, and Captum's implementation, for the distribution; the expectation
+        is that of Erion and others 2021, arXiv:1906.10670.
+
+    Example:
+        >>> explainer = igfast.GradientShap(torch.nn.Linear(3, 2))
+        >>> explainer.attribute(torch.ones(1, 3), torch.rand(10, 3), n_samples=20, target=0).shape
+        torch.Size([1, 3])
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        multiply_by_inputs: bool = True,
+        *,
+        lean: Lean = "auto",
+        memory_budget: int | float | str | None = None,
+        show_progress: bool = False,
+    ) -> None:
+        super().__init__(forward_func, multiply_by_inputs)
+        how: dict[str, Any] = {"lean": lean, "memory_budget": memory_budget, "show_progress": show_progress}
+        self._explainer = IntegratedGradients(forward_func, multiply_by_inputs, **how)
+
+    @log_usage(part_of_slo=True)
+    def attribute(
+        self,
+        inputs: Any,
+        baselines: Any,
+        n_samples: int = 5,
+        stdevs: float | tuple[float, ...] = 0.0,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        return_convergence_delta: bool = False,
+    ) -> Any:
+        """Attributes `forward_func(inputs)[:, target]` to `inputs`.
+
+        Args:
+            inputs: as in `igfast.IntegratedGradients.attribute`.
+            baselines: the distribution: a tensor (K, *features), a tuple of one for each input, or a function of the
+                inputs (or of none) that returns that.
+            n_samples: random points of each example.
+            stdevs: of the noise that is added to the inputs; one, or one for each input.
+            target: as in `igfast.IntegratedGradients.attribute`.
+            additional_forward_args: as in `igfast.IntegratedGradients.attribute`.
+            return_convergence_delta: also return the delta of each sample, (batch * n_samples,).
+
+        Returns:
+            The attributions, or a tuple of attributions and deltas.
+
+        Raises:
+            What `igfast.IntegratedGradients.attribute` and Captum's `NoiseTunnel` raise.
+        """
+        if self.gradient_func is not compute_gradients:
+            wrapped: Any = super().attribute.__wrapped__
+            given = (inputs, baselines, n_samples, stdevs, target, additional_forward_args, return_convergence_delta)
+            return wrapped(self, *given)
+        sampled = _OfInputs(self._explainer)
+        return _through_tunnel(
+            sampled,
+            inputs,
+            baselines,
+            n_samples,
+            stdevs,
+            target=target,
+            additional_forward_args=additional_forward_args,
+            return_convergence_delta=return_convergence_delta,
+        )
+
+
+class LayerGradientShap(captum.attr.LayerGradientShap):
+    """Attributes a model's output to a layer's values, by gradients at random inputs.
+
+    A drop-in for `captum.attr.LayerGradientShap`, as `igfast.GradientShap` is for Captum's.
+
+    Args:
+        forward_func, layer, device_ids: as in `igfast.LayerIntegratedGradients`, with one layer.
+        multiply_by_inputs: whether to multiply gradients by the difference of the layer's values.
+        lean, memory_budget, show_progress: as in `igfast.IntegratedGradients`.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: as in `igfast.IntegratedGradients`; a list of layers.
+
+    Source: as in `igfast.GradientShap`.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+        >>> explainer = igfast.LayerGradientShap(model, model[0])
+        >>> explainer.attribute(torch.ones(1, 3), torch.rand(10, 3), n_samples=20, target=0).shape
+        torch.Size([1, 4])
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: nn.Module,
+        device_ids: list[int] | None = None,
+        multiply_by_inputs: bool = True,
+        *,
+        lean: Lean = "auto",
+        memory_budget: int | float | str | None = None,
+        show_progress: bool = False,
+    ) -> None:
+        if isinstance(layer, list):
+            raise ArgumentError("LayerGradientShap takes one layer; got a list")
+        super().__init__(forward_func, layer, device_ids, multiply_by_inputs)
+        how: dict[str, Any] = {"lean": lean, "memory_budget": memory_budget, "show_progress": show_progress}
+        self._explainer = LayerIntegratedGradients(forward_func, layer, device_ids, multiply_by_inputs, **how)
+
+    @log_usage(part_of_slo=True)
+    def attribute(
+        self,
+        inputs: Any,
+        baselines: Any,
+        n_samples: int = 5,
+        stdevs: float | tuple[float, ...] = 0.0,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        return_convergence_delta: bool = False,
+        attribute_to_layer_input: bool = False,
+    ) -> Any:
+        """Attributes `forward_func(inputs)[:, target]` to the layer's values.
+
+        Args:
+            inputs: as in `igfast.GradientShap.attribute`.
+            baselines: as in `igfast.GradientShap.attribute`.
+            n_samples: as in `igfast.GradientShap.attribute`.
+            stdevs: as in `igfast.GradientShap.attribute`.
+            target: as in `igfast.IntegratedGradients.attribute`.
+            additional_forward_args: as in `igfast.IntegratedGradients.attribute`.
+            return_convergence_delta: as in `igfast.GradientShap.attribute`.
+            attribute_to_layer_input: as in `igfast.LayerIntegratedGradients.attribute`.
+
+        Returns:
+            As `igfast.LayerIntegratedGradients.attribute`, the mean over the samples.
+
+        Raises:
+            What `igfast.LayerIntegratedGradients.attribute` and Captum's `NoiseTunnel` raise.
+        """
+        return _through_tunnel(
+            _OfLayer(self._explainer),
+            inputs,
+            baselines,
+            n_samples,
+            stdevs,
+            target=target,
+            additional_forward_args=additional_forward_args,
+            return_convergence_delta=return_convergence_delta,
+            attribute_to_layer_input=attribute_to_layer_input,
+        )
+
+
+class NeuronGradientShap(captum.attr.NeuronGradientShap):
+    """Attributes a neuron to a model's inputs, by gradients at random points.
+
+    A drop-in for `captum.attr.NeuronGradientShap`, as `igfast.GradientShap` is for Captum's.
+
+    Args:
+        forward_func, layer, device_ids: as in `igfast.NeuronIntegratedGradients`.
+        multiply_by_inputs: whether to multiply gradients by (inputs - baselines).
+        lean, memory_budget, show_progress: as in `igfast.IntegratedGradients`.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: as in `igfast.IntegratedGradients`.
+
+    Source: as in `igfast.GradientShap`.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh())
+        >>> explainer = igfast.NeuronGradientShap(model, model[0])
+        >>> explainer.attribute(torch.ones(1, 3), 2, torch.rand(10, 3), n_samples=20).shape
+        torch.Size([1, 3])
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: nn.Module,
+        device_ids: list[int] | None = None,
+        multiply_by_inputs: bool = True,
+        *,
+        lean: Lean = "auto",
+        memory_budget: int | float | str | None = None,
+        show_progress: bool = False,
+    ) -> None:
+        super().__init__(forward_func, layer, device_ids, multiply_by_inputs)
+        how: dict[str, Any] = {"lean": lean, "memory_budget": memory_budget, "show_progress": show_progress}
+        self._explainer = NeuronIntegratedGradients(forward_func, layer, device_ids, multiply_by_inputs, **how)
+
+    @log_usage(part_of_slo=True)
+    def attribute(
+        self,
+        inputs: Any,
+        neuron_selector: Selector,
+        baselines: Any,
+        n_samples: int = 5,
+        stdevs: float = 0.0,
+        additional_forward_args: Any = None,
+        attribute_to_neuron_input: bool = False,
+    ) -> Any:
+        """Attributes a neuron to `inputs`.
+
+        Args:
+            inputs: as in `igfast.GradientShap.attribute`.
+            neuron_selector: as in `igfast.NeuronIntegratedGradients.attribute`.
+            baselines: as in `igfast.GradientShap.attribute`.
+            n_samples: as in `igfast.GradientShap.attribute`.
+            stdevs: as in `igfast.GradientShap.attribute`.
+            additional_forward_args: as in `igfast.IntegratedGradients.attribute`.
+            attribute_to_neuron_input: as in `igfast.NeuronIntegratedGradients.attribute`.
+
+        Returns:
+            The attributions, the mean over the samples.
+
+        Raises:
+            What `igfast.NeuronIntegratedGradients.attribute` and Captum's `NoiseTunnel` raise.
+        """
+        sampled = _OfNeuron(self._explainer, neuron_selector, attribute_to_neuron_input)
+        options = {"additional_forward_args": additional_forward_args}
+        return _through_tunnel(sampled, inputs, baselines, n_samples, stdevs, **options)
+
+
+def _through_tunnel(
+    sampled: captum.attr.GradientAttribution, inputs: Any, baselines: Any, n_samples: int, stdevs: Any, **options: Any
+) -> Any:
+    """Returns the mean over noisy inputs and random baselines, which Captum's `NoiseTunnel` draws."""
+    if isinstance(n_samples, bool) or not isinstance(n_samples, (int, np.integer)) or n_samples < 1:
+        raise ArgumentError(f"n_samples must be an integer of at least 1; got {n_samples!r}")
+    tunnel: Any = _TUNNEL(sampled)
+    return tunnel.attribute.__wrapped__(
+        tunnel,
+        inputs,
+        nt_type="smoothgrad",
+        nt_samples=int(n_samples),
+        stdevs=stdevs,
+        draw_baseline_from_distrib=True,
+        baselines=_format_callable_baseline(baselines, inputs),
+        **options,
+    )
+
+
+def _random_places(inputs: Any) -> Tensor:
+    """Returns a random alpha for each example, drawn and rounded as Captum's."""
+    first = inputs[0] if isinstance(inputs, tuple) else inputs
+    drawn = torch.tensor(np.random.uniform(0.0, 1.0, first.shape[0]), dtype=first.dtype, device=first.device)
+    return drawn.double()
+
+
+class _Sampled(captum.attr.GradientAttribution):
+    """Attributes noisy examples at one random point each, as `NoiseTunnel` asks for it."""
+
+    def __init__(self, explainer: Any) -> None:
+        super().__init__(explainer.forward_func)
+        self.explainer = explainer
+
+    def has_convergence_delta(self) -> bool:
+        """Returns whether there is a delta."""
+        return True
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """Whether gradients are multiplied."""
+        return bool(self.explainer.multiplies_by_inputs)
+
+
+class _OfInputs(_Sampled):
+    @log_usage()
+    def attribute(
+        self,
+        inputs: Any,
+        baselines: Any = None,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        return_convergence_delta: bool = False,
+    ) -> Any:
+        """Returns the attributions of each noisy example."""
+        points = SampledPoints(_random_places(inputs))
+        asked = (inputs, _single(inputs, baselines), target, additional_forward_args)
+        attributions, delta = self.explainer._attributed_with(points, *asked, return_convergence_delta)
+        return attributions if delta is None else (attributions, delta)
+
+
+class _OfNeuron(_Sampled):
+    def __init__(self, explainer: Any, selector: Selector, at_input: bool) -> None:
+        super().__init__(explainer)
+        self.selector, self.at_input = selector, at_input
+
+    def has_convergence_delta(self) -> bool:
+        """Returns whether there is a delta."""
+        return False
+
+    @log_usage()
+    def attribute(self, inputs: Any, baselines: Any = None, additional_forward_args: Any = None) -> Any:
+        """Returns the attributions of each noisy example."""
+        points = SampledPoints(_random_places(inputs))
+        asked = (inputs, self.selector, _single(inputs, baselines), additional_forward_args, self.at_input)
+        return self.explainer._attributed_with(points, *asked)
+
+
+class _OfLayer(_Sampled):
+    @log_usage()
+    def attribute(
+        self,
+        inputs: Any,
+        baselines: Any = None,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        return_convergence_delta: bool = False,
+        attribute_to_layer_input: bool = False,
+    ) -> Any:
+        """Returns the attributions of each noisy example to the layer's values."""
+        asked = (inputs, _single(inputs, baselines), target, additional_forward_args, attribute_to_layer_input)
+        attributions, delta = self.explainer._attributed_at(_random_places(inputs), *asked, return_convergence_delta)
+        return attributions if delta is None else (attributions, delta)
+
+
+def _single(inputs: Any, baselines: Any) -> Any:
+    """Returns the baselines in the form of the inputs: `NoiseTunnel` makes a tuple of one tensor."""
+    is_one = isinstance(baselines, tuple) and len(baselines) == 1 and not isinstance(inputs, tuple)
+    return baselines[0] if is_one else baselines

@@ -1,0 +1,203 @@
+"""GradientSHAP has Captum's draws and numbers, in chunks."""
+
+import captum.attr
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import igfast
+from igfast.attr import gradient_shap
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)).double()
+
+
+G = torch.Generator().manual_seed(0)
+X, DATA = (torch.randn(n, 6, generator=G, dtype=torch.float64) for n in (3, 7))
+
+
+def both(name, *of_constructor, call):
+    """What igfast's class and Captum's return for the same seeds."""
+    found = []
+    for library in (igfast, captum.attr):
+        torch.manual_seed(1)
+        np.random.seed(1)
+        found.append(call(getattr(library, name)(*of_constructor)))
+        found.append((torch.rand(1), np.random.random()))
+    assert found[1] == found[3], "the generators have advanced alike"
+    return found[0], found[2]
+
+
+def close(found, expected, rtol=1e-6, atol=1e-9):
+    if isinstance(found, (tuple, list)):
+        assert type(found) is type(expected)
+        for one, other in zip(found, expected, strict=True):
+            close(one, other, rtol, atol)
+        return
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("multiply", [True, False])
+@pytest.mark.parametrize("options", [{}, {"stdevs": 0.3}, {"n_samples": 25, "return_convergence_delta": True}])
+def test_inputs(multiply, options):
+    def call(explainer):
+        return explainer.attribute(X, DATA, target=1, **options)
+
+    close(*both("GradientShap", net(), multiply, call=call))
+
+
+def test_several_inputs_arguments_and_targets():
+    model = net()
+
+    def forward(a, b, scale):
+        return model(torch.cat([a, b], dim=1)) * scale
+
+    def call(explainer):
+        return explainer.attribute(
+            (X[:, :2], X[:, 2:]),
+            (DATA[:, :2], DATA[:, 2:]),
+            n_samples=8,
+            stdevs=(0.1, 0.2),
+            target=[0, 2, 1],
+            additional_forward_args=torch.tensor([[1.0], [2.0], [3.0]]).double(),
+            return_convergence_delta=True,
+        )
+
+    close(*both("GradientShap", forward, call=call))
+
+
+@pytest.mark.parametrize("make", [lambda: DATA, lambda inputs: DATA + inputs.mean()])
+def test_baselines_from_a_function(make):
+    close(*both("GradientShap", net(), call=lambda explainer: explainer.attribute(X, make, target=1)))
+
+
+def test_float32():
+    found, expected = both(
+        "GradientShap", net().float(), call=lambda e: e.attribute(X.float(), DATA.float(), n_samples=20, target=1)
+    )
+    assert found.dtype == torch.float32
+    close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("at_input", [False, True])
+@pytest.mark.parametrize("multiply", [True, False])
+def test_a_layer(at_input, multiply):
+    model = net()
+
+    def call(explainer):
+        return explainer.attribute(
+            X,
+            DATA,
+            n_samples=9,
+            stdevs=0.1,
+            target=1,
+            return_convergence_delta=True,
+            attribute_to_layer_input=at_input,
+        )
+
+    close(*both("LayerGradientShap", model, model[2 if at_input else 0], None, multiply, call=call))
+
+
+def test_a_layer_beside_a_branch_that_goes_around_it():
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.body, self.head = nn.Linear(6, 6).double(), nn.Linear(6, 3).double()
+
+        def forward(self, x, scale):
+            return self.head(self.body(x).tanh() * x * scale)
+
+    model = Around()
+    scale = torch.tensor([[1.0], [2.0], [3.0]]).double()
+
+    def call(explainer):
+        return explainer.attribute(X, DATA, n_samples=9, target=1, additional_forward_args=scale)
+
+    close(*both("LayerGradientShap", model, model.body, call=call))
+
+
+@pytest.mark.parametrize("selector", [3, lambda value: value[:, 2]])
+def test_a_neuron(selector):
+    model = net()
+
+    def call(explainer):
+        return explainer.attribute(X, selector, DATA, n_samples=9, stdevs=0.1)
+
+    close(*both("NeuronGradientShap", model, model[0], call=call))
+
+
+def test_rows_that_belong_together():
+    model = net()
+
+    def call(explainer):
+        return explainer.attribute(X, DATA, n_samples=4, stdevs=0.1)
+
+    def mixes(x):
+        return (model(x)[:, 1] - model(x)[:, 1].mean() / 2) ** 2
+
+    close(*both("GradientShap", mixes, call=call))
+
+    def bag(x):
+        return model(x).max(dim=0).values[:1]
+
+    close(*both("GradientShap", bag, call=call))
+
+
+def test_samples_go_in_chunks():
+    rows = []
+
+    class Network(nn.Sequential):
+        def forward(self, x):
+            rows.append((len(x), torch.is_grad_enabled()))
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    network = Network(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 62 * 62, 4))
+    images, data = torch.rand(1, 3, 64, 64), torch.rand(5, 3, 64, 64)
+    igfast.GradientShap(network).attribute(images, data, n_samples=200, target=0)
+    assert max(n for n, with_graph in rows if with_graph) <= 60
+
+
+def test_a_replaced_gradient_func_is_captums():
+    model, seen = net(), []
+
+    def gradients(forward_func, inputs, target_ind=None, additional_forward_args=None):
+        seen.append(len(inputs[0]))
+        return tuple(torch.ones_like(x) for x in inputs)
+
+    explainer = igfast.GradientShap(model)
+    explainer.gradient_func = gradients
+    explainer.attribute(X, DATA, n_samples=2, target=0)
+    assert seen == [6]
+
+
+def test_patched():
+    with igfast.patch_captum():
+        assert captum.attr.GradientShap is igfast.GradientShap
+        assert captum.attr.LayerGradientShap is igfast.LayerGradientShap
+        assert captum.attr.NeuronGradientShap is igfast.NeuronGradientShap
+        captum.attr.GradientShap(net()).attribute(X, DATA, target=0)
+    assert captum.attr.GradientShap is not igfast.GradientShap
+    assert issubclass(igfast.GradientShap, captum.attr.GradientShap)
+    assert gradient_shap._TUNNEL is captum.attr.NoiseTunnel
+
+
+@pytest.mark.parametrize("n_samples", [0, 1.5, True])
+def test_bad_numbers_of_samples(n_samples):
+    with pytest.raises(igfast.ArgumentError, match="n_samples must be an integer of at least 1"):
+        igfast.GradientShap(net()).attribute(X, DATA, n_samples=n_samples, target=0)
+
+
+def test_bad_input():
+    with pytest.raises(igfast.TargetError, match="out of range"):
+        igfast.GradientShap(net()).attribute(X, DATA, target=7)
+    with pytest.raises(igfast.ArgumentError, match="got a list"):
+        igfast.LayerGradientShap(net(), [net()[0]])
+    with pytest.raises(igfast.ArgumentError, match="lean"):
+        igfast.GradientShap(net(), lean="sometimes")
+    with pytest.raises(igfast.ArgumentTypeError, match="forward_func must be callable"):
+        igfast.NeuronGradientShap(3, net()[0])
