@@ -182,8 +182,9 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
                 Dependent examples go in one whole step at a time, as in Captum. None lets igfast choose.
             return_convergence_delta: also return how far the attributions are from completeness.
             tolerance: instead of `n_steps`, the relative L2 error of each example's attributions to reach, above 0 and
-                below 1. Each example gets as many path points as it needs, where its gradients change. Then the sum of
-                its attributions is corrected to F(inputs) - F(baselines). The report has the estimated errors.
+                below 1. Each example gets as many path points as it needs, where its gradients change, both ends of the
+                path included. Then the sum of its attributions is corrected to F(inputs) - F(baselines), where the
+                correction is smaller than the estimated error. The report has the estimated errors.
             max_steps: with `tolerance`, the most path points of an example, at least 9.
             correct_completeness: with `tolerance`, whether that sum is corrected.
             return_report: also return an `igfast.RunReport`: what the call did and what it cost.
@@ -247,7 +248,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
             tolerance: as in `attribute`; path points are added until every target of an example is within it.
             max_steps: as in `attribute`.
             correct_completeness: as in `attribute`.
-            return_report: also return an `igfast.RunReport`; its `targets` are the classes of "top5".
+            return_report: also return an `igfast.RunReport`; its `targets` are the targets, also those of "top5".
 
         Returns:
             A list with what `attribute` returns for each target: attributions, or a tuple of attributions and delta.

@@ -78,12 +78,8 @@ class Subject:
 
     def moved_embeddings(self) -> list[nn.Module]:
         """Returns the embedding layers whose values differ between inputs and baselines; those of positions do not."""
-        layers = [
-            part
-            for module in modules_behind(self.model)
-            for part in module.modules()
-            if isinstance(part, (nn.Embedding, nn.EmbeddingBag))
-        ]
+        parts = [part for module in modules_behind(self.model) for part in module.modules()]
+        layers = list(dict.fromkeys(part for part in parts if isinstance(part, (nn.Embedding, nn.EmbeddingBag))))
         seen: dict[int, list[Tensor]] = {id(layer): [] for layer in layers}
         hooks = [layer.register_forward_hook(lambda part, _, value: seen[id(part)].append(value)) for layer in layers]
         try:
@@ -92,8 +88,7 @@ class Subject:
         finally:
             for hook in hooks:
                 hook.remove()
-        moved = [layer for layer in layers if len(seen[id(layer)]) == 2 and not torch.equal(*seen[id(layer)])]
-        return list(dict.fromkeys(moved))
+        return [layer for layer in layers if len(seen[id(layer)]) == 2 and not torch.equal(*seen[id(layer)])]
 
     def output(self, inputs: tuple[Tensor, ...]) -> Any:
         """Returns the model's output, without a graph."""

@@ -103,9 +103,9 @@ class Explains:
         layers = getattr(self, "layer", None) or []
         return {
             "method": type(self).__name__,
-            "rule": "trapezoids in segments" if given["tolerance"] else given["method"],
-            "n_steps": None if given["tolerance"] else int(given["n_steps"]),
-            "tolerance": given["tolerance"],
+            "rule": given["method"] if given["tolerance"] is None else "trapezoids in segments",
+            "n_steps": int(given["n_steps"]) if given["tolerance"] is None else None,
+            "tolerance": None if given["tolerance"] is None else float(given["tolerance"]),
             "multiply_by_inputs": self.multiplies_by_inputs,
             "model": _name_of(self.forward_func),
             "averaged_over": given["baselines"].n_each if isinstance(given["baselines"], Baselines) else None,
@@ -150,8 +150,10 @@ def flattened(attributions: Any) -> list[Tensor]:
 
 
 def _copied(value: Any) -> Any:
-    if isinstance(value, (tuple, list)):
-        return type(value)(map(_copied, value))
+    if isinstance(value, tuple):
+        return tuple(map(_copied, value))
+    if isinstance(value, list):
+        return list(map(_copied, value))
     return value.detach().clone() if isinstance(value, Tensor) else value
 
 

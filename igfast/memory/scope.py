@@ -34,7 +34,8 @@ class MemoryUse:
             the peak includes attributions that other threads run at the same time.
         peak_of_tensors: returns the same since `restart_peak`, without free pages that are kept for later tensors.
         restart_peak: restarts `peak_of_tensors`.
-        for_results: returns a context manager for allocations of so many bytes that outlive the call.
+        for_results: returns a context manager for allocations of so many bytes that outlive the chunks.
+        release: takes such bytes out of the count, when their tensors are freed during the call.
         is_watched: whether the limit is noticed only when it is exceeded, so that a first chunk must be small.
     """
 
@@ -45,6 +46,7 @@ class MemoryUse:
     peak_of_tensors: Callable[[], int | None] = lambda: None
     restart_peak: Callable[[], object] = lambda: None
     for_results: Callable[[int], AbstractContextManager[object]] = nullcontext
+    release: Callable[[int], object] = lambda n_bytes: None  # noqa: ARG005
     is_watched: bool = False
 
 
@@ -110,7 +112,14 @@ def _host_scope(device: torch.device, use: MemoryUse, is_explicit: bool) -> Iter
         finally:
             pool.pause_host_pool(paused)
 
-    use.restart_peak, use.for_results = restart_peak, for_results
+    def release(n_bytes: int) -> None:
+        nonlocal reserved
+        reserved -= n_bytes
+        pool.count_in_host_pool(-n_bytes)
+        if use.for_tensors is not None:
+            use.for_tensors += n_bytes
+
+    use.restart_peak, use.for_results, use.release = restart_peak, for_results, release
     use.peak_of_tensors = lambda: max(0, pool.host_pool_peak_in_use() - before - reserved)
     use.peak = lambda: max(pool.host_pool_peak() - held, highest - before, pool.host_pool_peak_in_use() - before)
     if use.allowed is not None and is_explicit:

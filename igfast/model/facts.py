@@ -21,7 +21,7 @@ from igfast.model.state import Remembered, module_of, modules_behind
 from igfast.rng import random_state
 
 UNKNOWN = sys.maxsize
-STACKED, SPLIT, CHANNELS_LAST = "stacked", "split", "channels-last"
+STACKED, SPLIT, MIXED, CHANNELS_LAST = "stacked", "split", "mixed", "channels-last"
 _DEPENDS = "the output of forward_func for one example depends on the others in its batch"
 _CHANGES = "the output of forward_func changes from call to call (dropout, or a state that it keeps)"
 
@@ -36,7 +36,7 @@ class Facts:
         why_whole: why rows belong together; empty while rows are taken to be independent.
         output_dim: dimensions of an output of several rows; None if unknown.
         gains_channels_last: whether channels-last images make convolutions faster and leave the outputs as they are.
-        agrees: ways (`STACKED`, `SPLIT`, `CHANNELS_LAST`) in which rows had the outputs of a step of their own.
+        agrees: ways (`STACKED`, `SPLIT`, `MIXED`, `CHANNELS_LAST`) in which rows had the outputs that they have alone.
         not_lean: why the model does not take lean execution; empty unless that was found out.
         most_rows: rows of a chunk that fitted after a larger chunk did not; None if no chunk was too large.
         n_savings: number of measures against lack of memory that were taken at one row.
@@ -222,18 +222,21 @@ class Guard:
     def before(self, n_rows: int, channels_last: bool) -> None:
         """Checks, before a chunk, that a part of the examples keeps its outputs; raises RowsDependError otherwise."""
         batch = self.evaluator.inputs.batch
-        ways = {STACKED} if n_rows > batch or (n_rows > 1 and not self.in_steps) else set()
-        ways |= {SPLIT} if n_rows < batch else set()
+        ways = {STACKED} if n_rows > batch else {SPLIT} if n_rows < batch else set()
+        if not self.in_steps:
+            ways = {MIXED} if max(n_rows, batch) > 1 else set()
         self.pending = (ways | ({CHANNELS_LAST} if channels_last else set())) - self.agrees
         if SPLIT in self.pending:
             self._check_split(n_rows)
             self._found({SPLIT})
-        self.evaluator.keeps_output = STACKED in self.pending
+        self.evaluator.keeps_output = bool({STACKED, MIXED} & self.pending)
 
     def after(self, points: tuple[Tensor, ...], example: Tensor) -> None:
         """Checks, after a chunk, that a step alone has its outputs in the chunk; raises RowsDependError otherwise."""
         if STACKED in self.pending:
-            self._check_step(points, example)
+            self._check_step(points)
+        if MIXED in self.pending:
+            self._check_row(points, example)
         self._found(self.pending.copy())
         self.evaluator.keeps_output, self.evaluator.kept_output = False, None
 
@@ -271,16 +274,34 @@ class Guard:
         finally:
             before.restore()
 
-    def _check_step(self, points: tuple[Tensor, ...], examples: Tensor) -> None:
+    def _check_row(self, points: tuple[Tensor, ...], examples: Tensor) -> None:
+        """Compares one row with the output that its example has in the caller's own batch."""
         evaluator = self.evaluator
-        n_rows, n_each = points[0].shape[0], evaluator.inputs.batch
-        if not self.in_steps:
-            n_each = min(n_each, max(1, n_rows // 2))
+        n_rows = points[0].shape[0]
+        row = (n_rows - 1) // 3
+        place = int(examples[row])
+
+        def in_own_batch(evaluate: Callable[..., Any]) -> Tensor:
+            batch = tuple(x.clone() for x in evaluator.inputs.x)
+            for x, point in zip(batch, points, strict=True):
+                x[place] = point[row]
+            return evaluator.comparable(evaluate(batch, evaluator.all_examples()))[place : place + 1]
+
+        def among_others() -> Tensor:  # the row repeated, in a chunk of the same size
+            index = torch.full((n_rows,), row, device=examples.device)
+            repeated = tuple(torch.empty_like(point).copy_(point.index_select(0, index)) for point in points)
+            return evaluator.comparable(evaluator.output_with_graph(repeated, examples[index]))[row : row + 1]
+
+        self._compare(evaluator.kept_output, slice(row, row + 1), in_own_batch, among_others, points, MIXED)
+
+    def _check_step(self, points: tuple[Tensor, ...]) -> None:
+        evaluator = self.evaluator
+        n_rows, n_each = points[0].shape[0], min(points[0].shape[0], evaluator.inputs.batch)
         n_steps = n_rows // n_each
         # Not the last or middle step: a largest value, or a mean, that the rows share may leave those unchanged.
         third = (n_steps - 1) // 3
         step = slice(third * n_each, (third + 1) * n_each)
-        example = examples[step]
+        example = evaluator.all_examples()[:n_each]
 
         def alone(evaluate: Callable[..., Any]) -> Tensor:
             return evaluator.comparable(evaluate(tuple(point[step].clone() for point in points), example))
@@ -290,20 +311,33 @@ class Guard:
             repeated = tuple(torch.empty_like(point).copy_(point[step].index_select(0, index)) for point in points)
             return evaluator.comparable(evaluator.output_with_graph(repeated, example[index]))[step]
 
-        before, kept = random_state(evaluator.inputs.device), evaluator.kept_output
+        self._compare(evaluator.kept_output, step, alone, among_others, points, STACKED)
+
+    def _compare(
+        self,
+        kept: Any,
+        rows: slice,
+        alone: Callable[..., Tensor],
+        among_others: Callable[[], Tensor],
+        points: tuple[Tensor, ...],
+        way: str,
+    ) -> None:
+        """Raises RowsDependError if rows of the kept output are not what they are alone."""
+        evaluator = self.evaluator
+        before = random_state(evaluator.inputs.device)
         try:
             wanted = alone(evaluator.output)
             allowed = rounding((wanted, *points))
             if distance(alone(evaluator.output), wanted) > allowed:
                 raise RowsDependError(_CHANGES)
-            if distance(kept[step], wanted) <= allowed:
+            if distance(kept[rows], wanted) <= allowed:
                 return
-            if not _same(kept[step], alone(evaluator.output_with_graph), among_others, points):
+            if not _same(kept[rows], alone(evaluator.output_with_graph), among_others, points):
                 raise RowsDependError(_DEPENDS)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            self.unchecked.add(STACKED)
+            self.unchecked.add(way)
         finally:
             before.restore()
 

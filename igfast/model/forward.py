@@ -11,7 +11,7 @@ from torch import Tensor
 
 from igfast.errors import ArgumentTypeError, IgfastError, InputError, InputTypeError, OutputError
 from igfast.lean import LeanExecution
-from igfast.memory.recovery import is_out_of_memory
+from igfast.memory.recovery import free_memory, is_out_of_memory
 from igfast.model.independence import RowsDependError
 from igfast.request.inputs import Inputs, describe
 from igfast.request.several_targets import top_targets
@@ -67,6 +67,7 @@ class ForwardFunction:
     kept_output: Any = None
     explains_integers: bool = True
     runs_whole_model: ClassVar[bool] = True
+    starts_at_baselines: ClassVar[bool] = True
     _clones: bool = field(default=False, init=False)
     _differentiates: bool = field(default=False, init=False)
 
@@ -149,6 +150,10 @@ class ForwardFunction:
 
     def baseline_output(self) -> Any:
         """Returns the output of the caller's own call at the baselines, forward only."""
+        return self.start_output()
+
+    def start_output(self) -> Any:
+        """Returns the output where the paths begin, forward only."""
         return self.output(tuple(map(_expanded, self.inputs.baselines, self.inputs.x)), self.all_examples())
 
     def comparable(self, output: Any) -> Tensor:
@@ -294,15 +299,27 @@ class ForwardFunction:
 def with_top_targets(evaluator: _Forward, targets: object) -> _Forward:
     """Returns the evaluator with the k largest classes of each example as targets, if `targets` is k.
 
-    Runs the caller's own call for that.
+    Runs the caller's own call for that, or each example alone where memory does not hold all.
     """
-    if not isinstance(targets, int) or evaluator.inputs.batch == 0:
+    if not isinstance(targets, int):
         return evaluator
+    if evaluator.inputs.batch == 0:
+        return replace(evaluator, targets=(Target((0,)),) * targets)
     before = random_state(evaluator.inputs.device)
     try:
         output = evaluator.own_output()
+    except Exception as error:
+        if not is_out_of_memory(error) or evaluator.inputs.joint:
+            raise
+        output = None
     finally:
         before.restore()
+    if output is None:  # outside the handler, whose traceback holds the failed pass
+        free_memory(evaluator.inputs.device)
+        rows = [slice(index, index + 1) for index in range(evaluator.inputs.batch)]
+        examples = evaluator.all_examples()
+        each = [evaluator.output(tuple(x[row] for x in evaluator.inputs.x), examples[row]) for row in rows]
+        output = torch.cat([one.reshape(1, -1) if isinstance(one, Tensor) and one.dim() == 1 else one for one in each])
     return replace(evaluator, targets=top_targets(output, targets, evaluator.inputs.batch))
 
 

@@ -37,6 +37,7 @@ class FromLayer(ForwardFunction):
     group: tuple[int, ...]
     own: Any = None
     own_baseline: Any = None
+    starts_at_baselines: ClassVar[bool] = False  # what goes around the layers stays at the inputs
     _records_throughout: bool = field(default=False, init=False)
 
     def values_of_layers(self) -> Values:
@@ -53,7 +54,7 @@ class FromLayer(ForwardFunction):
 
         Otherwise the model is run with the layers' values replaced.
         """
-        return super().baseline_output() if self.own_baseline is None else self.own_baseline
+        return self.start_output() if self.own_baseline is None else self.own_baseline
 
     def _call(self, points: Values, example: Tensor) -> Any:
         points = self.inputs.join(points)

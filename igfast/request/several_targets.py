@@ -54,7 +54,9 @@ def top_targets(output: Any, k: int, batch: int) -> tuple[Target, ...]:
         OutputError: the output is not (batch, classes).
         TargetError: there are fewer classes.
     """
-    if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[0] != batch:
+    if isinstance(output, Tensor) and output.dim() == 1 and batch == 1:
+        output = output.unsqueeze(0)  # models drop the dimension of a single example
+    if not isinstance(output, Tensor) or output.dim() != 2:
         raise OutputError(
             f'targets="top{k}" needs an output (batch, classes); forward_func returned {describe(output)}'
         )

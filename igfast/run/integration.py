@@ -290,7 +290,7 @@ class Run:
         with tqdm(total=total, desc="igfast", unit="row") if self.options.show_progress else nullcontext() as bar:
             gradients.on_rows = None if bar is None else bar.update
             try:
-                convergence = quadrature.integrate(gradients, inputs, accumulators, self._known_ends, self.memory)
+                convergence = quadrature.integrate(gradients, inputs, accumulators, self._path_ends, self.memory)
             except Exception as error:
                 refused = _why_refused(error, plan) if guard.pending else ""
                 if not refused:
@@ -312,6 +312,14 @@ class Run:
         shapes = ", ".join(str((1, *x.shape[1:])) for x in self.evaluator.inputs.x)
         return Loop(plan, self.memory, self.evaluator.save_memory, f"one path point, {shapes},", self._notes)
 
+    def _path_ends(self) -> list[tuple[Tensor, Tensor]]:
+        """Returns each target's values where the paths end and begin."""
+        evaluator = self.evaluator
+        if evaluator.starts_at_baselines:
+            return self._known_ends()
+        own = evaluator.own_output if self._own is None else lambda: self._own
+        return list(zip(self._at_end(1.0, own), self._at_end(0.0, evaluator.start_output), strict=True))
+
     def _at_baselines(self, samples: Baselines) -> list[Tensor]:
         """Returns the mean over the baselines of each target's values, and keeps how far those spread."""
         evaluator = self.evaluator
@@ -326,7 +334,10 @@ class Run:
             return evaluator.value(points, lines[chunk] % inputs.batch)
 
         parts = [part for _, part in self._loop(plan).over(len(lines), values)]
-        each = [torch.cat(one).double().unflatten(0, (samples.n_each, -1)) for one in zip(*parts, strict=True)]
+        each = [
+            torch.cat([part.reshape(-1) for part in one]).double().unflatten(0, (samples.n_each, -1))
+            for one in zip(*parts, strict=True)
+        ]
         self._spread = tuple(each[0].std(dim=0, correction=0).tolist())
         return [one.mean(dim=0) for one in each]
 

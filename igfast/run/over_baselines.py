@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from igfast import ops
+from igfast.errors import BaselineError
 from igfast.memory.scope import MemoryUse
 from igfast.model.channels_last import in_channels_last
 from igfast.request.inputs import Inputs
@@ -54,6 +55,9 @@ class SampledPath:
 def sampled_paths(inputs: Inputs, samples: Baselines) -> list[SampledPath]:
     """Returns for each input the lines from its baselines; raises BaselineError where those do not fit."""
     xs = tuple(inputs.join(inputs.x))
+    rows = {len(x) for x in xs}
+    if len(rows) > 1:
+        raise BaselineError(f"Baselines needs inputs with one number of rows; got {sorted(rows)}")
     chosen = torch.from_numpy(np.ascontiguousarray(samples.chosen(len(xs[0])))).to(inputs.device)
     return [
         SampledPath(x, baselines, chosen if inputs.joint else chosen.flatten())

@@ -72,8 +72,8 @@ class RunReport:
         device: where the call ran.
         kernels: the instruction set of the compiled operators, "cuda", or "none" where plain PyTorch was used.
         notes: what was done, in order: against lack of memory, or because rows are not independent.
-        ends: F(inputs) and F(baselines), one number for each entry of the output, if the delta was asked for. For
-            several targets, those of the first.
+        ends: F(inputs) and F(baselines), one number for each entry of the output, if the delta was asked for or the
+            call needed them. For several targets, those of the first.
         convergence: how near each example is to the integral, if the call had a tolerance. For several targets, the
             largest errors of each example.
         targets: of `attribute_targets`: for each target a place of the output, or a tuple of one for each example.

@@ -174,10 +174,11 @@ def _slopes(grads: Sequence[Tensor], slots: Integers, differences: dict[int, lis
     cuts = [0, *(np.flatnonzero(np.diff(slots)) + 1).tolist(), len(slots)]
     parts = []
     for start, stop in pairwise(cuts):
-        products = [
-            grad[start:stop].flatten(1).to(difference.dtype) @ difference.flatten()
-            for grad, difference in zip(grads, differences[int(slots[start])], strict=True)
-        ]
+        with torch.autocast(grads[0].device.type, enabled=False):  # autocast computes products in half precision
+            products = [
+                grad[start:stop].reshape(stop - start, -1).to(difference.dtype) @ difference.flatten()
+                for grad, difference in zip(grads, differences[int(slots[start])], strict=True)
+            ]
         parts.append(torch.stack(products).sum(dim=0, dtype=torch.float64))
     slopes: Floats = torch.cat(parts).cpu().numpy()
     return slopes

@@ -36,7 +36,7 @@ class Quadrature(Protocol):
     def integrate(
         self, gradients: Gradients, inputs: Inputs, sums: tuple[Tensor, ...], ends: Ends, memory: MemoryUse
     ) -> Convergence | None:
-        """Adds the integrated gradients of each example to `sums`, not multiplied by (x - baseline).
+        """Adds the integrated gradients of each example to `sums`, multiplied by (x - baseline) if `is_scaled`.
 
         Returns how far the integrals are from their limits, if that is known.
         """

@@ -30,7 +30,9 @@ _USUAL_STEPS = 50  # of an example, to plan chunks with
 _SEGMENTS = (8, 4, 2, 1)
 _SUMS_BYTES = 2**27  # of all sums of examples in work, unless one example with one segment takes more
 _SHARE_OF_MEMORY = 8  # the sums may take one part of so many
+_MOST_SLOTS = 1024
 _ROUNDING = 1e3  # times the dtype's epsilon: differences below are rounding
+_ROUNDING_OF_OUTPUT = 16  # times the epsilon of the output's dtype
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class ToTolerance:
     is_scaled = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.tolerance, bool) or not isinstance(self.tolerance, (int, float)):
+        if isinstance(self.tolerance, bool) or not isinstance(self.tolerance, (int, float, np.number)):
             raise ArgumentTypeError(f"tolerance must be a number; got a {type(self.tolerance).__name__}")
         if not 0 < self.tolerance < 1:
             raise ArgumentError(f"tolerance must be above 0 and below 1; got {self.tolerance}")
@@ -79,18 +81,20 @@ class ToTolerance:
         """
         if any(x.is_complex() for x in inputs.x):
             raise ArgumentError("tolerance is for real inputs; got complex ones. Pass n_steps instead")
-        per_entry = [at_input.double() - at_baseline.double() for at_input, at_baseline in ends()]
-        changes = [(change.sum().reshape(1) if inputs.joint else change).tolist() for change in per_entry]
+        changes = [_Change.of(*at_ends, inputs.joint) for at_ends in ends()]
         sizes = _sizes(inputs, sums, memory)
-        with memory.for_results(sizes.n_bytes):
-            work = _Work(self, inputs, sizes, len(changes))
         judged: list[_Judged | None] = [None] * inputs.batch
         waiting = deque(range(inputs.batch))
-        while waiting or work.live:
-            work.fill(waiting)
-            work.take(gradients)
-            for found in work.judged(changes, sums):
-                judged[found.example] = found
+        try:
+            with memory.for_results(sizes.n_bytes):
+                work = _Work(self, inputs, sizes, len(changes))
+            while waiting or work.live:
+                work.fill(waiting)
+                work.take(gradients)
+                for found in work.judged(changes, sums):
+                    judged[found.example] = found
+        finally:
+            memory.release(sizes.n_bytes)
         return self._convergence([found for found in judged if found is not None])
 
     def _convergence(self, judged: Sequence[_Judged]) -> Convergence:
@@ -98,10 +102,16 @@ class ToTolerance:
         if missed:
             named = ", ".join(str(found.example) for found in missed[:8]) + (", ..." if len(missed) > 8 else "")
             reached = max(found.difference for found in missed) / math.sqrt(12)
+            advice = "A larger max_steps may do, or another baseline, where the output changes less abruptly"
+            if math.isinf(reached):
+                advice = (
+                    "Gradients or outputs are not finite. At an end of the path, n_steps helps, whose rule leaves the "
+                    "ends out"
+                )
             warn(
                 f"{len(missed)} of {len(judged)} examples did not converge to tolerance={self.tolerance:g} within "
-                f"max_steps={self.max_steps} ({named}); the largest estimated error is {reached:.2g}. A larger "
-                "max_steps may do, or another baseline, where the output changes less abruptly",
+                f"max_steps={self.max_steps} ({named}); the largest estimated error is {reached:.2g}, and the largest "
+                f"residual {max(abs(found.residual) for found in missed):.2g}. {advice}",
                 ConvergenceWarning,
             )
         return Convergence(
@@ -142,7 +152,7 @@ def _sizes(inputs: Inputs, sums: tuple[Tensor, ...], memory: MemoryUse) -> _Size
     allowed = _SUMS_BYTES if memory.allowed is None else min(_SUMS_BYTES, memory.allowed // _SHARE_OF_MEMORY)
     n_segments = next((n for n in _SEGMENTS if (2 * n + 1) * each <= allowed), 1)
     of_slot = (2 * n_segments + 1) * each
-    n_slots = max(1, min(inputs.batch, allowed // max(of_slot, 1)))
+    n_slots = max(1, min(inputs.batch, allowed // max(of_slot, 1), _MOST_SLOTS))
     return _Sizes(n_segments, n_slots, n_slots * of_slot)
 
 
@@ -217,7 +227,7 @@ class _Work:
             found.append(x[example].to(dtype) - start.to(dtype))
         return found
 
-    def judged(self, changes: Sequence[Sequence[float]], results: tuple[Tensor, ...]) -> list[_Judged]:
+    def judged(self, changes: Sequence[_Change], results: tuple[Tensor, ...]) -> list[_Judged]:
         """Measures the examples in work, writes the sums of those that are done, and returns these."""
         done = []
         for slot in list(self.live):
@@ -227,20 +237,21 @@ class _Work:
                 del self.live[slot]
         return done
 
-    def _judged(self, slot: int, changes: Sequence[Sequence[float]], results: tuple[Tensor, ...]) -> _Judged | None:
+    def _judged(self, slot: int, changes: Sequence[_Change], results: tuple[Tensor, ...]) -> _Judged | None:
         one, n_inputs = self.live[slot], len(self.inputs.x)
         differences = self._differences(slot)
         verdicts = []
         for number, sums in enumerate(self.sums):
             totals, found = sums.measured(slot, one.segments.h, differences)
-            verdict = self._verdict(found, changes[number][one.example], totals[0].dtype)
+            change, noise = changes[number].values[one.example], changes[number].noise[one.example]
+            verdict = self._verdict(found, change, noise, totals[0].dtype)
             verdicts.append(verdict)
             of_target = results[number * n_inputs : (number + 1) * n_inputs]
             for acc, total, direction in zip(of_target, totals, sums.direction, strict=True):
                 acc[one.example] = total + verdict.step * direction[slot] if verdict.step else total
         worst = max(verdicts, key=lambda verdict: verdict.difference)
         converged = all(verdict.converged for verdict in verdicts)
-        if not converged and all(math.isfinite(verdict.norm) for verdict in verdicts):
+        if not converged and all(math.isfinite(verdict.norm + verdict.residual) for verdict in verdicts):
             doubtful = any(verdict.is_doubtful for verdict in verdicts)
             by_segment = np.max([verdict.by_segment for verdict in verdicts], axis=0)
             allowed = 0.0 if doubtful else self.asked.tolerance
@@ -253,26 +264,48 @@ class _Work:
         residual = max((verdict.residual for verdict in verdicts), key=abs)
         return _Judged(one.example, one.segments.n_nodes, worst.difference, residual, converged)
 
-    def _verdict(self, found: Measured, change: float, dtype: torch.dtype) -> _Verdict:
+    def _verdict(self, found: Measured, change: float, noise: float, dtype: torch.dtype) -> _Verdict:
         """Returns whether a target's integral is near enough, and how its completeness is corrected."""
         residual = change - found.along
-        step = residual / found.slope if found.slope > 0 else 0.0
-        rounding = _ROUNDING * torch.finfo(dtype).eps
-        is_doubtful = abs(step) * found.size > max(found.total / 2, rounding * found.norm)
-        if found.slope <= 0:  # no gradient changes along the path
-            is_doubtful = abs(residual) > rounding * max(abs(change), abs(found.along))
-        near = math.isfinite(found.norm) and is_converged(found.total, found.norm, self.asked.tolerance)
-        is_positive = 0 < found.norm < math.inf
-        without = 0.0 if found.norm == 0 and not is_doubtful else math.inf
+        is_finite = math.isfinite(found.norm + residual + found.slope)
+        rounding = _ROUNDING * torch.finfo(dtype).eps * found.norm
+        step = residual / found.slope if is_finite and found.slope > 0 else 0.0  # 0: no gradient changes on the path
+        is_small = is_finite and found.slope > 0 and abs(step) * found.size <= max(found.total / 2, rounding)
+        is_doubtful = is_finite and not is_small and abs(residual) > noise + rounding
+        near = is_finite and is_converged(found.total, found.norm, self.asked.tolerance)
+        without = 0.0 if found.norm == 0 and is_finite and not is_doubtful else math.inf
+        has_norm = is_finite and found.norm > 0
         return _Verdict(
-            difference=found.total / found.norm if is_positive else without,
-            by_segment=found.by_segment / found.norm if is_positive else found.by_segment,
+            difference=found.total / found.norm if has_norm else without,
+            by_segment=found.by_segment / found.norm if has_norm else found.by_segment,
             norm=found.norm,
             residual=residual,
-            step=step if self.asked.correct and not is_doubtful else 0.0,
+            step=step if self.asked.correct and is_small else 0.0,
             is_doubtful=is_doubtful,
             converged=near and not is_doubtful,
         )
+
+
+@dataclass(frozen=True)
+class _Change:
+    """The change of F along each example's path, and how much of it rounding may be.
+
+    Attributes:
+        values: F where the paths end, less F where they begin, (batch,).
+        noise: (batch,).
+    """
+
+    values: list[float]
+    noise: list[float]
+
+    @classmethod
+    def of(cls, at_end: Tensor, at_start: Tensor, joint: bool) -> _Change:
+        """Returns the change between values of F; of a joint example, of their sums."""
+        change = at_end.double() - at_start.double()
+        largest = torch.maximum(at_end.abs(), at_start.abs()).double()
+        if joint:
+            change, largest = change.sum().reshape(1), largest.sum().reshape(1)
+        return cls(change.tolist(), (_ROUNDING_OF_OUTPUT * torch.finfo(at_end.dtype).eps * largest).tolist())
 
 
 @dataclass(frozen=True)

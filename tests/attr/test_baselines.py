@@ -160,3 +160,17 @@ def test_not_for_layers_or_where_captum_computes():
     explainer.gradient_func = lambda *args: None
     with pytest.raises(igfast.ArgumentError, match=r"igfast.Baselines are not Captum's"):
         explainer.attribute(X, igfast.Baselines(DATA), 1)
+
+
+def test_inputs_with_other_numbers_of_rows():
+    with pytest.raises(igfast.BaselineError, match=r"one number of rows; got \[1, 3\]"):
+        igfast.IntegratedGradients(lambda a, b: (a * b).sum(dim=1)).attribute(
+            (X, X[:1]), igfast.Baselines((DATA, DATA))
+        )
+
+
+def test_one_number_for_all_examples():
+    model = net()
+    neuron = igfast.NeuronIntegratedGradients(model, model[0])
+    explanation = neuron.explain(X, lambda value: value.sum(), igfast.Baselines(DATA))
+    assert explanation.deltas.abs().max() < 1e-6

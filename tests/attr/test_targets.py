@@ -212,3 +212,40 @@ def test_subclasses_that_captum_computes_are_refused():
 
     with pytest.raises(igfast.ArgumentError, match="attribute_targets is not Captum's"):
         Mine(net()).attribute_targets(X, [0])
+
+
+def test_the_largest_classes_of_models_that_drop_a_dimension():
+    model = net()
+    (found,) = igfast.IntegratedGradients(lambda x: model(x).squeeze(0)).attribute_targets(X[:1], "top1")
+    single = igfast.IntegratedGradients(model).attribute(X[:1], target=int(model(X[:1]).argmax()))
+    torch.testing.assert_close(found, single, rtol=1e-12, atol=1e-14)
+
+
+def test_the_largest_classes_of_inputs_with_other_numbers_of_rows():
+    model = net()
+
+    def forward(a, b):
+        return model(a) * b.mean()
+
+    found = igfast.IntegratedGradients(forward).attribute_targets((X, torch.ones(5, 1).double()), "top2")
+    assert [tuple(part.shape) for part in found[0]] == [(3, 6), (5, 1)]
+
+
+def test_the_largest_classes_of_no_examples():
+    found = igfast.IntegratedGradients(net()).attribute_targets(X[:0], "top3")
+    assert [tuple(part.shape) for part in found] == [(0, 6)] * 3
+
+
+def test_the_largest_classes_where_memory_does_not_hold_all():
+    model = net()
+
+    def forward(x):
+        if len(x) > 1:
+            raise MemoryError("not enough memory")
+        return model(x)
+
+    with pytest.warns(igfast.IgfastWarning):
+        found = igfast.IntegratedGradients(forward).attribute_targets(X, "top2", n_steps=3)
+    for one, target in zip(found, model(X).topk(2, dim=1).indices.T, strict=True):
+        single = igfast.IntegratedGradients(model).attribute(X, target=target, n_steps=3)
+        torch.testing.assert_close(one, single, rtol=1e-12, atol=1e-14)

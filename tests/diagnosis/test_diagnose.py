@@ -57,6 +57,15 @@ def test_a_wrong_gradient_is_seen():
     assert "features that the output ignores get at most 0." in finding.text
 
 
+def test_an_embedding_that_is_known_twice():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 2)).eval()
+    embedding = model[0]
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    found = igfast.diagnose(lambda ids: model[1:](embedding(ids)), ids, target=1)
+    assert found["completeness"].verdict == "good"
+
+
 def test_several_embeddings_are_attributed_together():
     class Text(nn.Module):
         def __init__(self):
