@@ -12,10 +12,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from igfast.attr import IntegratedGradients, LayerIntegratedGradients, NeuronIntegratedGradients
+from igfast.attr import (
+    GradientShap,
+    IntegratedGradients,
+    LayerGradientShap,
+    LayerIntegratedGradients,
+    NeuronGradientShap,
+    NeuronIntegratedGradients,
+)
 from igfast.patching import patch_captum
 
-_CLASSES = (IntegratedGradients, LayerIntegratedGradients, NeuronIntegratedGradients)
+_CLASSES = (
+    *(IntegratedGradients, LayerIntegratedGradients, NeuronIntegratedGradients),
+    *(GradientShap, LayerGradientShap, NeuronGradientShap),
+)
 
 
 def run_swapped(script: str, arguments: Sequence[str], is_module: bool) -> None:
@@ -39,7 +49,7 @@ def run_swapped(script: str, arguments: Sequence[str], is_module: bool) -> None:
         finally:
             sys.argv, sys.path[:] = before
             print("igfast: in Captum's place, calls of attribute:", file=sys.stderr)
-            for cls in _CLASSES:
+            for cls in [cls for cls in _CLASSES if calls[cls.__name__] or "Gradients" in cls.__name__]:
                 print(f"  {cls.__name__:<28} {calls[cls.__name__]:>6}", file=sys.stderr)
             print(f"igfast: swapped {', '.join(patch.replaced)}", file=sys.stderr)
             for left in patch.not_replaced:
