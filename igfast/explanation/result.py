@@ -36,8 +36,8 @@ class Explanation:
         deltas: the convergence delta of each example, (batch,): the sum of the attributions less
             `predictions - baseline_predictions`.
         report: what the call did and what it cost; None if that is not known.
-        meta: `method` (the class), `rule`, `n_steps`, `multiply_by_inputs`, `model`, `baselines_at_layer`,
-            `averaged_over`, `layer` and `versions`.
+        meta: `method` (the class), `rule`, `n_steps`, `tolerance`, `multiply_by_inputs`, `model`,
+            `baselines_at_layer`, `averaged_over`, `layer` and `versions`.
         feature_names: the names of a table's columns, or for each text the tuple of its tokens; None if not given.
 
     Where examples depend on each other, predictions and baseline predictions have one number for each entry of the

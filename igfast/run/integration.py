@@ -130,12 +130,12 @@ class Run:
         return self._known_ends()
 
     def _known_ends(self) -> list[tuple[Tensor, Tensor]]:
-        own = self.evaluator.own_output if self._own is None else lambda: self._own
+        at_inputs = self._at_inputs()
         if self.samples is None:
-            at_ends = self._at_end(1.0, own), self._at_end(0.0, self.evaluator.baseline_output)
+            at_baselines = self._at_end(0.0, self.evaluator.baseline_output)
         else:
-            at_ends = self._at_end(1.0, own), self._at_baselines(self.samples)
-        self._ends = list(zip(*at_ends, strict=True))
+            at_baselines = self._at_baselines(self.samples)
+        self._ends = list(zip(at_inputs, at_baselines, strict=True))
         return self._ends
 
     def results(self, attributions: Any, delta: Tensor | None, with_report: bool) -> Any:
@@ -314,11 +314,13 @@ class Run:
 
     def _path_ends(self) -> list[tuple[Tensor, Tensor]]:
         """Returns each target's values where the paths end and begin."""
-        evaluator = self.evaluator
-        if evaluator.starts_at_baselines:
+        if self.evaluator.starts_at_baselines:
             return self._known_ends()
-        own = evaluator.own_output if self._own is None else lambda: self._own
-        return list(zip(self._at_end(1.0, own), self._at_end(0.0, evaluator.start_output), strict=True))
+        return list(zip(self._at_inputs(), self._at_end(0.0, self.evaluator.start_output), strict=True))
+
+    def _at_inputs(self) -> list[Tensor]:
+        """Returns each target's values at the inputs, from the caller's own call if that was made."""
+        return self._at_end(1.0, self.evaluator.own_output if self._own is None else lambda: self._own)
 
     def _at_baselines(self, samples: Baselines) -> list[Tensor]:
         """Returns the mean over the baselines of each target's values, and keeps how far those spread."""
