@@ -28,6 +28,7 @@ from igfast.errors import KernelsError as KernelsError
 from igfast.errors import LayerError as LayerError
 from igfast.errors import LeanError as LeanError
 from igfast.errors import MissingPackageError as MissingPackageError
+from igfast.errors import OnePassError as OnePassError
 from igfast.errors import OutputError as OutputError
 from igfast.errors import OutputTypeError as OutputTypeError
 from igfast.errors import SelectorError as SelectorError
@@ -35,6 +36,8 @@ from igfast.errors import SelectorTypeError as SelectorTypeError
 from igfast.errors import TargetError as TargetError
 from igfast.errors import TargetTypeError as TargetTypeError
 from igfast.explanation import Explanation as Explanation
+from igfast.llm import LLMAttributionResult as LLMAttributionResult
+from igfast.llm import LLMGradientAttribution as LLMGradientAttribution
 from igfast.patching import CaptumPatch as CaptumPatch
 from igfast.patching import patch_captum as patch_captum
 from igfast.patching import unpatch_captum as unpatch_captum

@@ -74,6 +74,10 @@ class LeanError(IgfastError, RuntimeError):
     """`lean=True` was passed, and the model does not support lean execution."""
 
 
+class OnePassError(IgfastError, RuntimeError):
+    """`one_pass=True` was passed, and one forward pass does not score the tokens of an answer as several do."""
+
+
 class IgfastMemoryError(IgfastError, MemoryError, RuntimeError):
     """The attribution does not fit in the allowed memory, even with one path point at a time."""
 

@@ -17,6 +17,7 @@ from igfast.attr import (
     NeuronGradientShap,
     NeuronIntegratedGradients,
 )
+from igfast.llm import LLMGradientAttribution
 
 # The keys are Captum's classes when igfast was imported, before any patch: the bases of igfast's.
 _OURS: dict[type, type] = {
@@ -26,6 +27,7 @@ _OURS: dict[type, type] = {
     captum.attr.GradientShap: GradientShap,
     captum.attr.LayerGradientShap: LayerGradientShap,
     captum.attr.NeuronGradientShap: NeuronGradientShap,
+    captum.attr.LLMGradientAttribution: LLMGradientAttribution,
 }
 _CAPTUMS = {ours: theirs for theirs, ours in _OURS.items()}
 _active: list[CaptumPatch] = []

@@ -12,8 +12,8 @@ MODULES = {
 }
 # From the top down: a package imports those after it, and itself.
 ORDER = (
-    *("cli", "alibi", "diagnosis", "viz", "baselines", "patching", "attr", "explanation", "run", "model", "request"),
-    *("lean", "memory", "rng", "ops", "packages", "errors"),
+    *("cli", "alibi", "diagnosis", "viz", "baselines", "patching", "llm", "attr", "explanation", "run", "model"),
+    *("request", "lean", "memory", "rng", "ops", "packages", "errors"),
 )
 BESIDE = {"alibi", "diagnosis", "viz", "baselines"}  # stand side by side: none imports another
 

@@ -75,6 +75,11 @@ class ForwardFunction:
         if not callable(self.forward_func):
             raise ArgumentTypeError(f"forward_func must be callable; got {describe(self.forward_func)}")
 
+    @property
+    def integrated(self) -> Inputs:
+        """The inputs that integrals are shaped as: `inputs`, unless `integrand` gives gradients another shape."""
+        return self.inputs
+
     def in_whole_steps(self: _Forward, why: str) -> _Forward:
         """Returns a copy that takes a whole step at a time; `why` is the reason."""
         return replace(self, inputs=self.inputs.as_one_example(why), keeps_output=False, kept_output=None)
@@ -206,18 +211,26 @@ class ForwardFunction:
                 _check_graph(output, one)
             self.kept_output = self.comparable(output).detach() if self.keeps_output else None
             del output
-            # Of the sum, because grad_outputs= (a one for each row) imports 45 MB of symbolic shapes.
-            found: list[Tensor | None] = []
-            for left in range(len(values) - 1, -1, -1):
+            grads: list[Tensor] = []
+            for target in range(len(self.targets)):
+                # Of the sum, because grad_outputs= (a one for each row) imports 45 MB of symbolic shapes.
                 total = values.pop(0).sum()
-                found += torch.autograd.grad(total, leaves, allow_unused=True, retain_graph=left > 0)
-        grads = []
-        for index, grad in enumerate(found):
-            leaf = leaves[index % len(leaves)]
-            if grad is None and not self.unused_is_zero:
-                raise InputError(self._unused(index % len(leaves)))
-            grads.append(torch.zeros_like(leaf) if grad is None else grad)
+                found = torch.autograd.grad(total, leaves, allow_unused=True, retain_graph=bool(values))
+                grads += [
+                    self.integrand(self._used(i, *pair), target)
+                    for i, pair in enumerate(zip(found, leaves, strict=True))
+                ]
+                del found
         return tuple(grads)
+
+    def integrand(self, grad: Tensor, target: int) -> Tensor:  # noqa: ARG002
+        """Returns what is integrated of a target's gradient, with one entry for each row: all of it."""
+        return grad
+
+    def _used(self, index: int, grad: Tensor | None, leaf: Tensor) -> Tensor:
+        if grad is None and not self.unused_is_zero:
+            raise InputError(self._unused(index))
+        return torch.zeros_like(leaf) if grad is None else grad
 
     def _check_stacked(self, output: Any, example: Tensor) -> None:
         """Raises RowsDependError where stacked rows that are to be compared do not have one entry each."""

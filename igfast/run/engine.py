@@ -200,6 +200,11 @@ class Gradients:
         """The device of the rows."""
         return self.paths[0].x.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that gradients are precise to, at least float32."""
+        return ops.accumulator_dtype(self.paths[0].x.dtype)
+
     def of(self, rows: Rows) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
         """Yields each chunk of the rows with its gradients, one tensor (rows, *features) for each path.
 

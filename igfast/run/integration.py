@@ -91,7 +91,7 @@ class Run:
         inputs = self.evaluator.inputs
         input_not_finite = warn_if_not_finite(inputs)
         facts = self._known() if inputs.batch > 0 else None  # before the accumulators take memory
-        results = inputs.x * len(self.evaluator.targets)
+        results = self.evaluator.integrated.x * len(self.evaluator.targets)
         n_bytes = sum(x.numel() * ops.accumulator_dtype(x.dtype).itemsize for x in results)
         with self.memory.for_results(n_bytes):
             sums = tuple(accumulator(x.squeeze(0) if inputs.joint else x) for x in results)
@@ -290,7 +290,8 @@ class Run:
         with tqdm(total=total, desc="igfast", unit="row") if self.options.show_progress else nullcontext() as bar:
             gradients.on_rows = None if bar is None else bar.update
             try:
-                convergence = quadrature.integrate(gradients, inputs, accumulators, self._path_ends, self.memory)
+                integrated = self.evaluator.integrated
+                convergence = quadrature.integrate(gradients, integrated, accumulators, self._path_ends, self.memory)
             except Exception as error:
                 refused = _why_refused(error, plan) if guard.pending else ""
                 if not refused:

@@ -87,7 +87,7 @@ class ToTolerance:
         waiting = deque(range(inputs.batch))
         try:
             with memory.for_results(sizes.n_bytes):
-                work = _Work(self, inputs, sizes, len(changes))
+                work = _Work(self, inputs, sizes, len(changes), gradients.dtype)
             while waiting or work.live:
                 work.fill(waiting)
                 work.take(gradients)
@@ -174,8 +174,8 @@ class _Example:
 class _Work:
     """The examples in work, each in a slot, with the sums of each target."""
 
-    def __init__(self, asked: ToTolerance, inputs: Inputs, sizes: _Sizes, n_targets: int) -> None:
-        self.asked, self.inputs, self.sizes = asked, inputs, sizes
+    def __init__(self, asked: ToTolerance, inputs: Inputs, sizes: _Sizes, n_targets: int, dtype: torch.dtype) -> None:
+        self.asked, self.inputs, self.sizes, self.dtype = asked, inputs, sizes, dtype
         self.live: dict[int, _Example] = {}
         self.sums = [SplitSums(inputs.x, sizes.n_slots, sizes.n_segments, asked.scaled) for _ in range(n_targets)]
 
@@ -244,7 +244,7 @@ class _Work:
         for number, sums in enumerate(self.sums):
             totals, found = sums.measured(slot, one.segments.h, differences)
             change, noise = changes[number].values[one.example], changes[number].noise[one.example]
-            verdict = self._verdict(found, change, noise, totals[0].dtype)
+            verdict = self._verdict(found, change, noise)
             verdicts.append(verdict)
             of_target = results[number * n_inputs : (number + 1) * n_inputs]
             for acc, total, direction in zip(of_target, totals, sums.direction, strict=True):
@@ -264,11 +264,11 @@ class _Work:
         residual = max((verdict.residual for verdict in verdicts), key=abs)
         return _Judged(one.example, one.segments.n_nodes, worst.difference, residual, converged)
 
-    def _verdict(self, found: Measured, change: float, noise: float, dtype: torch.dtype) -> _Verdict:
+    def _verdict(self, found: Measured, change: float, noise: float) -> _Verdict:
         """Returns whether a target's integral is near enough, and how its completeness is corrected."""
         residual = change - found.along
         is_finite = math.isfinite(found.norm + residual + found.slope)
-        rounding = _ROUNDING * torch.finfo(dtype).eps * found.norm
+        rounding = _ROUNDING * torch.finfo(self.dtype).eps * found.norm
         step = residual / found.slope if is_finite and found.slope > 0 else 0.0  # 0: no gradient changes on the path
         is_small = is_finite and found.slope > 0 and abs(step) * found.size <= max(found.total / 2, rounding)
         is_doubtful = is_finite and not is_small and abs(residual) > noise + rounding

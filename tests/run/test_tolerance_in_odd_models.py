@@ -125,7 +125,7 @@ def test_the_memory_of_the_sums_is_given_back():
         return [(torch.ones(2), torch.zeros(2))]
 
     class Fails:
-        device = torch.device("cpu")
+        device, dtype = torch.device("cpu"), torch.float32
 
         def of(self, rows):
             raise MemoryError

@@ -1,0 +1,96 @@
+"""Integrates the scores of an answer's tokens along the paths of a prompt's tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from igfast.attr import LayerIntegratedGradients
+from igfast.errors import OnePassError
+from igfast.llm.method import Asked, Method
+from igfast.llm.one_pass import why_not_one_pass
+from igfast.llm.position_sums import PositionSums
+from igfast.llm.teacher import Teacher
+from igfast.model.state import buffers_restored
+from igfast.request.model_inputs import AtLayer
+from igfast.request.target import Target
+from igfast.run.report import RunReport
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The paths of what a model is given, (1, positions) each.
+
+    Attributes:
+        ids: at the input.
+        start: at the baseline.
+        at_layer: instead, the layer's values at the baseline; None where `start` holds.
+        moves: (positions,) bool, the positions at which `at_layer` holds; the layer's values stay at the others.
+    """
+
+    ids: Tensor
+    start: Tensor
+    at_layer: AtLayer | None
+    moves: Tensor
+
+    def until(self, teacher: Teacher, n_tokens: int) -> Paths:
+        """Returns the paths for the teacher of the answer's first tokens."""
+        ids, start = (teacher.without_end(one, n_tokens) for one in (self.ids, self.start))
+        return Paths(ids, start, self.at_layer, self.moves[: ids.shape[1]])
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What one run found.
+
+    Attributes:
+        sums: for each number of the teacher, its attribution to each position, (positions,) float64.
+        ends: for each number, its value at the input and at the baseline, (1,); None where there is no path.
+        log_probs: of the answer's tokens at the input, (tokens,) float64.
+        report: of the run.
+        dtype: of the layer's value.
+    """
+
+    sums: list[Tensor]
+    ends: list[tuple[Tensor, Tensor]] | None
+    log_probs: Tensor
+    report: RunReport
+    dtype: torch.dtype
+
+
+def integrated(method: Method, asked: Asked, teacher: Teacher, paths: Paths, is_one_pass: bool) -> Scored:
+    """Returns the attributions of each of the teacher's numbers to each position.
+
+    Raises:
+        OnePassError: `is_one_pass`, and the model does not score each token as if the answer ended there.
+        LayerError: the layer has no entry for each token.
+    """
+    options = {name: getattr(method.options, name) for name in ("lean", "memory_budget", "show_progress")}
+    explainer = LayerIntegratedGradients(teacher, method.layer, method.device_ids, method.scaled, **options)
+    targets = tuple(Target((number,)) for number in range(len(teacher.places)))
+    at_layer = AtLayer(0.0) if method.is_gradient else paths.at_layer
+    start = paths.start if at_layer is None else at_layer
+    asking = (paths.ids, start, targets, None, asked.at_input, asked.grad_kwargs, asked.internal_batch_size)
+    teacher.seen = []
+    with torch.inference_mode(False), torch.no_grad(), buffers_restored(teacher):
+        with explainer._run(*asking) as run:
+            seen, teacher.seen = teacher.seen, None  # the input's, and the baseline's where that is ids
+            layers = PositionSums.of(run.evaluator, paths.ids.shape[1], method.scaled, teacher.last_positions)  # type: ignore[arg-type]
+            run.evaluator = _fixed(layers, paths.moves) if paths.at_layer and not method.is_gradient else layers
+            if is_one_pass:
+                at_ends = list(zip((paths.ids, paths.start), seen, strict=False))
+                reason = why_not_one_pass(teacher, at_ends)
+                if reason:
+                    raise OnePassError(reason)
+            sums = run.integrate(asked.quadrature)
+            ends = None if method.is_gradient else run.ends()
+        return Scored([one.reshape(-1) for one in sums], ends, seen[0], run.report(), layers.inputs.x[0].dtype)
+
+
+def _fixed(layers: PositionSums, moves: Tensor) -> PositionSums:
+    """Returns the function with paths that lead nowhere at the positions that do not move."""
+    x, baseline = layers.inputs.x[0], layers.inputs.baselines[0]
+    start = torch.where(moves[None, :, None].to(x.device), baseline, x)
+    return replace(layers, inputs=replace(layers.inputs, baselines=(start,)))

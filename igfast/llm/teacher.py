@@ -1,0 +1,196 @@
+"""Runs a language model on a prompt and its answer at once, and scores each token of the answer."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from igfast.errors import OutputError, OutputTypeError
+from igfast.llm import scores
+from igfast.request.inputs import describe
+
+
+class Teacher(nn.Module):
+    """A model that is given a prompt and all but the last token of an answer, and scores tokens of the answer.
+
+    In a causal model the prediction of each token sees only those before it, so one forward pass scores them all.
+
+    Args:
+        model: a causal language model, or an encoder and a decoder; returns an object with `logits`.
+        n_prompt: tokens of the prompt.
+        answer: the answer's ids, (tokens,) int64.
+        places: for each number of a row, the tokens of the answer that it is of.
+        score: of one token.
+
+    Attributes:
+        seen: the log-probabilities of the answer's tokens, (tokens,) float64, of each forward pass; None to keep none.
+        dtype: of the model's logits in the last forward pass.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        n_prompt: int,
+        answer: Tensor,
+        places: Sequence[range],
+        score: scores.Score = scores.log_prob,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.training = model.training
+        self.n_prompt, self.answer, self.places, self.score = n_prompt, answer, list(places), score
+        self.prefix = answer  # what an encoder-decoder's decoder is given
+        self.seen: list[Tensor] | None = None
+        self.dtype = torch.float32
+        self._takes = _parameters_of(model)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Returns the scores of each row, (rows, numbers)."""
+        logits = self.logits(ids)
+        answer = self.answer.to(logits.device)
+        if self.seen is not None:
+            tokens = range(len(answer))
+            found = [scores.log_prob(logits[:1].detach(), answer, t) for t in tokens]
+            self.seen.append(torch.cat(found).double())
+        columns = [scores.joint(self.score, logits, answer, places) for places in self.places]
+        for column in columns:
+            if not isinstance(column, Tensor) or column.shape != logits.shape[:1]:
+                raise OutputError(
+                    f"attr_target must return one number for each row, ({len(logits)},); got {describe(column)}"
+                )
+        return torch.stack(columns, dim=1)
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """Returns the logits that predict the answer's tokens, (rows, tokens, vocabulary), float32 or float64."""
+        n_tokens = len(self.answer)
+        logits = self._logits(ids, n_tokens)
+        self.dtype = logits.dtype
+        return logits if logits.dtype is torch.float64 else logits.float()
+
+    def ids(self, prompt: Tensor, prefix: Tensor) -> Tensor:
+        """Returns what the model is given, (1, positions): the prompt, (1, tokens), and the answer before its end."""
+        return torch.cat([prompt, prefix[None, : len(self.answer) - 1].to(prompt)], dim=1)
+
+    def until(self, n_tokens: int) -> Teacher:
+        """Returns the teacher of the answer's first tokens, which scores the last one of these."""
+        last = [range(n_tokens - 1, n_tokens)]
+        return type(self)(self.model, self.n_prompt, self.answer[:n_tokens], last, self.score)
+
+    def without_end(self, ids: Tensor, n_tokens: int) -> Tensor:
+        """Returns the part of `ids` that the teacher of the answer's first tokens is given."""
+        return ids[:, : self.n_prompt + n_tokens - 1]
+
+    def with_another_end(self, ids: Tensor, n_kept: int) -> tuple[Teacher, Tensor]:
+        """Returns a teacher and ids, with other tokens after the first `n_kept` that the model sees of the answer."""
+        start = self.n_prompt + n_kept
+        return self, torch.cat([ids[:, :start], _others(ids[:, start:])], dim=1)
+
+    @property
+    def last_positions(self) -> list[int]:
+        """For each number of a row, the first position that it must not depend on."""
+        return [self.n_prompt + places[-1] for places in self.places]
+
+    def _logits(self, ids: Tensor, n_tokens: int) -> Tensor:
+        options: dict[str, Any] = {"use_cache": False} if "use_cache" in self._takes else {}
+        keeps = [name for name in ("logits_to_keep", "num_logits_to_keep") if name in self._takes]
+        if keeps:
+            return _of(self.model(ids, **options, **{keeps[0]: n_tokens}))[:, -n_tokens:]
+        with _head_keeps(self.model, n_tokens):
+            return _of(self.model(ids, **options))[:, -n_tokens:]
+
+
+class EncoderDecoderTeacher(Teacher):
+    """The teacher of a model whose encoder takes the prompt and whose decoder takes the answer."""
+
+    def ids(self, prompt: Tensor, prefix: Tensor) -> Tensor:  # noqa: ARG002
+        """Returns the prompt: what the encoder is given."""
+        return prompt
+
+    def without_end(self, ids: Tensor, n_tokens: int) -> Tensor:  # noqa: ARG002
+        """Returns the prompt."""
+        return ids
+
+    def with_another_end(self, ids: Tensor, n_kept: int) -> tuple[Teacher, Tensor]:
+        """Returns a teacher of another answer after the first `n_kept` tokens, and the prompt."""
+        other = EncoderDecoderTeacher(self.model, self.n_prompt, self.answer, self.places, self.score)
+        other.prefix = torch.cat([self.prefix[:n_kept], _others(self.prefix[n_kept:])])
+        return other, ids
+
+    @property
+    def last_positions(self) -> list[int]:
+        """The prompt's end: every number depends on all of the prompt."""
+        return [self.n_prompt] * len(self.places)
+
+    def _logits(self, ids: Tensor, n_tokens: int) -> Tensor:
+        options: dict[str, Any] = {"use_cache": False} if "use_cache" in self._takes else {}
+        config: Any = self.model.config
+        start = config.decoder_start_token_id
+        first = torch.full_like(self.answer[:1], config.bos_token_id if start is None else start)
+        given = torch.cat([first, self.prefix[: n_tokens - 1]]).to(ids)
+        return _of(self.model(ids, decoder_input_ids=given.expand(len(ids), -1), **options))
+
+
+def teacher_of(model: nn.Module) -> type[Teacher]:
+    """Returns the kind of teacher for a model."""
+    config = getattr(model, "config", None)
+    return EncoderDecoderTeacher if getattr(config, "is_encoder_decoder", False) else Teacher
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Returns the model inside of wrappers that pass arguments on: compiled modules, data parallelism, adapters."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, nn.DataParallel):
+            inner = model.module
+        if inner is None and hasattr(model, "peft_config") and callable(getattr(model, "get_base_model", None)):
+            inner = model.get_base_model()  # type: ignore[operator]
+        if not isinstance(inner, nn.Module) or inner is model:
+            return model
+        model = inner
+
+
+def _parameters_of(model: nn.Module) -> frozenset[str]:
+    return frozenset(inspect.signature(unwrapped(model).forward).parameters)
+
+
+def _of(output: Any) -> Tensor:
+    logits = getattr(output, "logits", None)
+    if not isinstance(logits, Tensor) or logits.dim() not in (3, 4):
+        raise OutputTypeError(
+            "the language model must return an object with logits, (batch, positions, vocabulary); got "
+            f"{describe(output) if logits is None else f'logits that are {describe(logits)}'}"
+        )
+    return logits[:, 0] if logits.dim() == 4 else logits  # models with several heads give the first one's first
+
+
+def _others(ids: Tensor) -> Tensor:
+    """Returns an id of the vocabulary in the place of each id, and not the same one."""
+    return torch.where(ids == 0, 1, 0)
+
+
+@contextmanager
+def _head_keeps(model: nn.Module, n_positions: int) -> Iterator[None]:
+    """Lets the layer that computes logits see the last positions only, in this thread, during the block."""
+    find: Callable[[], Any] | None = getattr(unwrapped(model), "get_output_embeddings", None)
+    head = find() if callable(find) else None
+    if not isinstance(head, nn.Module):
+        yield
+        return
+    thread = threading.get_ident()
+
+    def last(_: nn.Module, args: tuple[Any, ...]) -> Any:
+        if threading.get_ident() != thread or not args or not isinstance(args[0], Tensor) or args[0].dim() != 3:
+            return None
+        return (args[0][:, -n_positions:], *args[1:])
+
+    handle = head.register_forward_pre_hook(last)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,95 @@
+"""Reads where the paths of a prompt's tokens begin: at other tokens, named or given, or at values of the layer."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from captum.attr import TextTokenInput
+from torch import Tensor
+
+from igfast.errors import ArgumentError, ArgumentTypeError, warn
+from igfast.request.inputs import describe
+from igfast.request.model_inputs import AtLayer, parse_model_inputs
+
+_NAMES = ("pad", "bos", "eos", "unk", "mask")
+_warned: set[str] = set()  # tokens that the first id of a tokenizer stands for
+
+
+@dataclass(frozen=True)
+class TokenBaseline:
+    """The baseline of a prompt.
+
+    Attributes:
+        ids: the prompt's ids at the baseline, (1, tokens).
+        filler: the id that stands for an absent token.
+        at_layer: instead, the layer's values; None where the ids hold.
+    """
+
+    ids: Tensor
+    filler: int
+    at_layer: AtLayer | None = None
+
+
+def parse_token_baseline(inp: TextTokenInput, baselines: Any, tokenizer: Any, device: torch.device) -> TokenBaseline:
+    """Returns the baseline of a prompt.
+
+    Args:
+        inp: the prompt.
+        baselines: None, a number or a tensor (1, n_itp_features), where tokens at other numbers than 1 are absent; the
+            name of a special token; a token; "zero" or an `AtLayer` for values of the layer.
+        tokenizer: of Hugging Face's interface.
+        device: of the ids.
+
+    Raises:
+        ArgumentError: the tokenizer has no such token.
+        BaselineError, ArgumentTypeError: as in `igfast.LayerIntegratedGradients.attribute`.
+    """
+    present = inp.to_tensor().to(device)
+    if isinstance(baselines, AtLayer) or baselines == "zero" if isinstance(baselines, (str, AtLayer)) else False:
+        at_layer = AtLayer(0.0) if isinstance(baselines, str) else baselines
+        return TokenBaseline(inp.to_model_input(torch.zeros_like(present)).to(device), inp.baselines, at_layer)
+    if isinstance(baselines, str):
+        inp = copy.copy(inp)
+        inp.baselines = _id_of(baselines, tokenizer)
+        baselines = None
+    elif isinstance(inp.baselines, int) and inp.baselines == 0:
+        _warn_of_first_token(tokenizer)
+    if baselines is not None and not isinstance(baselines, (bool, int, float, Tensor)):
+        raise ArgumentTypeError(
+            f"baselines must be a name, a token, a number, a tensor or an AtLayer; got {describe(baselines)}"
+        )
+    absent = parse_model_inputs(present, baselines).baselines[0]
+    return TokenBaseline(inp.to_model_input(absent).to(device), inp.baselines)
+
+
+def _id_of(name: str, tokenizer: Any) -> int:
+    """Returns the id of a special token by its name, or of a token of the vocabulary."""
+    special = {one: getattr(tokenizer, f"{one}_token_id", None) for one in _NAMES}
+    if name in _NAMES:
+        found = special[name]
+        if found is None:
+            exist = ", ".join(one for one, token in special.items() if token is not None)
+            raise ArgumentError(f"baselines is {name!r}, but the tokenizer has no such token; it has {exist or 'none'}")
+        return int(found)
+    vocabulary = tokenizer.get_vocab()
+    if name not in vocabulary:
+        raise ArgumentError(
+            f'baselines must be one of {", ".join(_NAMES)}, "zero" or a token of the vocabulary; got {name!r}'
+        )
+    return int(vocabulary[name])
+
+
+def _warn_of_first_token(tokenizer: Any) -> None:
+    special = {getattr(tokenizer, f"{one}_token_id", None) for one in _NAMES}
+    if 0 in special:
+        return
+    token = tokenizer.decode([0])
+    if token not in _warned:
+        _warned.add(token)
+        warn(
+            f"the baseline is id 0, which is {token!r} in this tokenizer: Captum's default, whatever it means. Name "
+            'another token, as in TextTokenInput(..., baselines=...) or attribute(..., baselines="eos")'
+        )
