@@ -9,10 +9,12 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from igfast.errors import LeanError, warn
-from igfast.lean.recompute import recomputed, repeated_blocks
+from igfast.lean.lending import acting
+from igfast.lean.recompute import Gradients, NotRecomputableError, Tape, repeated_blocks
+from igfast.lean.rerun import rerun, rerun_modules
 from igfast.memory.recovery import is_out_of_memory
 from igfast.ops._load import kernels_loaded
 from igfast.rng import random_state
@@ -52,9 +54,10 @@ class LeanExecution:
         self._module = module
         self._hooked = hooked
         self._device = device or torch.device("cpu")
-        self._recomputed: list[nn.Module] = []
+        self._tape: Tape | None = None
         self._tried_recomputing = False
         self._offloads = False
+        self._rerun = dict.fromkeys(() if off_because else rerun_modules(module), rerun)
 
     @property
     def swapped(self) -> Mapping[str, int]:
@@ -68,8 +71,9 @@ class LeanExecution:
 
     def active(self) -> AbstractContextManager[Any]:
         """Returns the context manager to enter around the forward pass."""
-        mode = nullcontext() if self.off_because or self._mode is None else self._mode
-        return self._saving(mode) if self._recomputed or self._offloads else mode
+        if self._tape is None and not self._offloads:
+            return self._leanly()
+        return self._saving()
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
@@ -87,34 +91,53 @@ class LeanExecution:
         """Takes the next measure that trades time for memory, and describes it; returns "" if none is left."""
         if not self._tried_recomputing:
             self._tried_recomputing = True
-            blocks = repeated_blocks(self._module)
-            self._recomputed = [block for block in blocks if not set(self._hooked) & set(block.modules())]
-            if self._recomputed:
-                return f"{len(self._recomputed)} repeated blocks of the model computed again in the backward pass"
+            blocks = [b for b in repeated_blocks(self._module) if not set(self._hooked) & set(b.modules())]
+            if blocks:
+                self._tape = Tape(blocks, self._again)
+                return f"{len(blocks)} repeated blocks of the model computed again in the backward pass"
         if not self._offloads and device.type == "cuda":
             self._offloads = True
             return "what the backward pass needs kept in main memory"
         return ""
 
+    def gradients(self, values: list[Tensor], leaves: tuple[Tensor, ...]) -> Iterator[Gradients]:
+        """Yields the gradients of the sum of each of the last forward pass's values, None where there is none.
+
+        Empties `values`, so that a graph lives no longer than it is needed.
+        """
+        if self._tape is not None:
+            yield from self._tape.gradients(values, leaves)
+        while values:
+            # Of the sum, because grad_outputs= (a one for each row) imports 45 MB of symbolic shapes.
+            total = values.pop(0).sum()
+            yield torch.autograd.grad(total, leaves, allow_unused=True, retain_graph=bool(values))
+
+    def _leanly(self, mode: Any = None) -> AbstractContextManager[Any]:
+        mode = mode or self._mode
+        if self.off_because or mode is None:
+            return nullcontext()
+        return self._with_reruns(mode) if self._rerun else mode
+
     @contextmanager
-    def _saving(self, mode: AbstractContextManager[Any]) -> Iterator[None]:
+    def _with_reruns(self, mode: Any) -> Iterator[None]:
+        with mode, acting(self._rerun):
+            yield
+
+    @contextmanager
+    def _saving(self) -> Iterator[None]:
         with ExitStack() as stack:
             if self._offloads:
                 stack.enter_context(torch.autograd.graph.save_on_cpu(pin_memory=True))
-            stack.enter_context(mode)
+            stack.enter_context(self._leanly())
             if self._mode is not None and not self.off_because:
                 stack.enter_context(self._mode.ignoring_hooks())
-            if self._recomputed:
-                stack.enter_context(recomputed(self._recomputed, self._recomputation_contexts))
+            if self._tape is not None:
+                stack.enter_context(self._tape.recording())
             yield
 
-    def _recomputation_contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        """Returns the contexts of a block's forward pass (whose mode is active already) and of its recomputation."""
-        if self.off_because:
-            return nullcontext(), nullcontext()
-        again = _new_mode()
-        again.ignores_hooks = True
-        return nullcontext(), again
+    def _again(self) -> AbstractContextManager[Any]:
+        """Returns the context in which a block runs again: it counts nothing."""
+        return nullcontext() if self.off_because else self._leanly(_new_mode())
 
     def attempt(self, evaluate: Callable[[], _Result]) -> _Result:
         """Evaluates a chunk, and falls back to plain autograd from then on if only lean execution raises.
@@ -122,7 +145,7 @@ class LeanExecution:
         Raises:
             LeanError: only lean execution raised, and lean execution is required.
         """
-        if self._recomputed:
+        if self._tape is not None:
             evaluate = functools.partial(self._evaluate_recomputing, evaluate)
         if self.off_because:
             return evaluate()
@@ -152,13 +175,11 @@ class LeanExecution:
 
     def _evaluate_recomputing(self, evaluate: Callable[[], _Result]) -> _Result:
         """Evaluates a chunk; raises MemoryError if a block's recomputation differs from its forward pass."""
-        from torch.utils.checkpoint import CheckpointError
-
         try:
             return evaluate()
-        except CheckpointError as error:
-            self._recomputed = []
-            raise MemoryError("the model's repeated blocks cannot be computed again") from error
+        except NotRecomputableError as error:
+            self._tape = None
+            raise MemoryError(f"the model's repeated blocks cannot be computed again: {error}") from error
 
 
 def _new_mode() -> Any:

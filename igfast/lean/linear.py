@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from igfast._C import lean_addmm, lean_linear, lean_matmul, lean_mul
+from igfast.lean.gated import gated_product
 from igfast.lean.handlers import NOTHING_TO_SAVE, Plain, is_parameter, refuses
 
 
@@ -36,6 +37,8 @@ def _addmm(input: Tensor, mat1: Tensor, mat2: Tensor, **scales: Any) -> Tensor |
 
 
 def _mul(input: Any, other: Any, **options: Any) -> Tensor | Plain:
+    if not options and (product := gated_product(input, other)) is not None:
+        return product
     if is_parameter(input):
         input, other = other, input
     if options or not is_parameter(other) or is_parameter(input) or not isinstance(input, Tensor):

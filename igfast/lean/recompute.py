@@ -1,26 +1,28 @@
-"""Activation checkpointing: repeated blocks of a model save only their inputs and run again in the backward pass.
+"""Recomputation: repeated blocks of a model keep only their inputs, and run again for the gradient.
 
-`torch.utils.checkpoint` runs the blocks. Calls take about a third longer, so this is for lack of memory only.
+The forward pass runs each block without a graph, and cuts the graph there. The gradient goes from the last block to the
+first: a block runs once more, and the gradients of all targets pass through it before the next one runs.
 
 Source: Chen, Xu, Zhang, Guestrin 2016, "Training Deep Nets with Sublinear Memory Cost", arXiv:1604.06174.
 """
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-_lock = threading.Lock()
-_recomputing: Counter[nn.Module] = Counter()  # how many threads recompute each block
-_own_forwards: dict[nn.Module, Callable[..., Any] | None] = {}  # each instance's own `forward`, if it has one
-_local = threading.local()
+from igfast.lean.lending import acting
+from igfast.rng import RandomState, random_state
 
-Contexts = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]
+_SAME = 1e3  # times epsilon: a kernel that also prepares a gradient may round differently
+Gradients = tuple[Tensor | None, ...]
 
 
 def repeated_blocks(module: nn.Module | None) -> list[nn.Module]:
@@ -42,47 +44,189 @@ def _composite_children(module: nn.Module | None) -> list[nn.Module]:
     return [child for child in children if next(child.children(), None) is not None]
 
 
-@contextmanager
-def recomputed(blocks: list[nn.Module], contexts: Contexts) -> Iterator[None]:
-    """Checkpoints this thread's calls of `blocks`, so that the backward pass recomputes them.
+class NotRecomputableError(Exception):
+    """A block does not do the same when it runs again."""
 
-    Args:
-        blocks: the modules; each gets an instance attribute `forward` until no thread needs it.
-        contexts: returns the contexts of the forward pass and of the recomputation.
+
+@dataclass
+class _Call:
+    """A call of a block.
+
+    Attributes:
+        run: runs the block again with other tensors in the place of `inputs`; returns the tensors it gives out.
+        inputs: the tensors in its arguments that need a gradient.
+        outputs: the tensors that it gave out.
+        versions: of `outputs`, which change when one is written to.
+        ends: for each output, the tensor without memory that its gradient arrives at.
+        random: the random generators' state at the call, if the block may draw from them.
     """
-    with _lock:
-        for block in blocks:
-            if _recomputing[block] == 0:
-                _own_forwards[block] = block.__dict__.get("forward")
-                block.forward = _recomputing_forward(block.forward)
-            _recomputing[block] += 1
-    outer = getattr(_local, "contexts", None)
-    _local.contexts = contexts
-    try:
-        yield
-    finally:
-        _local.contexts = outer
-        with _lock:
-            for block in blocks:
-                _recomputing[block] -= 1
-                if _recomputing[block] == 0:
-                    del _recomputing[block]
-                    _restore(block, _own_forwards.pop(block))
+
+    run: Callable[[Sequence[Tensor]], list[Tensor]]
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    versions: list[int]
+    ends: list[Tensor]
+    random: RandomState | None
 
 
-def _recomputing_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def run(*args: Any, **kwargs: Any) -> Any:
-        contexts = getattr(_local, "contexts", None)
-        if contexts is None:
+@dataclass
+class Tape:
+    """The calls of a model's blocks in one forward pass.
+
+    Attributes:
+        blocks: the blocks; those inside one another are not allowed.
+        again: returns the context in which a block runs again.
+    """
+
+    blocks: Sequence[nn.Module]
+    again: Callable[[], AbstractContextManager[object]]
+    _calls: list[_Call] = field(default_factory=list, init=False)
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Cuts the graph at the blocks' calls during the block; forgets those of earlier forward passes."""
+        self._calls = []
+        with acting(dict.fromkeys(self.blocks, self._record)):
+            yield
+
+    def _record(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        values, shape = tree_flatten((args, kwargs))
+        places = [i for i, value in enumerate(values) if isinstance(value, Tensor) and value.requires_grad]
+        if not torch.is_grad_enabled() or not places:
             return forward(*args, **kwargs)
-        from torch.utils.checkpoint import checkpoint  # imported late: it imports much and is rarely needed
+        inputs = [values[place] for place in places]
+        before, versions = _random_state_for(forward, inputs[0].device), [value._version for value in inputs]
+        mode = _autocast(inputs[0].device.type)
 
-        return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+        def run(given: Sequence[Tensor]) -> list[Tensor]:
+            changed = values.copy()
+            for place, value in zip(places, given, strict=True):
+                changed[place] = value
+            its_args, its_kwargs = tree_unflatten(changed, shape)
+            with mode():
+                return [value for value in tree_flatten(forward(*its_args, **its_kwargs))[0] if _is_real(value)]
 
-    return run
+        with torch.no_grad():
+            given, given_shape = tree_flatten(forward(*args, **kwargs))
+        if versions != [value._version for value in inputs]:
+            raise NotRecomputableError("a block writes to its input")
+        found = [i for i, value in enumerate(given) if _is_real(value)]
+        ends = [_without_memory(given[i]) for i in found]
+        for i, end in zip(found, ends, strict=True):
+            given[i] = _Cut.apply(end, [given[i]])
+        outputs = [given[i] for i in found]
+        self._calls.append(_Call(run, inputs, outputs, [value._version for value in outputs], ends, before))
+        return tree_unflatten(given, given_shape)
+
+    def gradients(self, values: list[Tensor], leaves: tuple[Tensor, ...]) -> list[Gradients]:
+        """Returns each value's gradients with respect to the leaves; None where there is none. Empties `values`.
+
+        Raises NotRecomputableError if a block gives out something else when it runs again.
+        """
+        ends = [end for call in self._calls for end in call.ends]
+        found: list[dict[int, Tensor]] = [{} for _ in values]  # by the id of a leaf or an end
+        for of_target in found:
+            _add(of_target, [values.pop(0).sum()], None, (*leaves, *ends))
+        while self._calls:
+            call = self._calls.pop()
+            ends = ends[: len(ends) - len(call.ends)]
+            self._pass_through(call, found, (*leaves, *ends))
+        return [tuple(of_target.get(id(leaf)) for leaf in leaves) for of_target in found]
+
+    def _pass_through(self, call: _Call, found: list[dict[int, Tensor]], before: tuple[Tensor, ...]) -> None:
+        """Passes the gradients of a call's outputs on to what its inputs were computed from."""
+        arrived = [[of_target.pop(id(end), None) for end in call.ends] for of_target in found]
+        if all(grad is None for grads in arrived for grad in grads):
+            return
+        inputs = [value.detach().requires_grad_() for value in call.inputs]
+        now = random_state(inputs[0].device) if call.random is not None else None
+        if call.random is not None:
+            call.random.restore()
+        with torch.enable_grad(), self.again():
+            outputs = call.run(inputs)
+        if now is not None:
+            now.restore()
+        _check_same(call, outputs)
+        for number, (of_target, grads) in enumerate(zip(found, arrived, strict=True)):
+            pairs = [
+                (out, grad) for out, grad in zip(outputs, grads, strict=True) if grad is not None and out.requires_grad
+            ]
+            if not pairs:
+                continue
+            total = _seeded(pairs)
+            through = torch.autograd.grad(total, inputs, allow_unused=True, retain_graph=number < len(found) - 1)
+            used = [(value, grad) for value, grad in zip(call.inputs, through, strict=True) if grad is not None]
+            _add(of_target, [value for value, _ in used], [grad for _, grad in used], before)
 
 
-def _restore(block: nn.Module, own_forward: Callable[..., Any] | None) -> None:
-    del block.__dict__["forward"]
-    if own_forward is not None:
-        block.forward = own_forward
+def _add(into: dict[int, Tensor], values: list[Tensor], grads: list[Tensor] | None, leaves: tuple[Tensor, ...]) -> None:
+    """Adds the gradients of values, or of their products with `grads`, to those of the leaves."""
+    if not values:
+        return
+    total = values[0] if grads is None else _seeded(list(zip(values, grads, strict=True)))
+    found = torch.autograd.grad(total, leaves, allow_unused=True, retain_graph=True)
+    for leaf, grad in zip(leaves, found, strict=True):
+        if grad is not None:
+            into[id(leaf)] = into[id(leaf)] + grad if id(leaf) in into else grad
+
+
+def _seeded(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Returns a number from which the backward pass starts with the given gradients of tensors."""
+    with torch.enable_grad():  # grad_outputs= would import 45 MB of symbolic shapes
+        return torch.stack([_Seed.apply(value, grad) for value, grad in pairs]).sum()
+
+
+class _Seed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, grad: Tensor) -> Tensor:
+        ctx.grad = grad
+        return value.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, one: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
+        return ctx.grad, None
+
+
+class _Cut(torch.autograd.Function):
+    """Gives a tensor the history of an `end` that has no memory of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, end: Tensor, value: list[Tensor]) -> Tensor:  # noqa: ARG004
+        return value[0].detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
+        return grad, None
+
+
+def _without_memory(like: Tensor) -> Tensor:
+    """Returns a tensor of the same shape that takes no memory and requires a gradient."""
+    return torch.zeros((), dtype=like.dtype, device=like.device).expand(like.shape).requires_grad_()
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _check_same(call: _Call, outputs: list[Tensor]) -> None:
+    if [value.shape for value in outputs] != [value.shape for value in call.outputs]:
+        raise NotRecomputableError("a block gives out tensors of other shapes when it runs again")
+    for again, value, version in zip(outputs, call.outputs, call.versions, strict=True):
+        if value._version != version or value.is_meta or value.numel() == 0:  # written to since
+            continue
+        one, other = (tensor.detach()[-1:] if tensor.dim() else tensor.detach() for tensor in (again, value))
+        apart, size = (one - other).abs().max(), other.abs().max()
+        if not bool(apart <= _SAME * torch.finfo(value.dtype).eps * size) and bool(torch.isfinite(size)):
+            raise NotRecomputableError("a block gives out other numbers when it runs again")
+
+
+def _random_state_for(forward: Callable[..., Any], device: torch.device) -> RandomState | None:
+    block = getattr(forward, "__self__", None)
+    draws = not isinstance(block, nn.Module) or any(part.training for part in block.modules())
+    return random_state(device) if draws else None
+
+
+def _autocast(device: str) -> Callable[[], AbstractContextManager[object]]:
+    """Returns what puts the present state of autocast back."""
+    enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    return lambda: torch.autocast(device, enabled=enabled, dtype=dtype)

@@ -212,15 +212,10 @@ class ForwardFunction:
             self.kept_output = self.comparable(output).detach() if self.keeps_output else None
             del output
             grads: list[Tensor] = []
-            for target in range(len(self.targets)):
-                # Of the sum, because grad_outputs= (a one for each row) imports 45 MB of symbolic shapes.
-                total = values.pop(0).sum()
-                found = torch.autograd.grad(total, leaves, allow_unused=True, retain_graph=bool(values))
-                grads += [
-                    self.integrand(self._used(i, *pair), target)
-                    for i, pair in enumerate(zip(found, leaves, strict=True))
-                ]
-                del found
+            for target, found in enumerate(self.lean.gradients(values, leaves)):
+                pairs = zip(found, leaves, strict=True)
+                grads += [self.integrand(self._used(i, *pair), target) for i, pair in enumerate(pairs)]
+                del found, pairs
         return tuple(grads)
 
     def integrand(self, grad: Tensor, target: int) -> Tensor:  # noqa: ARG002

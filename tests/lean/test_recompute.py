@@ -1,0 +1,208 @@
+"""Blocks that run again for the gradient: the gradients are autograd's, whatever goes around the blocks."""
+
+import pytest
+import torch
+from torch import nn
+
+from igfast.lean import LeanExecution
+from igfast.lean.recompute import NotRecomputableError
+
+torch.manual_seed(0)
+
+
+class Block(nn.Module):
+    def __init__(self, size=6):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(size, 8), nn.Tanh(), nn.Linear(8, size))
+        self.calls = 0
+
+    def forward(self, x, *others, scale=None):
+        self.calls += 1
+        x = x + self.body(x)
+        for other in others:
+            x = x * other
+        return x if scale is None else x * scale
+
+
+class Network(nn.Module):
+    def __init__(self, run, block=Block, n=3):
+        super().__init__()
+        self.blocks = nn.ModuleList(block() for _ in range(n))
+        self.run = run
+        self.double().eval()
+
+    def forward(self, x):
+        return self.run(self.blocks, x)
+
+
+def chain(blocks, x):
+    for block in blocks:
+        x = block(x)
+    return x
+
+
+def residual(blocks, x):
+    for block in blocks:
+        x = x + block(x.sin())
+    return x.cos()
+
+
+def around(blocks, x):
+    first = blocks[0](x)
+    return blocks[2](blocks[1](first) + first) + first.sin() + x
+
+
+def arguments(blocks, x):
+    shared = x.sigmoid()
+    for block in blocks:
+        x = block(x, shared, scale=shared.mean(0, keepdim=True))
+    return x
+
+
+def in_place(blocks, x):
+    for block in blocks:
+        x = block(x)
+        x += 1
+        x.mul_(0.5)
+    return x
+
+
+def twice(blocks, x):
+    return blocks[1](blocks[0](blocks[1](x)))
+
+
+def unused(blocks, x):
+    blocks[0](x)
+    return blocks[1](x)
+
+
+def without_gradient(blocks, x):
+    with torch.no_grad():
+        start = blocks[0](x)
+    return blocks[1](start) * x
+
+
+def views(blocks, x):
+    for block in blocks:
+        x = block(x.view(2, -1, 6)).view(-1, 6)[:]
+    return x
+
+
+RUNS = [chain, residual, around, arguments, in_place, twice, unused, without_gradient, views]
+
+
+def gradients(network, x, n_targets, recomputed, lean=True):
+    execution = LeanExecution("" if lean else "not now", False, network)
+    if recomputed:
+        assert "3 repeated blocks" in execution.save_more(torch.device("cpu"))
+    x = x.clone().requires_grad_()
+    with torch.enable_grad():
+        with execution.active():
+            output = network(x)
+        return list(execution.gradients([output[:, target] for target in range(n_targets)], (x,)))
+
+
+@pytest.mark.parametrize("n_targets", [1, 4])
+@pytest.mark.parametrize("lean", [True, False])
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.__name__)
+def test_gradients_are_autograds(run, lean, n_targets):
+    network, x = Network(run), torch.randn(4, 6, dtype=torch.float64)
+    wanted = gradients(network, x, n_targets, False, lean)
+    got = gradients(network, x, n_targets, True, lean)
+    for (one,), (other,) in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
+    assert len(got) == n_targets
+
+
+@pytest.mark.parametrize("n_targets", [1, 5])
+def test_each_block_runs_twice(n_targets):
+    network = Network(residual)
+    gradients(network, torch.randn(4, 6, dtype=torch.float64), n_targets, True)
+    assert [block.calls for block in network.blocks] == [2, 2, 2]
+
+
+def test_blocks_with_several_outputs():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Block()
+
+        def forward(self, pair):
+            h, mask, index = pair
+            return self.inner(h) * mask, mask, index
+
+    def run(blocks, x):
+        pair = x, x.sigmoid(), torch.arange(3)
+        for block in blocks:
+            pair = block(pair)
+        return pair[0] + pair[1]
+
+    network, x = Network(run, Pair), torch.randn(4, 6, dtype=torch.float64)
+    (wanted,), (got,) = (gradients(network, x, 1, recomputed)[0] for recomputed in (False, True))
+    torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-13)
+
+
+def test_random_draws_are_drawn_again():
+    class Drops(Block):
+        def forward(self, x):
+            return super().forward(nn.functional.dropout(x, 0.5, self.training))
+
+    network, x = Network(chain, Drops).train(), torch.randn(4, 6, dtype=torch.float64)
+    found, states = [], []
+    for recomputed in (False, True):
+        torch.manual_seed(3)
+        found.append(gradients(network, x, 2, recomputed))
+        states.append(torch.get_rng_state())
+    for (wanted,), (got,) in zip(*found, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-13)
+    assert torch.equal(*states)
+
+
+def test_autocast_of_the_model_holds_again():
+    def run(blocks, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return chain(blocks, x)
+
+    network, x = Network(run).float(), torch.randn(4, 6)
+    (wanted,), (got,) = (gradients(network, x, 1, recomputed)[0] for recomputed in (False, True))
+    torch.testing.assert_close(got, wanted, rtol=1e-2, atol=1e-3)
+    assert not torch.is_autocast_enabled("cpu")
+
+
+class Counts(Block):
+    """Gives other numbers each time."""
+
+    def forward(self, x):
+        return super().forward(x) * self.calls
+
+
+class Grows(Block):
+    """Gives another shape each time."""
+
+    def forward(self, x):
+        x = super().forward(x)
+        return torch.cat([x] * self.calls)[:, :6]
+
+
+@pytest.mark.parametrize(("block", "text"), [(Counts, "other numbers"), (Grows, "other shapes")])
+def test_blocks_that_do_something_else(block, text):
+    with pytest.raises(NotRecomputableError, match=text):
+        gradients(Network(chain, block), torch.randn(4, 6, dtype=torch.float64), 1, True)
+
+
+def test_blocks_that_write_to_their_input():
+    class Writes(Block):
+        def forward(self, x):
+            return super().forward(x.mul_(2))
+
+    def run(blocks, x):
+        return chain(blocks, x * 1)
+
+    with pytest.raises(NotRecomputableError, match="writes to its input"):
+        gradients(Network(run, Writes), torch.randn(4, 6, dtype=torch.float64), 1, True)
+
+
+def test_modules_are_given_back():
+    network = Network(chain)
+    gradients(network, torch.randn(4, 6, dtype=torch.float64), 1, True)
+    assert not any("forward" in part.__dict__ for part in network.modules())
