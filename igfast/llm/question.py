@@ -87,6 +87,7 @@ class Question:
                 return teacher.logits(paths.ids)[0].log_softmax(dim=-1)
 
         teacher.score = scores.score_of(self.attr_target, self.foil, at_input)
+        teacher.score_name = self.attr_target if isinstance(self.attr_target, str) else None
 
     def _found(self, scored: list[Scored], rows: list[range] | list[list[int]]) -> Found:
         """Returns what runs found; each row is the sum of some of their numbers."""

@@ -76,6 +76,7 @@ def integrated(method: Method, asked: Asked, teacher: Teacher, paths: Paths, is_
     teacher.seen = []
     with torch.inference_mode(False), torch.no_grad(), buffers_restored(teacher):
         with explainer._run(*asking) as run:
+            run.kind = None if teacher.kind is None else (run.kind, teacher.kind)
             seen, teacher.seen = teacher.seen, None  # the input's, and the baseline's where that is ids
             layers = PositionSums.of(run.evaluator, paths.ids.shape[1], method.scaled, teacher.last_positions)  # type: ignore[arg-type]
             run.evaluator = _fixed(layers, paths.moves) if paths.at_layer and not method.is_gradient else layers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,6 +29,7 @@ class Teacher(nn.Module):
         score: of one token.
 
     Attributes:
+        score_name: the name of the score; None if it is a function of the caller's.
         seen: the log-probabilities of the answer's tokens, (tokens,) float64, of each forward pass; None to keep none.
         dtype: of the model's logits in the last forward pass.
     """
@@ -46,6 +47,7 @@ class Teacher(nn.Module):
         self.training = model.training
         self.n_prompt, self.answer, self.places, self.score = n_prompt, answer, list(places), score
         self.prefix = answer  # what an encoder-decoder's decoder is given
+        self.score_name: str | None = "log_prob"
         self.seen: list[Tensor] | None = None
         self.dtype = torch.float32
         self._takes = _parameters_of(model)
@@ -90,6 +92,18 @@ class Teacher(nn.Module):
         """Returns a teacher and ids, with other tokens after the first `n_kept` that the model sees of the answer."""
         start = self.n_prompt + n_kept
         return self, torch.cat([ids[:, :start], _others(ids[:, start:])], dim=1)
+
+    @property
+    def kept_with(self) -> nn.Module:
+        """The module that facts about the teacher are kept with."""
+        return self.model
+
+    @property
+    def kind(self) -> Hashable:
+        """What tells the facts about one teacher from those about another; None where nothing does."""
+        if not isinstance(self.score_name, str):
+            return None
+        return type(self), self.score_name, self.n_prompt, len(self.answer), tuple(map(tuple, self.places))
 
     @property
     def last_positions(self) -> list[int]:

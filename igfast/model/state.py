@@ -50,8 +50,14 @@ def _is_filled(cell: Any) -> bool:
 
 
 def _holder(forward_func: Callable[..., Any]) -> Any:
-    """Returns what facts are kept with: a partial call, as its arguments belong to it; else module or function."""
-    return forward_func if isinstance(forward_func, functools.partial) else module_of(forward_func) or forward_func
+    """Returns what facts are kept with: a partial call, as its arguments belong to it; else module or function.
+
+    A module that is made for one call names the module that facts are kept with in its place, as `kept_with`.
+    """
+    if isinstance(forward_func, functools.partial):
+        return forward_func
+    module = module_of(forward_func)
+    return getattr(module, "kept_with", module) or forward_func
 
 
 class Remembered(Generic[_Value]):
