@@ -74,6 +74,7 @@ def smollm(n_tokens: int, n_steps: int, rounds: int) -> list[dict[str, Any]]:
         {
             "benchmark": "llm",
             "case": case,
+            "n_tokens": n_tokens,
             "provider": label,
             "seconds": harness.percentiles(seconds[label]),
             "time_ratio": ratios[label],

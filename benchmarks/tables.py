@@ -122,6 +122,42 @@ def tolerance() -> list[str]:
     return bench_tolerance.summary(harness.read("tolerance"))
 
 
+def llm() -> list[str]:
+    """Language models: times, of igfast's for the whole answer, and differences from Captum."""
+    lines = [
+        "| answer | provider | seconds | time, of the fastest | largest difference from Captum |",
+        "|---|---|---|---|---|",
+    ]
+    for r in harness.read("llm"):
+        if "difference_from_captum" in r:
+            apart = f"{r['difference_from_captum']:.0e}" if r["difference_from_captum"] else ""
+            seconds = f"{r['seconds']['p50']:.1f}"
+            lines.append(
+                f"| {r['n_tokens']} tokens | {r['provider']} | {seconds} | {r['time_ratio']:.1f} x | {apart} |"
+            )
+    return lines
+
+
+def llm_half() -> list[str]:
+    """Language models in bfloat16: errors."""
+    (record,) = (r for r in harness.read("llm") if "error_l2" in r)
+    return [
+        "| each token | whole answer |",
+        "|---|---|",
+        f"| {record['error_l2']:.0%} | {record['error_of_whole_l2']:.0%} |",
+    ]
+
+
+def llm_memory() -> list[str]:
+    """Language models: peak memory for a long prompt."""
+    records = [r for r in harness.read("llm") if "peak_bytes" in r]
+    lines = [f"| {records[0]['case'].split(', float32')[0]} | peak memory | time, of igfast's |", "|---|---|---|"]
+    for r in records:
+        time = f"{r['time_ratio']:.2f} x" if "time_ratio" in r else ""
+        lines.append(f"| {r['provider']} | {r['peak_bytes'] / 2**20:.0f} MiB | {time} |")
+    return lines
+
+
 def ablation() -> list[str]:
     """The time of a call without each mechanism over that of a call with everything."""
     records = harness.read("ablation")
@@ -197,7 +233,8 @@ def tested() -> list[str]:
 
 
 ROOT = harness.RESULTS.parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "contributing.md")
+DOCS = ROOT / "docs"
+PAGES = (ROOT / "README.md", *(DOCS / n for n in ("benchmarks.md", "contributing.md", "guides/language-models.md")))
 TABLES = {
     table.__name__: table
     for table in (
@@ -212,6 +249,9 @@ TABLES = {
         text,
         operators,
         tolerance,
+        llm,
+        llm_half,
+        llm_memory,
         ablation,
         gpu,
         gpu_operators,

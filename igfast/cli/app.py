@@ -214,24 +214,28 @@ def report(
 
 @app.command(epilog="Example: igfast demo text --out my-demo")
 def demo(
-    subject: Annotated[str, typer.Argument(help="photograph or text.")] = "photograph",
+    subject: Annotated[str, typer.Argument(help="photograph, text or llm.")] = "photograph",
     out: Annotated[Path, typer.Option(help="The folder for what is written.")] = Path("igfast-demo"),
     n_steps: Annotated[int, typer.Option("--n-steps", "--steps", help="Points along the path.")] = 50,
     large_side: Annotated[
         int | None, typer.Option(help="Side of the large image; without it, where Captum's default no longer fits.")
     ] = None,
 ) -> int:
-    """Explain a photograph with igfast and with Captum, side by side, or a text."""
+    """Explain a photograph or a language model's answer with igfast and with Captum, side by side, or a text."""
     if subject == "text":
         from igfast.cli.text import run_text_demo
 
         run_text_demo(out, n_steps)
+    elif subject == "llm":
+        from igfast.cli.answers import run_llm_demo
+
+        run_llm_demo(out, n_steps)
     elif subject == "photograph":
         from igfast.cli.demo import run_demo
 
         run_demo(out, n_steps, large_side)
     else:
-        raise CommandError(f"the demo is photograph or text; got {subject!r}")
+        raise CommandError(f"the demo is photograph, text or llm; got {subject!r}")
     return ALL_DONE
 
 

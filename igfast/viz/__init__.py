@@ -10,6 +10,7 @@ from igfast.viz.figures import save as save
 from igfast.viz.images import PANELS as PANELS
 from igfast.viz.images import image as image
 from igfast.viz.images import path_strip as path_strip
+from igfast.viz.matrix import token_matrix as token_matrix
 from igfast.viz.page import report as report
 from igfast.viz.plot import plot as plot
 from igfast.viz.texts import Tokens as Tokens

@@ -152,10 +152,15 @@ def _joined(pieces: Sequence[tuple[str, float, bool]]) -> list[tuple[str, float,
             words.append((before + text, total + score, False))
         else:
             words.append((text or token, score, special))
-    return [(_readable(word), score, special) for word, score, special in words]
+    return [(_letters(word), score, special) for word, score, special in words]
 
 
-def _readable(word: str) -> str:
+def readable(token: str) -> str:
+    """Returns a token without the mark of a word's start, and with the letters that its bytes stand for."""
+    return _letters(token.removeprefix("##").lstrip("Ġ▁") or token)
+
+
+def _letters(word: str) -> str:
     """Returns a word with the letters that it stands for, where the tokenizer writes each byte as a letter, as GPT-2's.
 
     Source: Radford and others 2019, "Language Models are Unsupervised Multitask Learners", section 2.2.

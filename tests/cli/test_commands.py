@@ -173,7 +173,7 @@ def test_progress_and_names_of_broken_files(tmp_path, capsys):
         (["report", "missing"], "there is no file missing"),
         (["report", "x.png"], "x.png is not a whole file in safetensors' format"),
         (["diagnose", "missing.png", *MODEL], "an image cannot be read"),
-        (["demo", "x"], "the demo is photograph or text; got 'x'"),
+        (["demo", "x"], "the demo is photograph, text or llm; got 'x'"),
     ],
 )  # fmt: skip
 def test_nothing_starts(arguments, message, tmp_path, monkeypatch, capsys):

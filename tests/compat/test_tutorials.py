@@ -228,6 +228,7 @@ class Tokenizer:
         return [self.words.index(t) for t in tokens] if isinstance(tokens, list) else self.words.index(tokens)
 
 
+@pytest.mark.filterwarnings("ignore:the baseline is id 0")
 def test_llm_gradient_attribution():
     import transformers as tf
 
