@@ -32,6 +32,7 @@ ANSWERS = {
     "think",
 }
 BASELINE = "<|endoftext|>"
+PARTS = ("short answer", "long answer", "memory", "bfloat16")
 LONG = {"tokens": 512, "layers": 12, "hidden": 768}
 BUDGET = "100MiB"  # in which one path point does not fit without recomputation
 LONG_STEPS = 10
@@ -161,7 +162,7 @@ def main() -> None:
     """Measures all cases and writes the records, or one case's peak for the process that asked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peak-of", choices=LONG_LABELS)
-    parser.add_argument("--tokens", type=int, nargs="*", default=sorted(ANSWERS))
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--n-steps", type=int, default=N_STEPS)
     options = parser.parse_args()
@@ -174,10 +175,16 @@ def main() -> None:
         return
     began = time.perf_counter()
     records = []
-    for n_tokens in options.tokens:
-        records += smollm(n_tokens, options.n_steps, 1 if n_tokens > 6 else options.rounds)
-    records += [*long_prompt(options.rounds), half_precision(options.n_steps)]
-    print(harness.write("llm", records), f"{time.perf_counter() - began:.0f} s")
+    for part in options.parts:
+        if part == "short answer":
+            records += smollm(6, options.n_steps, options.rounds)
+        elif part == "long answer":
+            records += smollm(25, options.n_steps, 1)
+        elif part == "memory":
+            records += long_prompt(options.rounds)
+        else:
+            records.append(half_precision(options.n_steps))
+    print(harness.update("llm", records), f"{time.perf_counter() - began:.0f} s")
     for record in records:
         shown = {name: record[name] for name in ("time_ratio", "peak_bytes", "error_l2") if name in record}
         print(f"{record['case']:<72} {record['provider']:<32} {shown}")

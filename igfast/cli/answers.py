@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from igfast.memory.peak import peak_memory
 PROMPT = "Dante was born in Florence, which lies in Italy. The capital of France is"
 ANSWER = " Paris. The capital of Italy is Rome"
 BASELINE = "<|endoftext|>"
+_TOLERANCE = 0.05
+_PRECISELY = {"tolerance": _TOLERANCE, "max_steps": 300}
 _CONTRAST = "The city of the Eiffel Tower is not far from Rome; it is called", " Paris", " Rome"
 
 
@@ -29,7 +32,7 @@ def run_llm_demo(out: Path, n_steps: int) -> None:
 
     Args:
         out: folder, created if missing.
-        n_steps: points along the path.
+        n_steps: points along the path, where igfast and Captum are compared.
     """
     from rich.console import Console
 
@@ -41,17 +44,25 @@ def run_llm_demo(out: Path, n_steps: int) -> None:
     theirs = _explainer(captum.attr, model, layer, tokenizer)
     print(f"SmolLM2-135M goes on: {PROMPT!r}, {ANSWER!r}. Attributing that to the prompt, {n_steps} steps.\n")
 
-    result = _timed("igfast, each token", lambda: ours.attribute(inp, ANSWER, n_steps=n_steps))
-    _timed("igfast, whole answer", lambda: ours.attribute(inp, ANSWER, n_steps=n_steps, per_token=False))
-    wanted = _timed("Captum, each token", lambda: theirs.attribute(inp, ANSWER, n_steps=n_steps))
-    apart = float((result.token_attr - wanted.token_attr).abs().max() / wanted.token_attr.abs().max())
-    print(f"Largest difference: {apart:.0e} of the largest attribution.\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", igfast.ConvergenceWarning)  # the same steps for both; the pictures have more
+        _timed("igfast, whole answer", lambda: ours.attribute(inp, ANSWER, n_steps=n_steps, per_token=False))
+        each = _timed("igfast, each token", lambda: ours.attribute(inp, ANSWER, n_steps=n_steps))
+        wanted = _timed("Captum, each token", lambda: theirs.attribute(inp, ANSWER, n_steps=n_steps))
+    apart = float((each.token_attr - wanted.token_attr).abs().max() / wanted.token_attr.abs().max())
+    delta, change = (float(part.norm()) for part in (each.deltas, each.changes))
+    print(f"Largest difference: {apart:.0e} of the largest attribution.")
+    print(f"But {n_steps} steps are too few: the deltas are {delta:.1f}, of a change of {change:.1f} (L2 norms).\n")
 
+    result, report = _timed(
+        f"Tolerance of {_TOLERANCE:.0%}", lambda: ours.attribute(inp, ANSWER, return_report=True, **_PRECISELY)
+    )
+    print(f"{report}\n")
     whole = viz.tokens_of(result.seq_attr, result.input_tokens, title=f"log-probability of “{ANSWER.strip()}”")
     prompt, answer, foil = _CONTRAST
     contrastive = _explainer(igfast, model, layer, tokenizer, attr_target="logit_diff")
     contrast = contrastive.attribute(
-        TextTokenInput(prompt, tokenizer, baselines=BASELINE), answer, foil=foil, n_steps=n_steps
+        TextTokenInput(prompt, tokenizer, baselines=BASELINE), answer, foil=foil, **_PRECISELY
     )
     named = f"logit of “{answer.strip()}” less that of “{foil.strip()}”"
     rows = [whole, viz.tokens_of(contrast.seq_attr, contrast.input_tokens, title=named)]

