@@ -138,16 +138,6 @@ def llm() -> list[str]:
     return lines
 
 
-def llm_half() -> list[str]:
-    """Language models in bfloat16: errors."""
-    (record,) = (r for r in harness.read("llm") if "error_l2" in r)
-    return [
-        "| each token | whole answer |",
-        "|---|---|",
-        f"| {record['error_l2']:.0%} | {record['error_of_whole_l2']:.0%} |",
-    ]
-
-
 def llm_memory() -> list[str]:
     """Language models: peak memory for a long prompt."""
     records = [r for r in harness.read("llm") if "peak_bytes" in r]
@@ -250,7 +240,6 @@ TABLES = {
         operators,
         tolerance,
         llm,
-        llm_half,
         llm_memory,
         ablation,
         gpu,

@@ -20,9 +20,9 @@ from igfast.memory.peak import peak_memory
 PROMPT = "Dante was born in Florence, which lies in Italy. The capital of France is"
 ANSWER = " Paris. The capital of Italy is Rome"
 BASELINE = "<|endoftext|>"
-_TOLERANCE = 0.05
-_PRECISELY = {"tolerance": _TOLERANCE, "max_steps": 300}
-_CONTRAST = "The city of the Eiffel Tower is not far from Rome; it is called", " Paris", " Rome"
+_TOLERANCE = 0.15
+_PRECISELY = {"tolerance": _TOLERANCE, "max_steps": 500}
+_CONTRAST = PROMPT, " Paris", " Rome"
 
 
 def run_llm_demo(out: Path, n_steps: int) -> None:

@@ -19,9 +19,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from igfast.lean.lending import acting
+from igfast.memory.recovery import is_out_of_memory
 from igfast.rng import RandomState, random_state
 
 _SAME = 1e3  # times epsilon: a kernel that also prepares a gradient may round differently
+_SAME_AT_MOST = 5e-2  # of the largest number, in half precision
+_PLAIN = (Tensor, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 Gradients = tuple[Tensor | None, ...]
 
 
@@ -57,6 +60,7 @@ class _Call:
         inputs: the tensors in its arguments that need a gradient.
         outputs: the tensors that it gave out.
         versions: of `outputs`, which change when one is written to.
+        input_versions: of `inputs`.
         ends: for each output, the tensor without memory that its gradient arrives at.
         random: the random generators' state at the call, if the block may draw from them.
     """
@@ -66,6 +70,7 @@ class _Call:
     outputs: list[Tensor]
     versions: list[int]
     ends: list[Tensor]
+    input_versions: list[int]
     random: RandomState | None
 
 
@@ -91,6 +96,7 @@ class Tape:
 
     def _record(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         values, shape = tree_flatten((args, kwargs))
+        _check_plain(values, "takes")
         places = [i for i, value in enumerate(values) if isinstance(value, Tensor) and value.requires_grad]
         if not torch.is_grad_enabled() or not places:
             return forward(*args, **kwargs)
@@ -108,6 +114,7 @@ class Tape:
 
         with torch.no_grad():
             given, given_shape = tree_flatten(forward(*args, **kwargs))
+        _check_plain(given, "gives out")
         if versions != [value._version for value in inputs]:
             raise NotRecomputableError("a block writes to its input")
         found = [i for i, value in enumerate(given) if _is_real(value)]
@@ -115,7 +122,7 @@ class Tape:
         for i, end in zip(found, ends, strict=True):
             given[i] = _Cut.apply(end, [given[i]])
         outputs = [given[i] for i in found]
-        self._calls.append(_Call(run, inputs, outputs, [value._version for value in outputs], ends, before))
+        self._calls.append(_Call(run, inputs, outputs, [value._version for value in outputs], ends, versions, before))
         return tree_unflatten(given, given_shape)
 
     def gradients(self, values: list[Tensor], leaves: tuple[Tensor, ...]) -> list[Gradients]:
@@ -142,10 +149,18 @@ class Tape:
         now = random_state(inputs[0].device) if call.random is not None else None
         if call.random is not None:
             call.random.restore()
-        with torch.enable_grad(), self.again():
-            outputs = call.run(inputs)
-        if now is not None:
-            now.restore()
+        try:
+            if call.input_versions != [value._version for value in call.inputs]:
+                raise NotRecomputableError("the input of a block was written to")
+            with torch.enable_grad(), self.again():
+                outputs = call.run(inputs)
+        except Exception as error:  # a model may raise anything when it runs again
+            if isinstance(error, NotRecomputableError) or is_out_of_memory(error):
+                raise
+            raise NotRecomputableError(f"{type(error).__name__}: {error}") from error
+        finally:
+            if now is not None:
+                now.restore()
         _check_same(call, outputs)
         for number, (of_target, grads) in enumerate(zip(found, arrived, strict=True)):
             pairs = [
@@ -204,6 +219,18 @@ def _without_memory(like: Tensor) -> Tensor:
     return torch.zeros((), dtype=like.dtype, device=like.device).expand(like.shape).requires_grad_()
 
 
+def _check_plain(values: list[Any], does: str) -> None:
+    """Raises unless a block's arguments or results are tensors and plain values: gradients may pass other objects.
+
+    A cache of keys and values, say, would keep those of the first run, which have no graph.
+    """
+    for value in values:
+        if not isinstance(value, _PLAIN):
+            raise NotRecomputableError(f"a block {does} a {type(value).__name__}")
+        if isinstance(value, Tensor) and value.is_complex() and does == "gives out":
+            raise NotRecomputableError("a block gives out complex numbers")
+
+
 def _is_real(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
@@ -216,7 +243,8 @@ def _check_same(call: _Call, outputs: list[Tensor]) -> None:
             continue
         one, other = (tensor.detach()[-1:] if tensor.dim() else tensor.detach() for tensor in (again, value))
         apart, size = (one - other).abs().max(), other.abs().max()
-        if not bool(apart <= _SAME * torch.finfo(value.dtype).eps * size) and bool(torch.isfinite(size)):
+        allowed = min(_SAME * torch.finfo(value.dtype).eps, _SAME_AT_MOST)
+        if not bool(apart <= allowed * size) and bool(torch.isfinite(size)):
             raise NotRecomputableError("a block gives out other numbers when it runs again")
 
 

@@ -133,6 +133,10 @@ class LLMGradientAttribution(captum.attr.LLMGradientAttribution):
             }
             return self._left_to_captum(inp, target, gen_args, ours, kwargs)
         asked = self._method.asked(kwargs)
+        if prefix == "path" and (self._method.is_gradient or teacher_of(self.model) is not Teacher):
+            raise ArgumentError(
+                'prefix="path" is for methods with a path, of models that take the answer as their input'
+            )
         if return_convergence_delta and self._method.is_gradient:
             raise ArgumentError("return_convergence_delta is for methods with a path; a gradient has no delta")
         answer = self._get_target_tokens(inp, target, gen_args)
@@ -161,14 +165,16 @@ class LLMGradientAttribution(captum.attr.LLMGradientAttribution):
             return parse_answer(target, self.tokenizer)
         if not callable(getattr(self.model, "generate", None)):
             raise ArgumentError("target must be given: the model has no `generate`; got None")
+        prompt = inp.to_model_input().to(self.device)
         with torch.no_grad():
-            ids = self.model.generate(inp.to_model_input().to(self.device), **(gen_args or DEFAULT_GEN_ARGS))[0]
+            ids = self.model.generate(input_ids=prompt, **(gen_args or DEFAULT_GEN_ARGS))[0]
         is_separate = teacher_of(self.model) is not Teacher  # a decoder's output has a start, and not the prompt
         return parse_answer(ids[1 if is_separate else inp.inp_tensor.shape[1] :], self.tokenizer)
 
     def _paths(self, teacher: Teacher, inp: TextTokenInput, asked: Asked, prefix: str) -> Paths:
         prompt = inp.to_model_input().to(self.device)
-        baseline = parse_token_baseline(inp, asked.baselines, self.tokenizer, self.device)
+        warns = self._method is not None and not self._method.is_gradient
+        baseline = parse_token_baseline(inp, asked.baselines, self.tokenizer, self.device, warns)
         answer = teacher.answer
         ids = teacher.ids(prompt, answer)
         start = teacher.ids(baseline.ids, answer if prefix == "fixed" else torch.full_like(answer, baseline.filler))

@@ -95,8 +95,8 @@ class Question:
         sums = [one for run in scored for one in run.sums]
         deltas = changes = None
         if scored[0].ends is not None:
-            ends = [(end.double().sum(), start.double().sum()) for run in scored for end, start in run.ends or ()]
-            change = [end - start for end, start in ends]
+            pairs = [pair for run in scored for pair in run.ends or ()]
+            change = [(end.double() - start.double()).sum().to(sums[0].device) for end, start in pairs]
             delta = [one.sum() - by for one, by in zip(sums, change, strict=True)]
             deltas, changes = (
                 torch.stack([torch.stack([each[i] for i in row]).sum() for row in rows]).to(dtype)

@@ -38,7 +38,10 @@ class Paths:
     def until(self, teacher: Teacher, n_tokens: int) -> Paths:
         """Returns the paths for the teacher of the answer's first tokens."""
         ids, start = (teacher.without_end(one, n_tokens) for one in (self.ids, self.start))
-        return Paths(ids, start, self.at_layer, self.moves[: ids.shape[1]])
+        at_layer, moves = self.at_layer, self.moves[: ids.shape[1]]
+        if at_layer is not None and isinstance(at_layer.value, Tensor):
+            at_layer = AtLayer(at_layer.value[:, : ids.shape[1]])
+        return Paths(ids, start, at_layer, moves)
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ def integrated(method: Method, asked: Asked, teacher: Teacher, paths: Paths, is_
         LayerError: the layer has no entry for each token.
     """
     options = {name: getattr(method.options, name) for name in ("lean", "memory_budget", "show_progress")}
-    explainer = LayerIntegratedGradients(teacher, method.layer, method.device_ids, method.scaled, **options)
+    device_ids = method.device_ids or getattr(teacher.model, "device_ids", None)
+    explainer = LayerIntegratedGradients(teacher, method.layer, device_ids, method.scaled, **options)
     targets = tuple(Target((number,)) for number in range(len(teacher.places)))
     at_layer = AtLayer(0.0) if method.is_gradient else paths.at_layer
     start = paths.start if at_layer is None else at_layer

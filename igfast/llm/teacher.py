@@ -111,7 +111,7 @@ class Teacher(nn.Module):
         return [self.n_prompt + places[-1] for places in self.places]
 
     def _logits(self, ids: Tensor, n_tokens: int) -> Tensor:
-        options: dict[str, Any] = {"use_cache": False} if "use_cache" in self._takes else {}
+        options: dict[str, Any] = {"use_cache": False} if _takes_use_cache(self.model, self._takes) else {}
         keeps = [name for name in ("logits_to_keep", "num_logits_to_keep") if name in self._takes]
         if keeps:
             return _of(self.model(ids, **options, **{keeps[0]: n_tokens}))[:, -n_tokens:]
@@ -142,8 +142,8 @@ class EncoderDecoderTeacher(Teacher):
         return [self.n_prompt] * len(self.places)
 
     def _logits(self, ids: Tensor, n_tokens: int) -> Tensor:
-        options: dict[str, Any] = {"use_cache": False} if "use_cache" in self._takes else {}
-        config: Any = self.model.config
+        options: dict[str, Any] = {"use_cache": False} if _takes_use_cache(self.model, self._takes) else {}
+        config: Any = unwrapped(self.model).config
         start = config.decoder_start_token_id
         first = torch.full_like(self.answer[:1], config.bos_token_id if start is None else start)
         given = torch.cat([first, self.prefix[: n_tokens - 1]]).to(ids)
@@ -152,7 +152,7 @@ class EncoderDecoderTeacher(Teacher):
 
 def teacher_of(model: nn.Module) -> type[Teacher]:
     """Returns the kind of teacher for a model."""
-    config = getattr(model, "config", None)
+    config = getattr(unwrapped(model), "config", None)
     return EncoderDecoderTeacher if getattr(config, "is_encoder_decoder", False) else Teacher
 
 
@@ -160,7 +160,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """Returns the model inside of wrappers that pass arguments on: compiled modules, data parallelism, adapters."""
     while True:
         inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, nn.DataParallel):
+        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             inner = model.module
         if inner is None and hasattr(model, "peft_config") and callable(getattr(model, "get_base_model", None)):
             inner = model.get_base_model()  # type: ignore[operator]
@@ -171,6 +171,18 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def _parameters_of(model: nn.Module) -> frozenset[str]:
     return frozenset(inspect.signature(unwrapped(model).forward).parameters)
+
+
+def _takes_use_cache(model: nn.Module, parameters: frozenset[str]) -> bool:
+    """Returns whether a model can be told to keep no keys and values, by name or among other keyword arguments."""
+    inner: Any = unwrapped(model)
+    if "use_cache" in parameters:
+        return True
+    others = inspect.signature(inner.forward).parameters.values()
+    is_open = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in others)
+    config = getattr(inner, "config", None)
+    has_cache = any(hasattr(one, "use_cache") for one in (config, getattr(config, "text_config", None)))
+    return is_open and has_cache and type(inner).__module__.startswith("transformers.")
 
 
 def _of(output: Any) -> Tensor:

@@ -33,7 +33,9 @@ class TokenBaseline:
     at_layer: AtLayer | None = None
 
 
-def parse_token_baseline(inp: TextTokenInput, baselines: Any, tokenizer: Any, device: torch.device) -> TokenBaseline:
+def parse_token_baseline(
+    inp: TextTokenInput, baselines: Any, tokenizer: Any, device: torch.device, warns: bool = True
+) -> TokenBaseline:
     """Returns the baseline of a prompt.
 
     Args:
@@ -42,6 +44,7 @@ def parse_token_baseline(inp: TextTokenInput, baselines: Any, tokenizer: Any, de
             name of a special token; a token; "zero" or an `AtLayer` for values of the layer.
         tokenizer: of Hugging Face's interface.
         device: of the ids.
+        warns: whether to warn of id 0 where that is a word.
 
     Raises:
         ArgumentError: the tokenizer has no such token.
@@ -55,7 +58,7 @@ def parse_token_baseline(inp: TextTokenInput, baselines: Any, tokenizer: Any, de
         inp = copy.copy(inp)
         inp.baselines = _id_of(baselines, tokenizer)
         baselines = None
-    elif isinstance(inp.baselines, int) and inp.baselines == 0:
+    elif warns and isinstance(inp.baselines, int) and inp.baselines == 0:
         _warn_of_first_token(tokenizer)
     if baselines is not None and not isinstance(baselines, (bool, int, float, Tensor)):
         raise ArgumentTypeError(

@@ -206,3 +206,58 @@ def test_modules_are_given_back():
     network = Network(chain)
     gradients(network, torch.randn(4, 6, dtype=torch.float64), 1, True)
     assert not any("forward" in part.__dict__ for part in network.modules())
+
+
+def test_blocks_that_take_a_cache_are_refused():
+    """A cache keeps what the first run put into it, which has no graph."""
+
+    class Cache:
+        def __init__(self):
+            self.kept = None
+
+        def update(self, x):
+            self.kept = x if self.kept is None else self.kept
+            return self.kept
+
+    class Cached(Block):
+        def forward(self, x, cache):
+            return super().forward(cache.update(x.sin()))
+
+    def run(blocks, x):
+        for block in blocks:
+            x = block(x, Cache())
+        return x
+
+    with pytest.raises(NotRecomputableError, match="a block takes a Cache"):
+        gradients(Network(run, Cached), torch.randn(4, 6, dtype=torch.float64), 1, True)
+
+
+def test_other_numbers_are_seen_in_half_precision():
+    network = Network(chain, Counts).to(torch.bfloat16)
+    with pytest.raises(NotRecomputableError, match="other numbers"):
+        gradients(network, torch.randn(4, 6, dtype=torch.bfloat16), 1, True)
+
+
+def test_errors_of_the_second_run():
+    class Fails(Block):
+        def forward(self, x):
+            y = super().forward(x)
+            if self.calls > 1:
+                raise KeyError("once only")
+            return y
+
+    state = torch.get_rng_state()
+    with pytest.raises(NotRecomputableError, match="once only"):
+        gradients(Network(chain, Fails).train(), torch.ones(4, 6, dtype=torch.float64), 1, True)
+    assert len(state) == len(torch.get_rng_state())
+
+
+def test_inputs_that_were_written_to_after_the_block():
+    def run(blocks, x):
+        h = x * 1
+        y = blocks[0](h)
+        h += y.detach()
+        return blocks[1](h + y)
+
+    with pytest.raises(NotRecomputableError, match="was written to"):
+        gradients(Network(run), torch.randn(4, 6, dtype=torch.float64), 1, True)

@@ -102,15 +102,14 @@ def test_baselines_at_the_layer(prefix, skip_tokens):
     network, layer = model("gpt2")
     inp = prompt(skip_tokens=skip_tokens)
     vector = layer.weight.detach()[1].expand(1, 11, 32)
+    wanted = ours(network, layer, inp, prefix=prefix)
     for one_pass in (True, False):
-        at_layer = [igfast.baselines.AtLayer(vector)] if one_pass else [igfast.baselines.AtLayer(0.0), "zero"]
-        found = [ours(network, layer, inp, baselines=b, prefix=prefix, one_pass=one_pass) for b in at_layer]
-        if one_pass:
-            wanted = ours(network, layer, inp, prefix=prefix)
-            assert difference(found[0].token_attr, wanted.token_attr) < 1e-8
-            assert difference(found[0].deltas, wanted.deltas) < 1e-6
-        else:
-            assert torch.equal(found[0].token_attr, found[1].token_attr)
+        options = {"prefix": prefix, "one_pass": one_pass}
+        got = ours(network, layer, inp, baselines=igfast.baselines.AtLayer(vector), **options)
+        assert difference(got.token_attr, wanted.token_attr) < 1e-8
+        assert difference(got.deltas, wanted.deltas) < 1e-6
+        zeros = [ours(network, layer, inp, baselines=b, **options) for b in (igfast.baselines.AtLayer(0.0), "zero")]
+        assert torch.equal(zeros[0].token_attr, zeros[1].token_attr)
 
 
 BAD = {
@@ -160,6 +159,12 @@ def test_bad_scores_and_foils():
         ours(network, layer, prompt(), attr_target="logit_diff")
     with pytest.raises(igfast.ArgumentError, match="as many tokens as the answer, 5; got 1"):
         ours(network, layer, prompt(), attr_target="logit_diff", foil="w3")
+
+
+def test_paths_of_a_prefix_that_does_not_move():
+    network, layer = model("t5")
+    with pytest.raises(igfast.ArgumentError, match='prefix="path" is for methods with a path'):
+        ours(network, layer, prompt(), prefix="path")
 
 
 @pytest.mark.filterwarnings("ignore:Multiple layers provided")
