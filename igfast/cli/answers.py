@@ -15,6 +15,7 @@ from torch import nn
 import igfast
 from igfast import viz
 from igfast.cli.language_model import load_language_model
+from igfast.cli.text import write_page
 from igfast.memory.peak import peak_memory
 
 PROMPT = "Dante was born in Florence, which lies in Italy. The capital of France is"
@@ -72,8 +73,7 @@ def run_llm_demo(out: Path, n_steps: int) -> None:
     title = "What each token of the prompt (columns) adds to the log-probability of each token of the answer (rows)"
     viz.save(viz.token_matrix(result, title=title), out / "llm.png")
     page = out / "llm.html"
-    head = '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>igfast</title>\n'
-    page.write_text(head + viz.text_html(rows) + "\n</html>\n", encoding="utf-8")
+    write_page(page, rows)
     print(f"The picture is {out / 'llm.png'}, the page {page}.")
 
 

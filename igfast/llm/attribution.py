@@ -132,26 +132,27 @@ class LLMGradientAttribution(captum.attr.LLMGradientAttribution):
                 "return_report": return_report,
             }
             return self._left_to_captum(inp, target, gen_args, ours, kwargs)
-        asked = self._method.asked(kwargs)
-        if prefix == "path" and (self._method.is_gradient or teacher_of(self.model) is not Teacher):
+        method = self._method
+        asked = method.asked(kwargs)
+        if prefix == "path" and (method.is_gradient or teacher_of(self.model) is not Teacher):
             raise ArgumentError(
                 'prefix="path" is for methods with a path, of models that take the answer as their input'
             )
-        if return_convergence_delta and self._method.is_gradient:
+        if return_convergence_delta and method.is_gradient:
             raise ArgumentError("return_convergence_delta is for methods with a path; a gradient has no delta")
         answer = self._get_target_tokens(inp, target, gen_args)
         places = parse_spans(spans, per_token, len(answer))
         foil_ids = parse_foil(foil, answer, self.tokenizer)
         is_sum = self.attr_target != "prob" and sorted(t for row in places for t in row) == list(range(len(answer)))
-        whole = [] if is_sum or len(places) == 1 == len(answer) else [range(len(answer))]
-        if not per_token:
-            whole = []
+        whole = [] if is_sum or places == [range(len(answer))] else [range(len(answer))]
         teacher = teacher_of(self.model)(self.model, inp.inp_tensor.shape[1], answer, places + whole)
-        question = Question(teacher, self._paths(teacher, inp, asked, prefix), self.attr_target, foil_ids)
-        found = self._found(question, asked, one_pass)
+        question = Question(
+            teacher, self._paths(teacher, inp, asked, prefix, warns=not method.is_gradient), self.attr_target, foil_ids
+        )
+        found = self._found(method, question, asked, one_pass)
         result = self._result(question, found, inp, len(places), per_token, spans is not None)
-        if found.changes is not None and self._method.scaled and not asked.has_tolerance:
-            _warn_if_not_converged(found, asked)
+        if found.deltas is not None and found.changes is not None and method.scaled and not asked.has_tolerance:
+            _warn_if_not_converged(found.deltas, found.changes, asked.quadrature.n_steps)
         others = ([result.deltas] if return_convergence_delta else []) + ([found.report] if return_report else [])
         return (result, *others) if others else result
 
@@ -171,9 +172,8 @@ class LLMGradientAttribution(captum.attr.LLMGradientAttribution):
         is_separate = teacher_of(self.model) is not Teacher  # a decoder's output has a start, and not the prompt
         return parse_answer(ids[1 if is_separate else inp.inp_tensor.shape[1] :], self.tokenizer)
 
-    def _paths(self, teacher: Teacher, inp: TextTokenInput, asked: Asked, prefix: str) -> Paths:
+    def _paths(self, teacher: Teacher, inp: TextTokenInput, asked: Asked, prefix: str, warns: bool) -> Paths:
         prompt = inp.to_model_input().to(self.device)
-        warns = self._method is not None and not self._method.is_gradient
         baseline = parse_token_baseline(inp, asked.baselines, self.tokenizer, self.device, warns)
         answer = teacher.answer
         ids = teacher.ids(prompt, answer)
@@ -182,20 +182,19 @@ class LLMGradientAttribution(captum.attr.LLMGradientAttribution):
         moves[: prompt.shape[1]] = True if inp.itp_mask is None else inp.itp_mask[0].to(self.device)
         return Paths(ids, start, baseline.at_layer, moves)
 
-    def _found(self, question: Question, asked: Asked, one_pass: Literal["auto", True, False]) -> Found:
+    def _found(self, method: Method, question: Question, asked: Asked, one_pass: Literal["auto", True, False]) -> Found:
         """Returns the attributions from one pass for all tokens, or token by token where that gives other numbers."""
-        assert self._method is not None  # such calls are left to Captum
         if one_pass is not False:
             before = random_state(self.device)
             try:
-                return question.at_once(self._method, asked)
+                return question.at_once(method, asked)
             except OnePassError as error:
                 reason = str(error)
             if one_pass is True:
                 raise OnePassError(f"one_pass=True, but {reason}")
             before.restore()  # outside the handler, whose traceback holds the failed pass
             warn(f"each token of the answer was attributed by itself, which takes longer: {reason}")
-        return question.token_by_token(self._method, asked)
+        return question.token_by_token(method, asked)
 
     def _result(
         self, question: Question, found: Found, inp: TextTokenInput, n_rows: int, per_token: bool, is_spans: bool
@@ -231,14 +230,11 @@ class LLMGradientAttribution(captum.attr.LLMGradientAttribution):
         return super().attribute(inp, target, gen_args, **kwargs)
 
 
-def _warn_if_not_converged(found: Found, asked: Asked) -> None:
+def _warn_if_not_converged(deltas: Tensor, changes: Tensor, n_steps: int) -> None:
     """Warns if the deltas of all rows are large, in the L2 norm, and says how many steps may do."""
-    assert found.deltas is not None  # the method has a path
-    assert found.changes is not None
-    delta, change = float(found.deltas.norm()), float(found.changes.norm())
+    delta, change = float(deltas.norm()), float(changes.norm())
     if delta <= _LARGE_DELTA * change:
         return
-    n_steps = asked.quadrature.n_steps
     enough = -(-n_steps * delta // max(_LARGE_DELTA * change, 1e-30)) if change else 0
     advice = f"n_steps={int(enough)}" if n_steps < enough <= _MOST_ADVISED else "another baseline"
     warn(

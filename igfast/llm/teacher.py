@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,7 +50,10 @@ class Teacher(nn.Module):
         self.score_name: str | None = "log_prob"
         self.seen: list[Tensor] | None = None
         self.dtype = torch.float32
-        self._takes = _parameters_of(model)
+        inner = unwrapped(model)
+        takes = inspect.signature(inner.forward).parameters
+        self._options = {"use_cache": False} if _takes_use_cache(inner, takes) else {}
+        self._keeps = next((name for name in ("logits_to_keep", "num_logits_to_keep") if name in takes), None)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Returns the scores of each row, (rows, numbers)."""
@@ -111,12 +114,10 @@ class Teacher(nn.Module):
         return [self.n_prompt + places[-1] for places in self.places]
 
     def _logits(self, ids: Tensor, n_tokens: int) -> Tensor:
-        options: dict[str, Any] = {"use_cache": False} if _takes_use_cache(self.model, self._takes) else {}
-        keeps = [name for name in ("logits_to_keep", "num_logits_to_keep") if name in self._takes]
-        if keeps:
-            return _of(self.model(ids, **options, **{keeps[0]: n_tokens}))[:, -n_tokens:]
+        if self._keeps is not None:
+            return _of(self.model(ids, **self._options, **{self._keeps: n_tokens}))[:, -n_tokens:]
         with _head_keeps(self.model, n_tokens):
-            return _of(self.model(ids, **options))[:, -n_tokens:]
+            return _of(self.model(ids, **self._options))[:, -n_tokens:]
 
 
 class EncoderDecoderTeacher(Teacher):
@@ -142,12 +143,11 @@ class EncoderDecoderTeacher(Teacher):
         return [self.n_prompt] * len(self.places)
 
     def _logits(self, ids: Tensor, n_tokens: int) -> Tensor:
-        options: dict[str, Any] = {"use_cache": False} if _takes_use_cache(self.model, self._takes) else {}
         config: Any = unwrapped(self.model).config
         start = config.decoder_start_token_id
         first = torch.full_like(self.answer[:1], config.bos_token_id if start is None else start)
         given = torch.cat([first, self.prefix[: n_tokens - 1]]).to(ids)
-        return _of(self.model(ids, decoder_input_ids=given.expand(len(ids), -1), **options))
+        return _of(self.model(ids, decoder_input_ids=given.expand(len(ids), -1), **self._options))
 
 
 def teacher_of(model: nn.Module) -> type[Teacher]:
@@ -169,20 +169,14 @@ def unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
-def _parameters_of(model: nn.Module) -> frozenset[str]:
-    return frozenset(inspect.signature(unwrapped(model).forward).parameters)
-
-
-def _takes_use_cache(model: nn.Module, parameters: frozenset[str]) -> bool:
+def _takes_use_cache(model: nn.Module, takes: Mapping[str, inspect.Parameter]) -> bool:
     """Returns whether a model can be told to keep no keys and values, by name or among other keyword arguments."""
-    inner: Any = unwrapped(model)
-    if "use_cache" in parameters:
+    if "use_cache" in takes:
         return True
-    others = inspect.signature(inner.forward).parameters.values()
-    is_open = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in others)
-    config = getattr(inner, "config", None)
+    is_open = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in takes.values())
+    config = getattr(model, "config", None)
     has_cache = any(hasattr(one, "use_cache") for one in (config, getattr(config, "text_config", None)))
-    return is_open and has_cache and type(inner).__module__.startswith("transformers.")
+    return is_open and has_cache and type(model).__module__.startswith("transformers.")
 
 
 def _of(output: Any) -> Tensor:

@@ -51,9 +51,10 @@ def parse_token_baseline(
         BaselineError, ArgumentTypeError: as in `igfast.LayerIntegratedGradients.attribute`.
     """
     present = inp.to_tensor().to(device)
-    if isinstance(baselines, AtLayer) or baselines == "zero" if isinstance(baselines, (str, AtLayer)) else False:
-        at_layer = AtLayer(0.0) if isinstance(baselines, str) else baselines
-        return TokenBaseline(inp.to_model_input(torch.zeros_like(present)).to(device), inp.baselines, at_layer)
+    if isinstance(baselines, str) and baselines == "zero":
+        baselines = AtLayer(0.0)
+    if isinstance(baselines, AtLayer):
+        return TokenBaseline(inp.to_model_input(torch.zeros_like(present)).to(device), inp.baselines, baselines)
     if isinstance(baselines, str):
         inp = copy.copy(inp)
         inp.baselines = _id_of(baselines, tokenizer)
@@ -70,7 +71,7 @@ def parse_token_baseline(
 
 def _id_of(name: str, tokenizer: Any) -> int:
     """Returns the id of a special token by its name, or of a token of the vocabulary."""
-    special = {one: getattr(tokenizer, f"{one}_token_id", None) for one in _NAMES}
+    special = _special_ids(tokenizer)
     if name in _NAMES:
         found = special[name]
         if found is None:
@@ -85,9 +86,12 @@ def _id_of(name: str, tokenizer: Any) -> int:
     return int(vocabulary[name])
 
 
+def _special_ids(tokenizer: Any) -> dict[str, int | None]:
+    return {one: getattr(tokenizer, f"{one}_token_id", None) for one in _NAMES}
+
+
 def _warn_of_first_token(tokenizer: Any) -> None:
-    special = {getattr(tokenizer, f"{one}_token_id", None) for one in _NAMES}
-    if 0 in special:
+    if 0 in _special_ids(tokenizer).values():
         return
     token = tokenizer.decode([0])
     if token not in _warned:
