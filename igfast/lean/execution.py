@@ -31,8 +31,10 @@ class LeanExecution:
         module: the module behind the forward function; its repeated blocks can be recomputed.
         hooked: modules whose hooks a recomputation would miss.
         device: the device of the inputs; None means the CPU.
+        recomputes: whether repeated blocks may be recomputed.
 
     Attributes:
+        recomputes: False from the start, or once a block did something else when it ran again.
         off_because: why lean execution is off; empty while it is on.
         failed_because: the error that only lean execution raised; empty if there was none.
     """
@@ -44,6 +46,7 @@ class LeanExecution:
         module: nn.Module | None = None,
         hooked: Sequence[nn.Module] = (),
         device: torch.device | None = None,
+        recomputes: bool = True,
     ) -> None:
         if off_because and required:
             raise LeanError(f"lean=True, but lean execution is not possible: {off_because}")
@@ -55,6 +58,7 @@ class LeanExecution:
         self._hooked = hooked
         self._device = device or torch.device("cpu")
         self._tape: Tape | None = None
+        self.recomputes = recomputes
         self._tried_recomputing = False
         self._offloads = False
         self._rerun = dict.fromkeys(() if off_because else rerun_modules(module), rerun)
@@ -92,7 +96,7 @@ class LeanExecution:
         if not self._tried_recomputing:
             self._tried_recomputing = True
             blocks = [b for b in repeated_blocks(self._module) if not set(self._hooked) & set(b.modules())]
-            if blocks:
+            if blocks and self.recomputes:
                 self._tape = Tape(blocks, self._again)
                 return f"{len(blocks)} repeated blocks of the model computed again in the backward pass"
         if not self._offloads and device.type == "cuda":
@@ -174,12 +178,20 @@ class LeanExecution:
         return result
 
     def _evaluate_recomputing(self, evaluate: Callable[[], _Result]) -> _Result:
-        """Evaluates a chunk; raises MemoryError if a block's recomputation differs from its forward pass."""
+        """Evaluates a chunk, and never recomputes again if a block's recomputation differs from its forward pass.
+
+        Raises MemoryError then, unless later measures were taken too.
+        """
+        before = random_state(self._device)
         try:
             return evaluate()
         except NotRecomputableError as error:
-            self._tape = None
-            raise MemoryError(f"the model's repeated blocks cannot be computed again: {error}") from error
+            self._tape, self.recomputes = None, False
+            why = str(error)  # the error itself would keep activations alive
+        if not self._offloads:
+            raise MemoryError(f"the model's repeated blocks cannot be computed again: {why}")
+        before.restore()
+        return evaluate()
 
 
 def _new_mode() -> Any:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from igfast.rng import RandomState, random_state
 
 _SAME = 1e3  # times epsilon: a kernel that also prepares a gradient may round differently
 _SAME_AT_MOST = 5e-2  # of the largest number, in half precision
+_PARTS = 8
 _PLAIN = (Tensor, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 Gradients = tuple[Tensor | None, ...]
 
@@ -56,7 +58,8 @@ class _Call:
     """A call of a block.
 
     Attributes:
-        run: runs the block again with other tensors in the place of `inputs`; returns the tensors it gives out.
+        block: the block.
+        run: runs it again with other tensors in the place of `inputs`; returns the tensors it gives out.
         inputs: the tensors in its arguments that need a gradient.
         outputs: the tensors that it gave out.
         versions: of `outputs`, which change when one is written to.
@@ -65,6 +68,7 @@ class _Call:
         random: the random generators' state at the call, if the block may draw from them.
     """
 
+    block: nn.Module
     run: Callable[[Sequence[Tensor]], list[Tensor]]
     inputs: list[Tensor]
     outputs: list[Tensor]
@@ -91,17 +95,19 @@ class Tape:
     def recording(self) -> Iterator[None]:
         """Cuts the graph at the blocks' calls during the block; forgets those of earlier forward passes."""
         self._calls = []
-        with acting(dict.fromkeys(self.blocks, self._record)):
+        with acting({block: partial(self._record, block) for block in self.blocks}):
             yield
 
-    def _record(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _record(
+        self, block: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         values, shape = tree_flatten((args, kwargs))
         _check_plain(values, "takes")
         places = [i for i, value in enumerate(values) if isinstance(value, Tensor) and value.requires_grad]
         if not torch.is_grad_enabled() or not places:
             return forward(*args, **kwargs)
         inputs = [values[place] for place in places]
-        before, versions = _random_state_for(forward, inputs[0].device), [value._version for value in inputs]
+        before, versions = _random_state_for(block, inputs[0].device), [value._version for value in inputs]
         mode = _autocast(inputs[0].device.type)
 
         def run(given: Sequence[Tensor]) -> list[Tensor]:
@@ -122,7 +128,8 @@ class Tape:
         for i, end in zip(found, ends, strict=True):
             given[i] = _Cut.apply(end, [given[i]])
         outputs = [given[i] for i in found]
-        self._calls.append(_Call(run, inputs, outputs, [value._version for value in outputs], ends, versions, before))
+        its = outputs, [value._version for value in outputs], ends, versions, before
+        self._calls.append(_Call(block, run, inputs, *its))
         return tree_unflatten(given, given_shape)
 
     def gradients(self, values: list[Tensor], leaves: tuple[Tensor, ...]) -> list[Gradients]:
@@ -143,8 +150,6 @@ class Tape:
     def _pass_through(self, call: _Call, found: list[dict[int, Tensor]], before: tuple[Tensor, ...]) -> None:
         """Passes the gradients of a call's outputs on to what its inputs were computed from."""
         arrived = [[of_target.pop(id(end), None) for end in call.ends] for of_target in found]
-        if all(grad is None for grads in arrived for grad in grads):
-            return
         inputs = [value.detach().requires_grad_() for value in call.inputs]
         now = random_state(inputs[0].device) if call.random is not None else None
         if call.random is not None:
@@ -162,6 +167,7 @@ class Tape:
             if now is not None:
                 now.restore()
         _check_same(call, outputs)
+        _check_no_other_way(call, inputs, outputs, before)
         for number, (of_target, grads) in enumerate(zip(found, arrived, strict=True)):
             pairs = [
                 (out, grad) for out, grad in zip(outputs, grads, strict=True) if grad is not None and out.requires_grad
@@ -235,23 +241,58 @@ def _is_real(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
+def _check_no_other_way(call: _Call, inputs: list[Tensor], outputs: list[Tensor], before: tuple[Tensor, ...]) -> None:
+    """Raises if gradients may pass a block by: it read a tensor that was not an argument, or its modules keep one.
+
+    Tensors that a block leaves in places outside of the model are not seen.
+    """
+    if _depends(outputs, before):
+        raise NotRecomputableError("a block reads a tensor that it is not given")
+    for part in call.block.modules():
+        for name, value in list(vars(part).items()):  # other threads may run the module
+            kept = [one for one in tree_flatten(value)[0] if isinstance(one, Tensor) and one.grad_fn is not None]
+            if _depends(kept, (*inputs, *before)):
+                raise NotRecomputableError(f"a block keeps a tensor, as {type(part).__name__}.{name}")
+
+
+def _depends(values: Sequence[Tensor], leaves: Sequence[Tensor]) -> bool:
+    """Returns whether the graph of some values reaches one of the leaves."""
+    sought, seen = set(map(id, leaves)), set()
+    nodes = [value.grad_fn for value in values]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if id(getattr(node, "variable", None)) in sought:
+            return True
+        nodes.extend(following for following, _ in node.next_functions)
+    return False
+
+
 def _check_same(call: _Call, outputs: list[Tensor]) -> None:
     if [value.shape for value in outputs] != [value.shape for value in call.outputs]:
         raise NotRecomputableError("a block gives out tensors of other shapes when it runs again")
+    differ = []
     for again, value, version in zip(outputs, call.outputs, call.versions, strict=True):
         if value._version != version or value.is_meta or value.numel() == 0:  # written to since
             continue
-        one, other = (tensor.detach()[-1:] if tensor.dim() else tensor.detach() for tensor in (again, value))
-        apart, size = (one - other).abs().max(), other.abs().max()
         allowed = min(_SAME * torch.finfo(value.dtype).eps, _SAME_AT_MOST)
-        if not bool(apart <= allowed * size) and bool(torch.isfinite(size)):
-            raise NotRecomputableError("a block gives out other numbers when it runs again")
+        for one, other in zip(_parts(again), _parts(value), strict=True):
+            apart, size = (one - other).abs().max(), other.abs().max()
+            differ.append(~(apart <= allowed * size) & torch.isfinite(size))
+    if differ and bool(torch.stack([one.to(differ[0].device) for one in differ]).any()):
+        raise NotRecomputableError("a block gives out other numbers when it runs again")
 
 
-def _random_state_for(forward: Callable[..., Any], device: torch.device) -> RandomState | None:
-    block = getattr(forward, "__self__", None)
-    draws = not isinstance(block, nn.Module) or any(part.training for part in block.modules())
-    return random_state(device) if draws else None
+def _parts(value: Tensor) -> tuple[Tensor, ...]:
+    """Returns a few parts of the rows, so that a comparison takes little memory."""
+    value = value.detach()
+    return value.tensor_split(min(len(value), _PARTS)) if value.dim() else (value,)
+
+
+def _random_state_for(block: nn.Module, device: torch.device) -> RandomState | None:
+    return random_state(device) if any(part.training for part in block.modules()) else None
 
 
 def _autocast(device: str) -> Callable[[], AbstractContextManager[object]]:

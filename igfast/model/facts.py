@@ -40,6 +40,7 @@ class Facts:
         not_lean: why the model does not take lean execution; empty unless that was found out.
         most_rows: rows of a chunk that fitted after a larger chunk did not; None if no chunk was too large.
         n_savings: number of measures against lack of memory that were taken at one row.
+        recomputes: whether repeated blocks may be recomputed: False once one did something else when it ran again.
         plain_bytes: what plain autograd keeps for the caller's own call; None if that was not asked.
     """
 
@@ -50,6 +51,7 @@ class Facts:
     not_lean: str = ""
     most_rows: int | None = None
     n_savings: int = 0
+    recomputes: bool = True
     plain_bytes: int | None = None
 
 
@@ -178,8 +180,19 @@ def _takes_channels_last(evaluator: ForwardFunction, output: Any) -> bool:
 
 def rounds_to_tf32() -> bool:
     """Returns whether cuDNN may compute float32 convolutions in TF32, whichever of PyTorch's settings says so."""
-    cudnn: Any = torch.backends.cudnn  # its allow_tf32 raises where a user has set the precision of convolutions
-    levels = (getattr(part, "fp32_precision", "none") for part in (cudnn.conv, cudnn, torch.backends))
+    backends: Any = torch.backends
+    return _is_tf32(backends.cudnn.conv, backends.cudnn, backends)
+
+
+def multiplies_in_tf32() -> bool:
+    """Returns whether cuBLAS may compute float32 matrix products in TF32, whichever of PyTorch's settings says so."""
+    backends: Any = torch.backends
+    return _is_tf32(backends.cuda.matmul, backends)
+
+
+def _is_tf32(*settings: Any) -> bool:
+    """Returns whether the first setting that was made says so; `allow_tf32` raises where a user made another one."""
+    levels = (getattr(one, "fp32_precision", "none") for one in settings)
     return next((level for level in levels if level != "none"), "ieee") == "tf32"
 
 

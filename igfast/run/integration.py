@@ -100,12 +100,14 @@ class Run:
             return sums
         self.evaluator.lean, facts = self._lean(facts, quadrature.n_steps)
         for _ in range(facts.n_savings):  # measures that earlier calls of this kind took
-            self._notes.append(f"{self.evaluator.save_memory()}, as in an earlier call")
+            if done := self.evaluator.save_memory():
+                self._notes.append(f"{done}, as in an earlier call")
         try:
             facts = self._integrate(quadrature, sums, facts)
         finally:
-            failed = self.evaluator.lean.failed_because
-            self._remember(replace(facts, not_lean=failed or facts.not_lean))
+            lean = self.evaluator.lean
+            not_lean = lean.failed_because or facts.not_lean
+            self._remember(replace(facts, not_lean=not_lean, recomputes=lean.recomputes))
         not_finite = self._done.not_finite if self._done else None
         if not_finite is not None and not input_not_finite:
             warn(
@@ -208,7 +210,7 @@ class Run:
         forward_func, lean = self.evaluator.forward_func, self.options.lean
         module, device = module_of(forward_func), self.evaluator.inputs.device
         if lean is False:
-            return LeanExecution("lean=False", False, module, self.hooked, device), facts
+            return LeanExecution("lean=False", False, module, self.hooked, device, facts.recomputes), facts
         because = (facts.not_lean if lean == "auto" else "") or why_not(forward_func, module)
         if not because and lean == "auto" and not facts.why_whole and self._may_be_small(n_steps):
             known = facts.plain_bytes
@@ -216,7 +218,7 @@ class Run:
             facts = replace(facts, plain_bytes=kept)
             if self._is_small(kept * n_steps):
                 because = f"plain autograd keeps little here, and is faster on {device}"
-        return LeanExecution(because, lean is True, module, self.hooked, device), facts
+        return LeanExecution(because, lean is True, module, self.hooked, device, facts.recomputes), facts
 
     def _may_be_small(self, n_steps: int) -> bool:
         """Returns whether plain autograd may be faster and need little memory; it keeps the inputs at least."""

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_flatten
 
 from igfast.lean import LeanExecution
 from igfast.lean.recompute import NotRecomputableError
@@ -188,6 +189,92 @@ class Grows(Block):
 def test_blocks_that_do_something_else(block, text):
     with pytest.raises(NotRecomputableError, match=text):
         gradients(Network(chain, block), torch.randn(4, 6, dtype=torch.float64), 1, True)
+
+
+def test_other_numbers_in_one_row_are_seen():
+    class CountsOnce(Block):
+        def forward(self, x):
+            x = super().forward(x)
+            return torch.cat([x[:1] * self.calls, x[1:]])
+
+    with pytest.raises(NotRecomputableError, match="other numbers"):
+        gradients(Network(chain, CountsOnce), torch.randn(20, 6, dtype=torch.float64), 1, True)
+
+
+def test_blocks_that_read_what_they_are_not_given():
+    class Reads(Block):
+        def forward(self, x):
+            return super().forward(x * shared[0])
+
+    def run(blocks, x):
+        shared[:] = [x.sin()]
+        return chain(blocks, x)
+
+    shared = []
+    with pytest.raises(NotRecomputableError, match="reads a tensor"):
+        gradients(Network(run, Reads), torch.randn(4, 6, dtype=torch.float64), 1, True)
+
+
+@pytest.mark.parametrize("keep", [lambda x: x, lambda x: {"last": [x]}])
+def test_blocks_that_keep_a_tensor_for_others(keep):
+    class Keeps(Block):
+        def forward(self, x):
+            found = super().forward(x)
+            self.kept = keep(found)
+            return found
+
+    def run(blocks, x):
+        return chain(blocks, x) * tree_flatten(blocks[0].kept)[0][0]
+
+    with pytest.raises(NotRecomputableError, match=r"keeps a tensor, as Keeps\.kept"):
+        gradients(Network(run, Keeps), torch.randn(4, 6, dtype=torch.float64), 1, True)
+
+
+def test_blocks_that_keep_constants_are_recomputed():
+    class Keeps(Block):
+        def forward(self, x):
+            self.kept = self.body[0].weight * 2
+            return super().forward(x)
+
+    network, x = Network(chain, Keeps), torch.randn(4, 6, dtype=torch.float64)
+    ((found,),), ((wanted,),) = (gradients(network, x, 1, recomputed) for recomputed in (True, False))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_blocks_that_are_used_for_what_they_keep_alone():
+    class Keeps(Block):
+        def forward(self, x):
+            self.kept = super().forward(x)
+            return x.detach()
+
+    def run(blocks, x):
+        blocks[0](x)
+        return blocks[0].kept * x
+
+    with pytest.raises(NotRecomputableError, match="keeps a tensor"):
+        gradients(Network(run, Keeps), torch.randn(4, 6, dtype=torch.float64), 1, True)
+
+
+def test_goes_on_without_recomputation_where_another_measure_was_taken():
+    network, x = Network(chain, Counts), torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    lean = LeanExecution("", module=network)
+
+    def evaluate():
+        with lean.active():
+            values = [network(x)]
+        return list(lean.gradients(values, (x,)))
+
+    lean.save_more(x.device)
+    with pytest.raises(MemoryError, match="other numbers"):
+        lean.attempt(evaluate)
+    lean = LeanExecution("", module=network)
+    assert lean.save_more(torch.device("cuda"))
+    assert lean.save_more(torch.device("cuda"))
+    assert lean.attempt(evaluate)[0][0].shape == x.shape
+    assert not lean.recomputes
+    later = LeanExecution("", module=network, recomputes=lean.recomputes)
+    assert "main memory" in later.save_more(torch.device("cuda"))
+    assert later.save_more(torch.device("cuda")) == ""
 
 
 def test_blocks_that_write_to_their_input():
