@@ -187,7 +187,8 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
                 correction is smaller than the estimated error. The report has the estimated errors.
             max_steps: with `tolerance`, the most path points of an example, at least 9.
             correct_completeness: with `tolerance`, whether that sum is corrected.
-            return_report: also return an `igfast.RunReport`: what the call did and what it cost.
+            return_report: also return an `igfast.RunReport`: what the call did and what it cost. With the methods
+                `trapezoid` and `riemann_middle`, it has estimated errors too, which need the memory of the result.
 
         Returns:
             The attributions, shaped as `inputs`, contiguous: float32 for half, bfloat16 and float32 inputs, float64 for
@@ -212,7 +213,8 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
             return left_to_captum(why, _CAPTUMS, arguments)
         exact = (tolerance, max_steps, correct_completeness, self.multiplies_by_inputs, baselines)
         asked = (inputs, baselines, (parse_target(target),), additional_forward_args)
-        quadrature, size = quadrature_of(method, n_steps, *exact), parse_internal_batch_size(internal_batch_size)
+        quadrature = quadrature_of(method, n_steps, *exact, with_error=return_report)
+        size = parse_internal_batch_size(internal_batch_size)
         run, (found,) = self._attributed(*asked, quadrature, size, return_convergence_delta)
         return run.results(*found, return_report)
 
@@ -270,7 +272,8 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
             raise ArgumentError(f"attribute_targets is not Captum's, and calls are left to Captum: {why}")
         exact = (tolerance, max_steps, correct_completeness, self.multiplies_by_inputs, baselines)
         asked = (inputs, baselines, parse_targets(targets), additional_forward_args)
-        quadrature, size = quadrature_of(method, n_steps, *exact), parse_internal_batch_size(internal_batch_size)
+        quadrature = quadrature_of(method, n_steps, *exact, with_error=return_report)
+        size = parse_internal_batch_size(internal_batch_size)
         run, found = self._attributed(*asked, quadrature, size, return_convergence_delta)
         return run.results_of_targets(found, return_report)
 

@@ -139,7 +139,8 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains):
         exact = (tolerance, max_steps, correct_completeness, self.multiplies_by_inputs)
         targets = (parse_target(target),)
         asked = (inputs, baselines, targets, additional_forward_args, attribute_to_layer_input, grad_kwargs)
-        quadrature, size = quadrature_of(method, n_steps, *exact), parse_internal_batch_size(internal_batch_size)
+        quadrature = quadrature_of(method, n_steps, *exact, with_error=return_report)
+        size = parse_internal_batch_size(internal_batch_size)
         run, (found,) = self._attributed(*asked, size, quadrature=quadrature, with_delta=return_convergence_delta)
         return run.results(*found, return_report)
 
@@ -200,7 +201,8 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains):
         exact = (tolerance, max_steps, correct_completeness, self.multiplies_by_inputs)
         parsed = parse_targets(targets)
         asked = (inputs, baselines, parsed, additional_forward_args, attribute_to_layer_input, grad_kwargs)
-        quadrature, size = quadrature_of(method, n_steps, *exact), parse_internal_batch_size(internal_batch_size)
+        quadrature = quadrature_of(method, n_steps, *exact, with_error=return_report)
+        size = parse_internal_batch_size(internal_batch_size)
         run, found = self._attributed(*asked, size, quadrature=quadrature, with_delta=return_convergence_delta)
         return run.results_of_targets(found, return_report)
 

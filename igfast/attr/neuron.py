@@ -111,7 +111,8 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains)
         """
         exact = (tolerance, max_steps, correct_completeness, self.multiplies_by_inputs, baselines)
         asked = (inputs, neuron_selector, baselines, additional_forward_args, attribute_to_neuron_input)
-        quadrature, size = quadrature_of(method, n_steps, *exact), parse_internal_batch_size(internal_batch_size)
+        quadrature = quadrature_of(method, n_steps, *exact, with_error=return_report)
+        size = parse_internal_batch_size(internal_batch_size)
         return self._attributed_with(quadrature, *asked, size, return_report)
 
     def _attributed_with(

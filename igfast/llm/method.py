@@ -79,7 +79,7 @@ class Method:
         is_gradient = isinstance(attr_method, _CAPTUMS[1])
         return cls(layer, attr_method.device_ids, attr_method.multiplies_by_inputs, options, is_gradient)
 
-    def asked(self, given: dict[str, Any]) -> Asked:
+    def asked(self, given: dict[str, Any], with_error: bool = False) -> Asked:
         """Returns how a call integrates, from its keyword arguments; raises for those that the method does not take."""
         allowed = _OF_GRADIENT if self.is_gradient else _OF_INTEGRAL
         unknown = sorted(set(given) - set(allowed))
@@ -98,6 +98,7 @@ class Method:
                 asked["max_steps"],
                 asked["correct_completeness"],
                 True,
+                with_error=with_error,
             )
         unused = {name: value for name, value in (asked["grad_kwargs"] or {}).items() if not name.endswith("_graph")}
         return Asked(

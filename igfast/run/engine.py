@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
@@ -231,17 +231,23 @@ class Gradients:
             if self.on_rows is not None:
                 self.on_rows(chunk.stop - chunk.start)
 
-    def summed(self, rows: Rows, sums: tuple[Tensor, ...], batch: int | None = None) -> None:
-        """Adds each row's weighted gradient to the sum of its example, (batch, *features) for each path.
+    def summed(self, rows: Rows, sums: Mapping[Tensor, tuple[Tensor, ...]], batch: int | None = None) -> None:
+        """Adds each row's weighted gradient to the sums of its example, (batch, *features) for each path.
 
-        The sums are not multiplied by (x - baseline). `batch` is the rows of a step, if steps are outermost.
+        The sums are not multiplied by (x - baseline).
+
+        Args:
+            rows: the path points.
+            sums: for one or several weights of the rows, (rows,), the sums to add to.
+            batch: the rows of a step, if steps are outermost.
 
         Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, eq. 3.
         """
         finite = torch.ones(len(rows), dtype=torch.uint8, device=self.device)
         for chunk, grads in self.of(rows):
-            for acc, grad in zip(sums, grads, strict=True):
-                ops.accumulate_(acc, grad, rows.example[chunk], rows.weight[chunk], finite[chunk])
+            for weights, accs in sums.items():
+                for acc, grad in zip(accs, grads, strict=True):
+                    ops.accumulate_(acc, grad, rows.example[chunk], weights[chunk], finite[chunk])
             del grads, grad  # before the next chunk
         self.look_at(finite, rows, batch)
 

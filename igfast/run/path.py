@@ -9,6 +9,7 @@ from torch import Tensor
 
 from igfast import ops
 from igfast.model.channels_last import CHANNELS_LAST, in_channels_last
+from igfast.request.inputs import Inputs
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,16 @@ def straight_line(x: Tensor, baseline: Tensor) -> Path:
         order = CHANNELS_LAST[x.dim()]
     ends = (end if end.dim() == 0 else end.contiguous(memory_format=order) for end in (x, baseline))
     return Path(*ends)
+
+
+def differences(inputs: Inputs, rows: slice) -> list[Tensor]:
+    """Returns (x - baseline) of some examples, (rows, *features) for each input, at least float32."""
+    found = []
+    for x, baseline in zip(inputs.x, inputs.baselines, strict=True):
+        start = baseline[rows] if baseline.dim() and len(baseline) == len(x) else baseline
+        dtype = ops.accumulator_dtype(x.dtype)
+        found.append(x[rows].to(dtype) - start.to(dtype))
+    return found
 
 
 def accumulator(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 from igfast.errors import ArgumentError
 from igfast.request.samples import Baselines
 from igfast.run.over_baselines import OverBaselines
-from igfast.run.quadrature import quadrature_rule
+from igfast.run.quadrature import comparison_of, quadrature_rule
 from igfast.run.steps import FixedSteps, Quadrature
 from igfast.run.tolerance import ToTolerance
 
@@ -30,6 +30,8 @@ def quadrature_of(
     correct_completeness: bool,
     scaled: bool,
     baselines: Any = None,
+    *,
+    with_error: bool = False,
 ) -> Quadrature:
     """Returns how a call integrates.
 
@@ -41,6 +43,7 @@ def quadrature_of(
         correct_completeness: as in `attribute`.
         scaled: whether attributions are multiplied by (x - baseline).
         baselines: as in `attribute`.
+        with_error: whether the error is to be estimated where a rule allows it.
 
     Raises ArgumentError and ArgumentTypeError for arguments that are not allowed, or not together.
     """
@@ -49,7 +52,8 @@ def quadrature_of(
             raise ArgumentError("tolerance is for one baseline; with igfast.Baselines, pass n_steps")
         return OverBaselines(quadrature_rule(method, n_steps), baselines, scaled)
     if tolerance is None:
-        return FixedSteps(quadrature_rule(method, n_steps))
+        rule = quadrature_rule(method, n_steps)
+        return FixedSteps(rule, comparison_of(method, len(rule.nodes)) if with_error else None, scaled)
     if n_steps is not DEFAULT_STEPS:
         raise ArgumentError(f"n_steps and tolerance exclude each other; got n_steps={n_steps}, tolerance={tolerance}")
     if method != _METHOD:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,17 +40,31 @@ class Convergence:
         evaluations: path points that the example took.
         estimate: of the relative error, D / sqrt(12).
         bound: that the relative error rarely exceeds, D / 2.
-        residual: F(input) - F(baseline) less the sum of the attributions, before their correction.
+        residual: F(input) - F(baseline) less the sum of the attributions, before their correction. Empty where the
+            number of steps was fixed: the convergence delta says it there.
         converged: whether D is small enough for the tolerance, and the residual tells of no error beyond the bound.
-        tolerance: what was asked for; None where the steps were fixed.
+            Empty without a tolerance.
+        tolerance: what was asked for; None where the number of steps was fixed.
     """
 
     evaluations: tuple[int, ...]
     estimate: tuple[float, ...]
     bound: tuple[float, ...]
-    residual: tuple[float, ...]
-    converged: tuple[bool, ...]
-    tolerance: float | None
+    residual: tuple[float, ...] = ()
+    converged: tuple[bool, ...] = ()
+    tolerance: float | None = None
+
+    @classmethod
+    def of_runs(cls, runs: Sequence[Convergence]) -> Convergence:
+        """Returns the evaluations of several runs with the same examples together, and the largest of their errors."""
+        return cls(
+            evaluations=tuple(map(sum, zip(*(run.evaluations for run in runs), strict=True))),
+            estimate=tuple(map(max, zip(*(run.estimate for run in runs), strict=True))),
+            bound=tuple(map(max, zip(*(run.bound for run in runs), strict=True))),
+            residual=tuple(max(of, key=abs) for of in zip(*(run.residual for run in runs), strict=True)),
+            converged=tuple(map(all, zip(*(run.converged for run in runs), strict=True))),
+            tolerance=runs[0].tolerance,
+        )
 
 
 @dataclass(frozen=True)
@@ -74,8 +88,8 @@ class RunReport:
         notes: what was done, in order: against lack of memory, or because rows are not independent.
         ends: F(inputs) and F(baselines), one number for each entry of the output, if the delta was asked for or the
             call needed them. For several targets, those of the first.
-        convergence: how near each example is to the integral, if the call had a tolerance. For several targets, the
-            largest errors of each example.
+        convergence: how near each example is to the integral, with a tolerance or the methods `trapezoid` and
+            `riemann_middle`; else None, as with `igfast.Baselines` and below 3 steps. Of several targets, the largest.
         targets: of `attribute_targets`: for each target a place of the output, or a tuple of one for each example.
         spread: with `igfast.Baselines`, the standard deviation of F over an example's baselines, if the delta was asked
             for.
@@ -124,7 +138,7 @@ def _convergence_lines(convergence: Convergence | None) -> list[tuple[str, str]]
         return []
     n_converged, n = sum(convergence.converged), len(convergence.converged)
     return [
-        ("converged", f"{n_converged} of {n} examples"),
+        *([("converged", f"{n_converged} of {n} examples")] if n else []),
         ("error", f"about {max(convergence.estimate):.1%} at most, within {max(convergence.bound):.1%}"),
         ("evaluations", f"{min(convergence.evaluations)} to {max(convergence.evaluations)} of an example"),
     ]

@@ -46,7 +46,8 @@ class SampledPoints:
             gradients.paths = [_WholeStep(x, b, alphas) for x, b in zip(inputs.x, inputs.baselines, strict=True)]
         example = torch.arange(inputs.batch, device=gradients.device)
         alpha = alphas[:1] if inputs.joint else alphas
-        gradients.summed(Rows(example, alpha, torch.ones_like(alpha)), sums, inputs.batch)
+        rows = Rows(example, alpha, torch.ones_like(alpha))
+        gradients.summed(rows, {rows.weight: sums}, inputs.batch)
         return None
 
 

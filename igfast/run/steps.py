@@ -6,13 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from igfast.memory.scope import MemoryUse
 from igfast.request.inputs import Inputs
 from igfast.run.engine import Gradients, NotFinite, Rows
-from igfast.run.quadrature import Rule
+from igfast.run.path import differences
+from igfast.run.quadrature import Comparison, Rule
 from igfast.run.report import Convergence
+
+_BYTES_AT_ONCE = 2**24
 
 Ends = Callable[[], list[tuple[Tensor, Tensor]]]
 """Returns F(inputs) and F(baselines) of each target, one number for each entry of the output."""
@@ -47,9 +52,17 @@ class Quadrature(Protocol):
 
 @dataclass(frozen=True)
 class FixedSteps:
-    """The same rule for every example."""
+    """The same rule for every example.
+
+    Attributes:
+        rule: where gradients are taken, and what each counts.
+        comparison: two rules on halves of the nodes, whose difference is to tell the error; None if it is not asked.
+        multiplied: whether attributions are multiplied by (x - baseline), for their norms.
+    """
 
     rule: Rule
+    comparison: Comparison | None = None
+    multiplied: bool = True
     in_steps = True
     is_scaled = False
 
@@ -64,11 +77,55 @@ class FixedSteps:
         inputs: Inputs,
         sums: tuple[Tensor, ...],
         ends: Ends,  # noqa: ARG002
-        memory: MemoryUse,  # noqa: ARG002
+        memory: MemoryUse,
     ) -> Convergence | None:
-        """Adds the weighted gradients of all steps to `sums`."""
-        gradients.summed(Rows.of_rule(self.rule, inputs.batch, gradients.device), sums, inputs.batch)
-        return None
+        """Adds the weighted gradients of all steps to `sums`, and returns how far two halves of them are apart."""
+        rows = Rows.of_rule(self.rule, inputs.batch, gradients.device)
+        if self.comparison is None or any(acc.is_meta for acc in sums):
+            gradients.summed(rows, {rows.weight: sums}, inputs.batch)
+            return None
+        n_bytes = sum(acc.nbytes for acc in sums)
+        try:
+            with memory.for_results(n_bytes):
+                apart = tuple(map(torch.zeros_like, sums))
+            weights = Rows.of_rule(
+                Rule(self.rule.nodes, self.comparison.weights), inputs.batch, gradients.device
+            ).weight
+            gradients.summed(rows, {rows.weight: sums, weights: apart}, inputs.batch)
+            return self._convergence(inputs, sums, apart, self.comparison)
+        finally:
+            memory.release(n_bytes)
+
+    def _convergence(
+        self, inputs: Inputs, sums: tuple[Tensor, ...], apart: tuple[Tensor, ...], comparison: Comparison
+    ) -> Convergence:
+        """Returns the errors that the difference of the two rules tells; of several targets, the largest."""
+        n_inputs = len(inputs.x)
+        of_targets = []
+        for first in range(0, len(sums), n_inputs):
+            between, norms = (self._norms(inputs, part[first : first + n_inputs]).numpy() for part in (apart, sums))
+            with np.errstate(divide="ignore", invalid="ignore"):
+                relative = np.where(between == 0, 0.0, between / norms)
+            of_targets.append(np.where(np.isfinite(relative), relative, np.inf))
+        relative = np.max(of_targets, axis=0)
+        return Convergence(
+            evaluations=(self.n_steps,) * inputs.batch,
+            estimate=tuple((comparison.estimate * relative).tolist()),
+            bound=tuple((comparison.bound * relative).tolist()),
+        )
+
+    def _norms(self, inputs: Inputs, sums: tuple[Tensor, ...]) -> Tensor:
+        """Returns the L2 norm of each example's attributions, (batch,) float64 on the CPU; a few examples at a time."""
+        n_rows = max(1, _BYTES_AT_ONCE // sum(acc[0].nbytes for acc in sums))
+        found = []
+        for start in range(0, inputs.batch, n_rows):
+            rows = slice(start, start + n_rows)
+            parts = [acc[rows] for acc in sums]
+            if self.multiplied:
+                parts = [part * by for part, by in zip(parts, differences(inputs, rows), strict=True)]
+            squares = [part.reshape(len(part), -1).norm(dim=1).double().square() for part in parts]
+            found.append(torch.stack(squares).sum(dim=0).sqrt())
+        return torch.cat(found).cpu()
 
     def place_of(self, not_finite: NotFinite) -> str:
         """Returns the step and its alpha."""

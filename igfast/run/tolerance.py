@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from igfast import ops
 from igfast.errors import ArgumentError, ArgumentTypeError, ConvergenceWarning, warn
 from igfast.memory.scope import MemoryUse
 from igfast.request.inputs import Inputs
 from igfast.run.engine import Gradients, NotFinite, Rows
+from igfast.run.path import differences
 from igfast.run.report import Convergence
 from igfast.run.segments import PILOT_INTERVALS, Floats, Nodes, Segments, is_converged
 from igfast.run.split_sums import Measured, Placed, SplitSums
@@ -196,9 +196,9 @@ class _Work:
         n_inputs = len(self.inputs.x)
         for chunk, grads in gradients.of(rows):
             part = Placed(*(values[chunk] for values in vars(placed).values()))
-            differences = {slot: self._differences(slot) for slot in np.unique(part.slots).tolist()}
+            of_slots = {slot: self._differences(slot) for slot in np.unique(part.slots).tolist()}
             for number, sums in enumerate(self.sums):
-                sums.add(grads[number * n_inputs : (number + 1) * n_inputs], part, finite[chunk], differences)
+                sums.add(grads[number * n_inputs : (number + 1) * n_inputs], part, finite[chunk], of_slots)
             del grads
         gradients.look_at(finite, rows, None)
 
@@ -220,12 +220,8 @@ class _Work:
 
     def _differences(self, slot: int) -> list[Tensor]:
         """Returns (x - baseline) of the example in a slot, (*features) for each input."""
-        example, found = self.live[slot].example, []
-        for x, baseline in zip(self.inputs.x, self.inputs.baselines, strict=True):
-            start = baseline if baseline.dim() == 0 else baseline[example if len(baseline) == len(x) else 0]
-            dtype = ops.accumulator_dtype(x.dtype)
-            found.append(x[example].to(dtype) - start.to(dtype))
-        return found
+        example = self.live[slot].example
+        return [one[0] for one in differences(self.inputs, slice(example, example + 1))]
 
     def judged(self, changes: Sequence[_Change], results: tuple[Tensor, ...]) -> list[_Judged]:
         """Measures the examples in work, writes the sums of those that are done, and returns these."""
@@ -239,10 +235,10 @@ class _Work:
 
     def _judged(self, slot: int, changes: Sequence[_Change], results: tuple[Tensor, ...]) -> _Judged | None:
         one, n_inputs = self.live[slot], len(self.inputs.x)
-        differences = self._differences(slot)
+        its = self._differences(slot)
         verdicts = []
         for number, sums in enumerate(self.sums):
-            totals, found = sums.measured(slot, one.segments.h, differences)
+            totals, found = sums.measured(slot, one.segments.h, its)
             change, noise = changes[number].values[one.example], changes[number].noise[one.example]
             verdict = self._verdict(found, change, noise)
             verdicts.append(verdict)
