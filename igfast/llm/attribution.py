@@ -107,7 +107,8 @@ class LLMGradientAttribution(captum.attr.LLMGradientAttribution):
             An `igfast.LLMAttributionResult`. With `return_convergence_delta` or `return_report`, a tuple with those.
 
         Raises:
-            OnePassError: `one_pass=True`, and one pass would give other numbers.
+            OnePassError: one pass would give other numbers, and `one_pass=True` or a joint probability is asked for
+                (`attr_target="prob"`), which is no sum over tokens.
             LayerError: the layer does not have one entry for each token.
             ArgumentError, ArgumentTypeError, BaselineError: an argument has a value or type that is not allowed.
             And whatever `igfast.LayerIntegratedGradients.attribute` raises.
@@ -133,7 +134,7 @@ class LLMGradientAttribution(captum.attr.LLMGradientAttribution):
             }
             return self._left_to_captum(inp, target, gen_args, ours, kwargs)
         method = self._method
-        asked = method.asked(kwargs)
+        asked = method.asked(kwargs, return_report)
         if prefix == "path" and (method.is_gradient or teacher_of(self.model) is not Teacher):
             raise ArgumentError(
                 'prefix="path" is for methods with a path, of models that take the answer as their input'

@@ -15,7 +15,8 @@ from igfast.llm.method import Asked, Method
 from igfast.llm.one_pass import why_depends_on_length
 from igfast.llm.runs import Paths, Scored, integrated
 from igfast.llm.teacher import Teacher
-from igfast.run.report import RunReport
+from igfast.model.state import buffers_restored
+from igfast.run.report import Convergence, RunReport
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Question:
 
     def _score(self, teacher: Teacher, paths: Paths) -> None:
         def at_input() -> Tensor:
-            with torch.no_grad():
+            with torch.no_grad(), buffers_restored(teacher):
                 return teacher.logits(paths.ids)[0].log_softmax(dim=-1)
 
         teacher.score = scores.score_of(self.attr_target, self.foil, at_input)
@@ -114,6 +115,7 @@ def _together(reports: list[RunReport]) -> RunReport:
     if len(reports) == 1:
         return reports[0]
     peaks = [report.peak_bytes for report in reports]
+    convergences = [report.convergence for report in reports]
     return replace(
         reports[-1],
         n_rows=sum(report.n_rows for report in reports),
@@ -123,5 +125,5 @@ def _together(reports: list[RunReport]) -> RunReport:
         seconds=sum(report.seconds for report in reports),
         notes=("one run for each token of the answer", *reports[-1].notes),
         ends=None,
-        convergence=None,
+        convergence=None if None in convergences else Convergence.of_runs([one for one in convergences if one]),
     )

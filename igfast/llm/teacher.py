@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from igfast.errors import OutputError, OutputTypeError
 from igfast.llm import scores
+from igfast.model.facts import multiplies_in_tf32, rounds_to_tf32
+from igfast.model.independence import is_autocast
 from igfast.request.inputs import describe
 
 
@@ -31,7 +33,7 @@ class Teacher(nn.Module):
     Attributes:
         score_name: the name of the score; None if it is a function of the caller's.
         seen: the log-probabilities of the answer's tokens, (tokens,) float64, of each forward pass; None to keep none.
-        dtype: of the model's logits in the last forward pass.
+        dtype: the coarsest dtype that the last of those passes computed in.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class Teacher(nn.Module):
         self.prefix = answer  # what an encoder-decoder's decoder is given
         self.score_name: str | None = "log_prob"
         self.seen: list[Tensor] | None = None
-        self.dtype = torch.float32
+        self.dtype = self._logits_dtype = torch.float32
         inner = unwrapped(model)
         takes = inspect.signature(inner.forward).parameters
         self._options = {"use_cache": False} if _takes_use_cache(inner, takes) else {}
@@ -63,6 +65,7 @@ class Teacher(nn.Module):
             tokens = range(len(answer))
             found = [scores.log_prob(logits[:1].detach(), answer, t) for t in tokens]
             self.seen.append(torch.cat(found).double())
+            self.dtype = self._coarsest(logits.device)
         columns = [scores.joint(self.score, logits, answer, places) for places in self.places]
         for column in columns:
             if not isinstance(column, Tensor) or column.shape != logits.shape[:1]:
@@ -75,7 +78,7 @@ class Teacher(nn.Module):
         """Returns the logits that predict the answer's tokens, (rows, tokens, vocabulary), float32 or float64."""
         n_tokens = len(self.answer)
         logits = self._logits(ids, n_tokens)
-        self.dtype = logits.dtype
+        self._logits_dtype = logits.dtype
         return logits if logits.dtype is torch.float64 else logits.float()
 
     def ids(self, prompt: Tensor, prefix: Tensor) -> Tensor:
@@ -118,6 +121,20 @@ class Teacher(nn.Module):
             return _of(self.model(ids, **self._options, **{self._keeps: n_tokens}))[:, -n_tokens:]
         with _head_keeps(self.model, n_tokens):
             return _of(self.model(ids, **self._options))[:, -n_tokens:]
+
+    def _in_tf32(self) -> bool:
+        has_convolutions = any(isinstance(part, nn.Conv1d) for part in self.model.modules())
+        return multiplies_in_tf32() or (has_convolutions and rounds_to_tf32())
+
+    def _coarsest(self, device: torch.device) -> torch.dtype:
+        """Returns the coarsest dtype that a forward pass rounds to: models may convert their logits to float32."""
+        dtypes = {one.dtype for one in self.model.parameters() if one.is_floating_point() and one.dtype.itemsize > 1}
+        dtypes.add(self._logits_dtype)
+        if is_autocast(device.type):
+            dtypes.add(torch.get_autocast_dtype(device.type))
+        if device.type == "cuda" and torch.float32 in dtypes and self._in_tf32():
+            dtypes.add(torch.float16)  # which has as many bits as TF32
+        return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 class EncoderDecoderTeacher(Teacher):

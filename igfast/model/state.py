@@ -111,6 +111,7 @@ def buffers_restored(forward_func: Callable[..., Any]) -> Iterator[None]:
     if module is None:
         yield
         return
+    module = getattr(module, "kept_with", module)
     with _saved_lock:
         if id(module) in _saved:
             _saved[id(module)].n_calls += 1

@@ -191,6 +191,34 @@ def test_half_precision_gives_single():
     assert difference(got.seq_attr.double(), exact.seq_attr) < 0.1
 
 
+@pytest.mark.parametrize("by", ["logits in single precision", "autocast"])
+def test_rounding_of_half_precision_is_told_from_dependence(by):
+    network, layer = model("llama", torch.bfloat16 if by != "autocast" else torch.float32, hidden_size=256)
+    network.register_forward_hook(lambda _, __, output: output.__setitem__("logits", output.logits.float()))
+    with torch.autocast("cpu", torch.bfloat16, enabled=by == "autocast"):
+        result = ours(network, layer, prompt(), one_pass=True)
+    exact = ours(network.float(), layer, prompt(), one_pass=False)
+    assert difference(result.seq_attr, exact.seq_attr) < 0.2
+
+
+def test_buffers_of_training_are_as_before():
+    class Counts(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.config = inner, inner.config
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, ids, **options):
+            self.calls += 1
+            return self.inner(ids, **options)
+
+    network, layer = model("llama")
+    counts = Counts(network)
+    counts.training = True
+    ours(counts, layer, prompt(), attr_target="kl", n_steps=2)
+    assert counts.calls == 0
+
+
 def test_meets_a_tolerance():
     network, layer = model("llama", initializer_range=0.4)
     options = {"n_steps": 2000, "return_report": True}

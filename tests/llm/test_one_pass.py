@@ -2,6 +2,7 @@
 
 import warnings
 
+import accelerate
 import captum.attr
 import pytest
 import torch
@@ -178,6 +179,16 @@ def test_compiled_and_wrapped_models():
     wrapped.config = network.config
     got = ours(wrapped, layer, prompt(), one_pass=True)
     assert difference(got.token_attr, wanted.token_attr) < 1e-8
+
+
+def test_offloaded_weights():
+    network, layer = model("llama")
+    wanted = ours(network, layer, prompt(), one_pass=True)
+    accelerate.cpu_offload(network, execution_device="cpu")
+    assert all(weight.is_meta for weight in network.parameters())
+    found = ours(network, layer, prompt(), one_pass=True)
+    assert difference(found.token_attr, wanted.token_attr) < 1e-12
+    assert all(weight.is_meta for weight in network.parameters())
 
 
 def test_memory_does_not_grow():
