@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from igfast.errors import ArgumentError, InputTypeError
+from igfast.errors import InputTypeError
 from igfast.request.inputs import describe
 from igfast.request.model_inputs import AtLayer
+from igfast.request.special_tokens import special_id
 
 
 def pad_tokens(ids: Tensor, tokenizer: Any) -> Tensor:
@@ -118,11 +119,7 @@ def _check_ids(ids: object) -> None:
 
 def _replaced(ids: Tensor, tokenizer: Any, kind: str) -> Tensor:
     _check_ids(ids)
-    token = getattr(tokenizer, f"{kind}_token_id", None)
-    if token is None:
-        names = ("pad", "mask", "unk", "bos", "eos", "cls", "sep")
-        has = [name for name in names if getattr(tokenizer, f"{name}_token_id", None) is not None]
-        raise ArgumentError(f"the tokenizer has no {kind}_token_id; it has {has}")
+    token = special_id(tokenizer, kind)
     words = {getattr(tokenizer, "unk_token_id", None)}  # a word that the tokenizer does not know is a word
     kept = sorted(set(tokenizer.all_special_ids) - words)
     special = torch.tensor(kept, device=ids.device, dtype=ids.dtype)

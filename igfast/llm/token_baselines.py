@@ -13,6 +13,7 @@ from torch import Tensor
 from igfast.errors import ArgumentError, ArgumentTypeError, warn
 from igfast.request.inputs import describe
 from igfast.request.model_inputs import AtLayer, parse_model_inputs
+from igfast.request.special_tokens import special_id, special_ids
 
 _NAMES = ("pad", "bos", "eos", "unk", "mask")
 _warned: set[str] = set()  # tokens that the first id of a tokenizer stands for
@@ -71,13 +72,8 @@ def parse_token_baseline(
 
 def _id_of(name: str, tokenizer: Any) -> int:
     """Returns the id of a special token by its name, or of a token of the vocabulary."""
-    special = _special_ids(tokenizer)
     if name in _NAMES:
-        found = special[name]
-        if found is None:
-            exist = ", ".join(one for one, token in special.items() if token is not None)
-            raise ArgumentError(f"baselines is {name!r}, but the tokenizer has no such token; it has {exist or 'none'}")
-        return int(found)
+        return special_id(tokenizer, name)
     vocabulary = tokenizer.get_vocab()
     if name not in vocabulary:
         raise ArgumentError(
@@ -86,12 +82,8 @@ def _id_of(name: str, tokenizer: Any) -> int:
     return int(vocabulary[name])
 
 
-def _special_ids(tokenizer: Any) -> dict[str, int | None]:
-    return {one: getattr(tokenizer, f"{one}_token_id", None) for one in _NAMES}
-
-
 def _warn_of_first_token(tokenizer: Any) -> None:
-    if 0 in _special_ids(tokenizer).values():
+    if 0 in special_ids(tokenizer).values():
         return
     token = tokenizer.decode([0])
     if token not in _warned:

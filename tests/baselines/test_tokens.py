@@ -22,7 +22,7 @@ def test_words_are_replaced(make, token, dtype):
 
 
 def test_missing_token_is_named_with_those_that_exist():
-    with pytest.raises(igfast.ArgumentError, match=r"no unk_token_id; it has \['pad', 'mask'\]"):
+    with pytest.raises(igfast.ArgumentError, match=r"no unk_token_id; it has pad, mask"):
         baselines.unknown_tokens(torch.tensor([[1, 2]]), TOKENIZER)
 
 

@@ -115,7 +115,7 @@ def test_baselines_at_the_layer(prefix, skip_tokens):
 BAD = {
     "another input": ({"inp": PROMPT}, igfast.ArgumentTypeError, "inp must be a captum.attr.TextTokenInput"),
     "no name": ({"baselines": "cls"}, igfast.ArgumentError, 'one of pad, bos, eos, unk, mask, "zero" or a token'),
-    "no such token": ({"baselines": "mask"}, igfast.ArgumentError, "no such token; it has pad, bos, eos"),
+    "no such token": ({"baselines": "mask"}, igfast.ArgumentError, "no mask_token_id; it has pad, bos, eos"),
     "baselines of a type": ({"baselines": [1]}, igfast.ArgumentTypeError, "a number, a tensor or an AtLayer"),
     "baselines of a shape": ({"baselines": torch.zeros(1, 3).long()}, igfast.BaselineError, "shape of inputs"),
     "empty answer": ({"target": ""}, igfast.TargetError, "at least one token"),
