@@ -15,11 +15,13 @@
 # make bench       writes benchmarks/results/*.jsonl
 # make setup       makes .venv with everything the tests need, and igfast in editable form
 #
-# PYTHON names the interpreter that makes .venv, TORCH the torch to install (TORCH="torch==2.12.0"). pip's environment
-# variables (PIP_INDEX_URL and others) are honoured, for instance to install torch's CPU wheels.
+# PYTHON names the interpreter that makes .venv, TORCH the torch to install (TORCH="torch==2.12.0"), WORKERS the number of
+# processes that share the tests. pip's environment variables (PIP_INDEX_URL and others) are honoured, for instance to
+# install torch's CPU wheels. Threads that wait passively do not hold up those of the other processes.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+WORKERS ?= 2
 
 BIN := .venv/bin
 STAMP := .venv/.stamps
@@ -45,10 +47,11 @@ $(STAMP)/packages: pyproject.toml $(STAMP)/torch
 $(STAMP)/igfast: setup.py $(SOURCES) $(STAMP)/packages
 	$(PIP) --no-build-isolation -e ".[explain,tables,demo,dev,docs]"
 	$(PIP) --no-deps "transformers-interpret==0.10.0"  # its metadata asks for transformers below 5, but it runs with 5
+	$(PIP) --no-deps "inseq==0.7.1"  # its metadata asks for much that it does not import
 	touch $@
 
 test: setup
-	IGFAST_REQUIRE_KERNELS=1 $(BIN)/python -m pytest
+	IGFAST_REQUIRE_KERNELS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 demo: setup
 	$(BIN)/python -m igfast demo
