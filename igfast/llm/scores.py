@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from igfast.errors import ArgumentError, ArgumentTypeError
 
 Score = Callable[[Tensor, Tensor, int], Tensor]
 """Takes logits (rows, tokens, vocabulary), the answer's ids (tokens,) and the place t of a token; gives (rows,)."""
+
+
+def log_probs(logits: Tensor, ids: Tensor) -> Tensor:
+    """Returns the log-probability of each token, (rows, tokens), of as many ids and predictions."""
+    return logits.log_softmax(dim=-1).gather(2, ids.expand(len(logits), -1).unsqueeze(2)).squeeze(2)
 
 
 def log_prob(logits: Tensor, ids: Tensor, t: int) -> Tensor:
@@ -59,8 +63,11 @@ def kl(at_input: Tensor) -> Score:
 
 def joint(score: Score, logits: Tensor, ids: Tensor, places: range) -> Tensor:
     """Returns the score of several tokens together, (rows,): the probability of all, or the sum of other scores."""
-    if score is prob and len(places) > 1:
-        return torch.stack([log_prob(logits, ids, t) for t in places]).sum(dim=0).exp()
+    if score in (log_prob, prob) and len(places) > 1:
+        # At once: the gradient of each token's part of the logits would be as large as all logits.
+        of_places = logits if len(places) == logits.shape[1] else logits[:, places.start : places.stop]
+        total = log_probs(of_places, ids[places.start : places.stop]).sum(dim=1)
+        return total if score is log_prob else total.exp()
     total = score(logits, ids, places[0])
     for t in places[1:]:
         total = total + score(logits, ids, t)
