@@ -97,7 +97,7 @@ class GradientShap(captum.attr.GradientShap):
             wrapped: Any = super().attribute.__wrapped__
             given = (inputs, baselines, n_samples, stdevs, target, additional_forward_args, return_convergence_delta)
             return wrapped(self, *given)
-        sampled = _OfInputs(self._explainer)
+        sampled = _OfInputs(self._explainer, (inputs, additional_forward_args))
         return _through_tunnel(
             sampled,
             inputs,
@@ -180,7 +180,7 @@ class LayerGradientShap(captum.attr.LayerGradientShap):
             What `igfast.LayerIntegratedGradients.attribute` and Captum's `NoiseTunnel` raise.
         """
         return _through_tunnel(
-            _OfLayer(self._explainer),
+            _OfLayer(self._explainer, (inputs, additional_forward_args)),
             inputs,
             baselines,
             n_samples,
@@ -257,7 +257,8 @@ class NeuronGradientShap(captum.attr.NeuronGradientShap):
         Raises:
             What `igfast.NeuronIntegratedGradients.attribute` and Captum's `NoiseTunnel` raise.
         """
-        sampled = _OfNeuron(self._explainer, neuron_selector, attribute_to_neuron_input)
+        own = (inputs, additional_forward_args)
+        sampled = _OfNeuron(self._explainer, own, neuron_selector, attribute_to_neuron_input)
         options = {"additional_forward_args": additional_forward_args}
         return _through_tunnel(sampled, inputs, baselines, n_samples, stdevs, **options)
 
@@ -289,11 +290,19 @@ def _random_places(inputs: Any) -> Tensor:
 
 
 class _Sampled(captum.attr.GradientAttribution):
-    """Attributes noisy examples at one random point each, as `NoiseTunnel` asks for it."""
+    """Attributes noisy examples at one random point each, as `NoiseTunnel` asks for it.
 
-    def __init__(self, explainer: Any) -> None:
+    `own` has the inputs and the further arguments of the caller's own call, whose copies the examples are.
+    """
+
+    def __init__(self, explainer: Any, own: tuple[Any, Any]) -> None:
         super().__init__(explainer.forward_func)
-        self.explainer = explainer
+        self.explainer, self.own = explainer, own
+
+    def points_of(self, inputs: Any) -> SampledPoints:
+        """Returns a random point for each noisy example."""
+        alphas, (own, _) = _random_places(inputs), self.own
+        return SampledPoints(alphas, len(alphas) // max(1, len(own[0] if isinstance(own, tuple) else own)))
 
     def has_convergence_delta(self) -> bool:
         """Returns whether there is a delta."""
@@ -316,15 +325,15 @@ class _OfInputs(_Sampled):
         return_convergence_delta: bool = False,
     ) -> Any:
         """Returns the attributions of each noisy example."""
-        points = SampledPoints(_random_places(inputs))
         asked = (inputs, _single(inputs, baselines), target, additional_forward_args)
-        attributions, delta = self.explainer._attributed_with(points, *asked, return_convergence_delta)
+        points = self.points_of(inputs)
+        attributions, delta = self.explainer._attributed_with(points, *asked, return_convergence_delta, self.own)
         return attributions if delta is None else (attributions, delta)
 
 
 class _OfNeuron(_Sampled):
-    def __init__(self, explainer: Any, selector: Selector, at_input: bool) -> None:
-        super().__init__(explainer)
+    def __init__(self, explainer: Any, own: tuple[Any, Any], selector: Selector, at_input: bool) -> None:
+        super().__init__(explainer, own)
         self.selector, self.at_input = selector, at_input
 
     def has_convergence_delta(self) -> bool:
@@ -334,9 +343,8 @@ class _OfNeuron(_Sampled):
     @log_usage()
     def attribute(self, inputs: Any, baselines: Any = None, additional_forward_args: Any = None) -> Any:
         """Returns the attributions of each noisy example."""
-        points = SampledPoints(_random_places(inputs))
         asked = (inputs, self.selector, _single(inputs, baselines), additional_forward_args, self.at_input)
-        return self.explainer._attributed_with(points, *asked)
+        return self.explainer._attributed_with(self.points_of(inputs), *asked, own=self.own)
 
 
 class _OfLayer(_Sampled):

@@ -278,11 +278,14 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
         return run.results_of_targets(found, return_report)
 
     def _attributed_with(
-        self, quadrature: Quadrature, inputs: Any, baselines: Any, target: Any, args: Any, with_delta: bool
+        self, quadrature: Quadrature, inputs: Any, baselines: Any, target: Any, args: Any, with_delta: bool, own: Any
     ) -> tuple[Any, Tensor | None]:
-        """Returns attributions and delta of a call that integrates in a way of its own."""
+        """Returns attributions and delta of a call that integrates in a way of its own.
+
+        `own` has the inputs and the further arguments of the caller's own call, of which the inputs are noisy copies.
+        """
         asked = (inputs, baselines, (parse_target(target),), args, quadrature, None, with_delta)
-        return self._attributed(*asked)[1][0]
+        return self._attributed(*asked, own)[1][0]
 
     def _attributed(
         self,
@@ -293,6 +296,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
         quadrature: Quadrature,
         size: int | None,
         with_delta: bool,
+        own: tuple[Any, Any] | None = None,
     ) -> tuple[Run, list[tuple[Any, Tensor | None]]]:
         """Returns the run, and for each target the attributions in the form of the inputs, and the delta if asked."""
         with_graph = torch.is_grad_enabled() and self.multiplies_by_inputs and not quadrature.is_scaled
@@ -305,7 +309,9 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
                 samples.check(evaluator.inputs.join(evaluator.inputs.x))
             with self._options.memory(evaluator.inputs.device) as memory:
                 evaluator = with_top_targets(evaluator, targets)
-                run = Run(evaluator, self._options, memory, size, "inputs", samples=samples)
+                own_call = self._evaluator(own[0], None, (), own[1]) if own else None
+                kind = ("inputs", own_call.inputs.batch) if own_call else "inputs"
+                run = Run(evaluator, self._options, memory, size, kind, samples=samples, own=own_call)
                 sums = by_target(run.integrate(quadrature), len(evaluator.inputs.x))
                 ends = run.ends() if with_delta else [None] * len(sums)
                 scaled = self.multiplies_by_inputs and not with_graph and not quadrature.is_scaled

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import captum.attr
@@ -125,10 +126,11 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains)
         at_input: bool,
         size: int | None = None,
         return_report: bool = False,
+        own: tuple[Any, Any] | None = None,
     ) -> Any:
-        """Returns what `attribute` returns for a call that integrates in a way of its own."""
+        """Returns what `attribute` returns for a call that integrates in a way of its own; `own` as in `_run`."""
         with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
-            with self._run(inputs, selector, baselines, args, at_input, size) as run:
+            with self._run(inputs, selector, baselines, args, at_input, size, own) as run:
                 sums = run.integrate(quadrature)
                 scaled = self.multiplies_by_inputs and not quadrature.is_scaled
                 attributions = scale(run.evaluator, sums, scaled)
@@ -155,9 +157,19 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains)
 
     @contextmanager
     def _run(
-        self, inputs: Any, selector: Selector, baselines: Any, args: Any, at_input: bool, size: int | None
+        self,
+        inputs: Any,
+        selector: Selector,
+        baselines: Any,
+        args: Any,
+        at_input: bool,
+        size: int | None,
+        own: tuple[Any, Any] | None = None,
     ) -> Iterator[Run]:
-        """Gives the run of a call, whose layer is hooked during the block."""
+        """Gives the run of a call, whose layer is hooked during the block.
+
+        `own` has the inputs and the further arguments of the caller's own call, if the inputs are noisy copies of its.
+        """
         device_ids = self.device_ids or getattr(self.forward_func, "device_ids", None)
         samples = baselines if isinstance(baselines, Samples) else None
         parsed = parse_inputs(inputs, None if samples else baselines)
@@ -174,5 +186,9 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains)
                 selector=selector,
             )
             # The id: facts must not keep a layer alive. Functions that select cannot be told apart.
-            kind = None if callable(selector) else (id(self.layer), at_input, str(selector))
-            yield Run(evaluator, self._options, memory, size, kind, (self.layer,), samples)
+            kind: Hashable = None if callable(selector) else (id(self.layer), at_input, str(selector))
+            own_call = None
+            if own is not None:
+                own_call = replace(evaluator, inputs=parse_inputs(own[0], None), args=as_tuple(own[1]))
+                kind = kind and (kind, own_call.inputs.batch)
+            yield Run(evaluator, self._options, memory, size, kind, (self.layer,), samples, own_call)

@@ -220,6 +220,7 @@ class Guard:
 
     Attributes:
         evaluator: the model; its inputs are not one joint example.
+        own: the caller's own call: steps are of its examples. The evaluator itself, or that with noisy copies of them.
         in_steps: whether chunks have the examples in the caller's order, step after step.
         agrees: the ways that were checked.
         pending: the ways of the present chunk that are not checked yet.
@@ -227,6 +228,7 @@ class Guard:
     """
 
     evaluator: ForwardFunction
+    own: ForwardFunction
     in_steps: bool
     agrees: set[str]
     pending: set[str] = field(default_factory=set)
@@ -234,10 +236,12 @@ class Guard:
 
     def before(self, n_rows: int, channels_last: bool) -> None:
         """Checks, before a chunk, that a part of the examples keeps its outputs; raises RowsDependError otherwise."""
-        batch = self.evaluator.inputs.batch
+        batch = self.own.inputs.batch
         ways = {STACKED} if n_rows > batch else {SPLIT} if n_rows < batch else set()
         if not self.in_steps:
             ways = {MIXED} if max(n_rows, batch) > 1 else set()
+        elif n_rows == self.evaluator.inputs.batch:  # all copies at once, as Captum has them
+            ways = set()
         self.pending = (ways | ({CHANNELS_LAST} if channels_last else set())) - self.agrees
         if SPLIT in self.pending:
             self._check_split(n_rows)
@@ -258,7 +262,7 @@ class Guard:
         self.pending -= ways
 
     def _check_split(self, n_rows: int) -> None:
-        evaluator = self.evaluator
+        evaluator = self.own
         x, example = evaluator.inputs.x, evaluator.all_examples()
 
         def among_others() -> Tensor:  # the same examples in a batch of the same size, with the first for the others
@@ -305,10 +309,10 @@ class Guard:
             repeated = tuple(torch.empty_like(point).copy_(point.index_select(0, index)) for point in points)
             return evaluator.comparable(evaluator.output_with_graph(repeated, examples[index]))[row : row + 1]
 
-        self._compare(evaluator.kept_output, slice(row, row + 1), in_own_batch, among_others, points, MIXED)
+        self._compare(slice(row, row + 1), in_own_batch, among_others, points, MIXED)
 
     def _check_step(self, points: tuple[Tensor, ...]) -> None:
-        evaluator = self.evaluator
+        evaluator = self.own
         n_rows, n_each = points[0].shape[0], min(points[0].shape[0], evaluator.inputs.batch)
         n_steps = n_rows // n_each
         # Not the last or middle step: a largest value, or a mean, that the rows share may leave those unchanged.
@@ -324,11 +328,10 @@ class Guard:
             repeated = tuple(torch.empty_like(point).copy_(point[step].index_select(0, index)) for point in points)
             return evaluator.comparable(evaluator.output_with_graph(repeated, example[index]))[step]
 
-        self._compare(evaluator.kept_output, step, alone, among_others, points, STACKED)
+        self._compare(step, alone, among_others, points, STACKED)
 
     def _compare(
         self,
-        kept: Any,
         rows: slice,
         alone: Callable[..., Tensor],
         among_others: Callable[[], Tensor],
@@ -336,7 +339,7 @@ class Guard:
         way: str,
     ) -> None:
         """Raises RowsDependError if rows of the kept output are not what they are alone."""
-        evaluator = self.evaluator
+        evaluator, kept = self.own, self.evaluator.kept_output
         before = random_state(evaluator.inputs.device)
         try:
             wanted = alone(evaluator.output)

@@ -64,6 +64,8 @@ class Run:
         kind: what the facts depend on besides the evaluator's inputs and arguments.
         hooked: layers whose values are replaced or read by hooks.
         samples: several baselines of each example; None where each has one.
+        own: the caller's own call, where the evaluator's examples are noisy copies of its examples, all copies of one
+            example side by side; None where the evaluator makes that call.
     """
 
     evaluator: ForwardFunction
@@ -73,8 +75,9 @@ class Run:
     kind: Hashable = None
     hooked: tuple[nn.Module, ...] = ()
     samples: Baselines | None = None
+    own: ForwardFunction | None = None
     _facts: Facts | None = field(default=None, init=False)
-    _own: Any = field(default=None, init=False)  # the output of the caller's own call, if this call made it
+    _own_output: Any = field(default=None, init=False)  # of the caller's own call, if this call made it
     _facts_key: Hashable = field(default=None, init=False)
     _notes: list[str] = field(default_factory=list, init=False)
     _began: float = field(default_factory=time.perf_counter, init=False)
@@ -99,6 +102,7 @@ class Run:
             self._done = _Done(Counter(), None, 0, None)
             return sums
         self.evaluator.lean, facts = self._lean(facts, quadrature.n_steps)
+        self._own.lean = self.evaluator.lean
         for _ in range(facts.n_savings):  # measures that earlier calls of this kind took
             if done := self.evaluator.save_memory():
                 self._notes.append(f"{done}, as in an earlier call")
@@ -182,8 +186,10 @@ class Run:
         self._facts_key = key_of(evaluator, (self.kind, self.options.memory_budget) if self.kind is not None else None)
         self._facts = remembered.get(evaluator.forward_func, self._facts_key) if self._facts_key is not None else None
         if self._facts is None:
-            self._facts, self._own = discover(evaluator)
-            if self._own is None:
+            self._facts, output = discover(self._own)
+            if self.own is None:
+                self._own_output = output
+            if output is None:
                 self._facts_key = None  # a call that has more memory may find out more
                 self._notes.append("the inputs do not fit in one forward pass: their rows are taken to be independent")
                 if self._facts.gains_channels_last:
@@ -191,6 +197,11 @@ class Run:
                     warn(f"the inputs do not fit in one forward pass, so igfast uses {self._notes[-1]}")
         evaluator.explains_integers = False
         return self._facts
+
+    @property
+    def _own(self) -> ForwardFunction:
+        """The caller's own call."""
+        return self.evaluator if self.own is None else self.own
 
     def _remember(self, facts: Facts) -> None:
         if self._facts_key is not None:
@@ -269,7 +280,7 @@ class Run:
         channels_last = facts.gains_channels_last and gains and any(map(may_be_channels_last, inputs.x))
         if inputs.joint:
             return ChunkPlan(1, n_rows, 1, row_bytes)
-        step = inputs.batch if quadrature.in_steps else 1
+        step = self._own.inputs.batch if quadrature.in_steps else 1
         plan = ChunkPlan(step, n_rows, 1, row_bytes, channels_last, most_rows=facts.most_rows)
         if self.internal_batch_size is not None:
             plan = replace(plan, rows=min(self.internal_batch_size, n_rows, facts.most_rows or n_rows))
@@ -282,7 +293,7 @@ class Run:
     def _run(self, quadrature: Quadrature, sums: tuple[Tensor, ...], plan: ChunkPlan, facts: Facts) -> Facts:
         inputs = self.evaluator.inputs
         loop = self._loop(plan)
-        guard = Guard(self.evaluator, quadrature.in_steps, set(facts.agrees))
+        guard = Guard(self.evaluator, self._own, quadrature.in_steps, set(facts.agrees))
         gradients = Gradients(list(map(straight_line, inputs.x, inputs.baselines)), self.evaluator, loop)
         if not inputs.joint:
             gradients.before = lambda n_rows: guard.before(n_rows, loop.plan.channels_last)
@@ -323,7 +334,8 @@ class Run:
 
     def _at_inputs(self) -> list[Tensor]:
         """Returns each target's values at the inputs, from the caller's own call if that was made."""
-        return self._at_end(1.0, self.evaluator.own_output if self._own is None else lambda: self._own)
+        output = self._own_output
+        return self._at_end(1.0, self.evaluator.own_output if output is None else lambda: output)
 
     def _at_baselines(self, samples: Baselines) -> list[Tensor]:
         """Returns the mean over the baselines of each target's values, and keeps how far those spread."""
@@ -350,7 +362,8 @@ class Run:
         """Returns each target's values at one end of the paths, in parts where the whole batch does not fit."""
         evaluator = self.evaluator
         inputs = evaluator.inputs
-        plan = ChunkPlan(1, inputs.batch, inputs.batch, inputs.row_bytes)
+        rows = inputs.batch if self.own is None or self._plan is None or inputs.joint else self._plan.rows
+        plan = ChunkPlan(1, inputs.batch, rows, inputs.row_bytes)
         example = evaluator.all_examples()
 
         def values(rows: slice) -> list[Tensor]:

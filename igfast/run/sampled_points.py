@@ -21,9 +21,11 @@ class SampledPoints:
 
     Attributes:
         alphas: (batch,) float64, in [0, 1].
+        n_copies: how many examples in a row are copies of one example of the caller's.
     """
 
     alphas: Tensor
+    n_copies: int = 1
     in_steps = True
     is_scaled = False
     n_steps = 1
@@ -44,10 +46,12 @@ class SampledPoints:
         alphas = self.alphas.to(gradients.device)
         if inputs.joint and bool((alphas != 1).any()):
             gradients.paths = [_WholeStep(x, b, alphas) for x, b in zip(inputs.x, inputs.baselines, strict=True)]
-        example = torch.arange(inputs.batch, device=gradients.device)
-        alpha = alphas[:1] if inputs.joint else alphas
+        n_copies = 1 if inputs.joint else self.n_copies
+        # The first copies of all examples, then the second ones: steps as the caller's own call.
+        example = torch.arange(inputs.batch, device=gradients.device).view(-1, n_copies).T.reshape(-1)
+        alpha = alphas[:1] if inputs.joint else alphas[example]
         rows = Rows(example, alpha, torch.ones_like(alpha))
-        gradients.summed(rows, {rows.weight: sums}, inputs.batch)
+        gradients.summed(rows, {rows.weight: sums}, inputs.batch // n_copies)
         return None
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 import igfast
 from igfast.attr import gradient_shap
+from igfast.run.plan import Gains
 
 
 def net():
@@ -159,7 +160,36 @@ def test_samples_go_in_chunks():
     network = Network(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 62 * 62, 4))
     images, data = torch.rand(1, 3, 64, 64), torch.rand(5, 3, 64, 64)
     igfast.GradientShap(network).attribute(images, data, n_samples=200, target=0)
-    assert max(n for n, with_graph in rows if with_graph) <= 60
+    assert max(n for n, _ in rows) <= 60
+    assert rows[0] == (1, False)  # the caller's own call
+
+
+@pytest.mark.parametrize("name", ["GradientShap", "NeuronGradientShap"])
+def test_small_chunks_have_the_samples_of_each_example(name, monkeypatch):
+    monkeypatch.setattr("igfast.run.integration.CPU", Gains(first=1, largest=6 * X[0].nbytes, cheap=2**30, share=1))
+    model, scale = net(), torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    layer, selector = ((model[0],), (1,)) if name == "NeuronGradientShap" else ((), ())
+
+    def scaled(x, scale):
+        return model(x * scale[:, None])
+
+    def call(explainer):
+        options = {"target": 1} if name == "GradientShap" else {}
+        options |= {"n_samples": 5, "stdevs": 0.1, "additional_forward_args": scale}
+        return explainer.attribute(X, *selector, DATA, **options)
+
+    close(*both(name, scaled, *layer, call=call))
+
+
+def test_rows_that_are_seen_to_belong_together(monkeypatch):
+    monkeypatch.setattr("igfast.run.integration.CPU", Gains(first=1, largest=6 * X[0].nbytes, cheap=2**30, share=1))
+    model = net()
+
+    def mixes(x):
+        return (model(x)[:, 1] - model(x)[:, 1].mean() / 2) ** 2
+
+    with pytest.warns(igfast.IgfastWarning, match="depends on the others"):
+        close(*both("GradientShap", mixes, call=lambda explainer: explainer.attribute(X, DATA, n_samples=4)))
 
 
 def test_a_replaced_gradient_func_is_captums():
