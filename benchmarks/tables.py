@@ -122,6 +122,26 @@ def tolerance() -> list[str]:
     return bench_tolerance.summary(harness.read("tolerance"))
 
 
+def many_targets() -> list[str]:
+    """One call for several targets, and a call for each."""
+    records = [r for r in harness.read("many") if "peak_bytes" not in r]
+    lines = ["| network | one call | a call for each | a call for each / one call |", "|---|---|---|---|"]
+    for case in dict.fromkeys(r["case"] for r in records):
+        once, each = (r for r in records if r["case"] == case)
+        times = " | ".join(f"{r['seconds']['p50']:.1f} s" for r in (once, each))
+        lines.append(f"| {case.split(', 50 steps')[0]} | {times} | {each['time_ratio']:.2f} x |")
+    return lines
+
+
+def gradient_shap() -> list[str]:
+    """Many baselines: time and memory of igfast and Captum."""
+    records = [r for r in harness.read("many") if "peak_bytes" in r]
+    lines = [f"| {records[0]['case'].split(', float32')[0]} | median seconds | peak memory |", "|---|---|---|"]
+    for r in records:
+        lines.append(f"| {r['provider']} | {r['seconds']['p50']:.1f} | {r['peak_bytes'] / 2**20:.0f} MiB |")
+    return lines
+
+
 def llm() -> list[str]:
     """Language models: times, of igfast's for the whole answer, and differences from Captum."""
     lines = [
@@ -239,6 +259,8 @@ TABLES = {
         text,
         operators,
         tolerance,
+        many_targets,
+        gradient_shap,
         llm,
         llm_memory,
         ablation,
