@@ -31,6 +31,7 @@ def gated_product(input: Any, other: Any) -> Tensor | None:
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Tensor, activated: Tensor, kind: str) -> Tensor:
+        """Returns the product; keeps the gate and the activation's input."""
         ctx.save_for_backward(x, gate)
         ctx.kind = kind
         return activated * gate
@@ -38,6 +39,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        """Returns the gradients of the activation's input and of the gate."""
         x, gate = ctx.saved_tensors
         if ctx.kind == "silu":
             return torch.ops.aten.silu_backward(grad * gate, x), grad * torch.nn.functional.silu(x), None, None

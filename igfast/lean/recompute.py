@@ -200,11 +200,13 @@ def _seeded(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
 class _Seed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, grad: Tensor) -> Tensor:
+        """Returns a number that stands for the product of a tensor and its gradient."""
         ctx.grad = grad
         return value.new_zeros(())
 
     @staticmethod
     def backward(ctx: Any, one: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
+        """Returns the gradient."""
         return ctx.grad, None
 
 
@@ -213,10 +215,12 @@ class _Cut(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, end: Tensor, value: list[Tensor]) -> Tensor:  # noqa: ARG004
+        """Returns the value, with the history of the end."""
         return value[0].detach()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
+        """Returns the gradient of the value as that of the end."""
         return grad, None
 
 

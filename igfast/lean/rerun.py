@@ -55,6 +55,7 @@ def _is_norm(part: Any) -> bool:
 class _Rerun(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, forward: Callable[[Tensor], Tensor]) -> Tensor:
+        """Returns what the module gives; keeps its input."""
         ctx.save_for_backward(x)
         ctx.run = forward
         return forward(x)
@@ -62,6 +63,7 @@ class _Rerun(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """Returns the gradient of the input, from another run of the module."""
         with torch.enable_grad():
             x = ctx.saved_tensors[0].detach().requires_grad_()
             (found,) = torch.autograd.grad(ctx.run(x), x, grad)
