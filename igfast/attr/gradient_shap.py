@@ -180,7 +180,7 @@ class LayerGradientShap(captum.attr.LayerGradientShap):
             What `igfast.LayerIntegratedGradients.attribute` and Captum's `NoiseTunnel` raise.
         """
         return _through_tunnel(
-            _OfLayer(self._explainer, (inputs, additional_forward_args)),
+            _OfLayer(self._explainer),
             inputs,
             baselines,
             n_samples,
@@ -290,19 +290,11 @@ def _random_places(inputs: Any) -> Tensor:
 
 
 class _Sampled(captum.attr.GradientAttribution):
-    """Attributes noisy examples at one random point each, as `NoiseTunnel` asks for it.
+    """Attributes noisy examples at one random point each, as `NoiseTunnel` asks for it."""
 
-    `own` has the inputs and the further arguments of the caller's own call, whose copies the examples are.
-    """
-
-    def __init__(self, explainer: Any, own: tuple[Any, Any]) -> None:
+    def __init__(self, explainer: Any) -> None:
         super().__init__(explainer.forward_func)
-        self.explainer, self.own = explainer, own
-
-    def points_of(self, inputs: Any) -> SampledPoints:
-        """Returns a random point for each noisy example."""
-        alphas, (own, _) = _random_places(inputs), self.own
-        return SampledPoints(alphas, len(alphas) // max(1, len(own[0] if isinstance(own, tuple) else own)))
+        self.explainer = explainer
 
     def has_convergence_delta(self) -> bool:
         """Returns whether there is a delta."""
@@ -314,7 +306,19 @@ class _Sampled(captum.attr.GradientAttribution):
         return bool(self.explainer.multiplies_by_inputs)
 
 
+def _random_points(inputs: Any, own: Any) -> SampledPoints:
+    """Returns a random point for each noisy example, of which several are copies of one of the caller's own."""
+    alphas = _random_places(inputs)
+    return SampledPoints(alphas, len(alphas) // max(1, len(own[0] if isinstance(own, tuple) else own)))
+
+
 class _OfInputs(_Sampled):
+    """`own` has the inputs and the further arguments of the caller's own call."""
+
+    def __init__(self, explainer: Any, own: tuple[Any, Any]) -> None:
+        super().__init__(explainer)
+        self.own = own
+
     @log_usage()
     def attribute(
         self,
@@ -326,15 +330,15 @@ class _OfInputs(_Sampled):
     ) -> Any:
         """Returns the attributions of each noisy example."""
         asked = (inputs, _single(inputs, baselines), target, additional_forward_args)
-        points = self.points_of(inputs)
+        points = _random_points(inputs, self.own[0])
         attributions, delta = self.explainer._attributed_with(points, *asked, return_convergence_delta, self.own)
         return attributions if delta is None else (attributions, delta)
 
 
 class _OfNeuron(_Sampled):
     def __init__(self, explainer: Any, own: tuple[Any, Any], selector: Selector, at_input: bool) -> None:
-        super().__init__(explainer, own)
-        self.selector, self.at_input = selector, at_input
+        super().__init__(explainer)
+        self.own, self.selector, self.at_input = own, selector, at_input
 
     def has_convergence_delta(self) -> bool:
         """Returns whether there is a delta."""
@@ -344,7 +348,8 @@ class _OfNeuron(_Sampled):
     def attribute(self, inputs: Any, baselines: Any = None, additional_forward_args: Any = None) -> Any:
         """Returns the attributions of each noisy example."""
         asked = (inputs, self.selector, _single(inputs, baselines), additional_forward_args, self.at_input)
-        return self.explainer._attributed_with(self.points_of(inputs), *asked, own=self.own)
+        points = _random_points(inputs, self.own[0])
+        return self.explainer._attributed_with(points, *asked, own=self.own)
 
 
 class _OfLayer(_Sampled):

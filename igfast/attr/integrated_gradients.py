@@ -310,8 +310,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
             with self._options.memory(evaluator.inputs.device) as memory:
                 evaluator = with_top_targets(evaluator, targets)
                 own_call = self._evaluator(own[0], None, (), own[1]) if own else None
-                kind = ("inputs", own_call.inputs.batch) if own_call else "inputs"
-                run = Run(evaluator, self._options, memory, size, kind, samples=samples, own=own_call)
+                run = Run(evaluator, self._options, memory, size, "inputs", samples=samples, own=own_call)
                 sums = by_target(run.integrate(quadrature), len(evaluator.inputs.x))
                 ends = run.ends() if with_delta else [None] * len(sums)
                 scaled = self.multiplies_by_inputs and not with_graph and not quadrature.is_scaled

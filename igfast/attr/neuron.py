@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -186,9 +186,8 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains)
                 selector=selector,
             )
             # The id: facts must not keep a layer alive. Functions that select cannot be told apart.
-            kind: Hashable = None if callable(selector) else (id(self.layer), at_input, str(selector))
+            kind = None if callable(selector) else (id(self.layer), at_input, str(selector))
             own_call = None
             if own is not None:
                 own_call = replace(evaluator, inputs=parse_inputs(own[0], None), args=as_tuple(own[1]))
-                kind = kind and (kind, own_call.inputs.batch)
             yield Run(evaluator, self._options, memory, size, kind, (self.layer,), samples, own_call)

@@ -115,7 +115,7 @@ def _together(reports: list[RunReport]) -> RunReport:
     if len(reports) == 1:
         return reports[0]
     peaks = [report.peak_bytes for report in reports]
-    convergences = [report.convergence for report in reports]
+    convergences = [report.convergence for report in reports if report.convergence is not None]
     return replace(
         reports[-1],
         n_rows=sum(report.n_rows for report in reports),
@@ -125,5 +125,5 @@ def _together(reports: list[RunReport]) -> RunReport:
         seconds=sum(report.seconds for report in reports),
         notes=("one run for each token of the answer", *reports[-1].notes),
         ends=None,
-        convergence=None if None in convergences else Convergence.of_runs([one for one in convergences if one]),
+        convergence=Convergence.of_runs(convergences) if len(convergences) == len(reports) else None,
     )

@@ -51,7 +51,7 @@ class Teacher(nn.Module):
         self.prefix = answer  # what an encoder-decoder's decoder is given
         self.score_name: str | None = "log_prob"
         self.seen: list[Tensor] | None = None
-        self.dtype = self._logits_dtype = torch.float32
+        self.dtype = torch.float32
         inner = unwrapped(model)
         takes = inspect.signature(inner.forward).parameters
         self._options = {"use_cache": False} if _takes_use_cache(inner, takes) else {}
@@ -63,7 +63,6 @@ class Teacher(nn.Module):
         answer = self.answer.to(logits.device)
         if self.seen is not None:
             self.seen.append(scores.log_probs(logits[:1].detach(), answer)[0].double())
-            self.dtype = self._coarsest(logits.device)
         columns = [scores.joint(self.score, logits, answer, places) for places in self.places]
         for column in columns:
             if not isinstance(column, Tensor) or column.shape != logits.shape[:1]:
@@ -76,7 +75,8 @@ class Teacher(nn.Module):
         """Returns the logits that predict the answer's tokens, (rows, tokens, vocabulary), float32 or float64."""
         n_tokens = len(self.answer)
         logits = self._logits(ids, n_tokens)
-        self._logits_dtype = logits.dtype
+        if self.seen is not None:
+            self.dtype = self._coarsest(logits)
         return logits if logits.dtype is torch.float64 else logits.float()
 
     def ids(self, prompt: Tensor, prefix: Tensor) -> Tensor:
@@ -124,13 +124,13 @@ class Teacher(nn.Module):
         has_convolutions = any(isinstance(part, nn.Conv1d) for part in self.model.modules())
         return multiplies_in_tf32() or (has_convolutions and rounds_to_tf32())
 
-    def _coarsest(self, device: torch.device) -> torch.dtype:
+    def _coarsest(self, logits: Tensor) -> torch.dtype:
         """Returns the coarsest dtype that a forward pass rounds to: models may convert their logits to float32."""
         dtypes = {one.dtype for one in self.model.parameters() if one.is_floating_point() and one.dtype.itemsize > 1}
-        dtypes.add(self._logits_dtype)
-        if is_autocast(device.type):
-            dtypes.add(torch.get_autocast_dtype(device.type))
-        if device.type == "cuda" and torch.float32 in dtypes and self._in_tf32():
+        dtypes.add(logits.dtype)
+        if is_autocast(logits.device.type):
+            dtypes.add(torch.get_autocast_dtype(logits.device.type))
+        if logits.is_cuda and torch.float32 in dtypes and self._in_tf32():
             dtypes.add(torch.float16)  # which has as many bits as TF32
         return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
@@ -63,6 +63,11 @@ class NotFinite:
     n_rows: int
 
 
+def per_row(per_step: ArrayLike, batch: int, device: torch.device) -> Tensor:
+    """Returns a number of each step for each row, (rows,) float64, steps outermost."""
+    return torch.from_numpy(np.repeat(np.asarray(per_step, np.float64), batch)).to(device)
+
+
 @dataclass(frozen=True)
 class Rows:
     """Path points to send through the model; every tensor has one entry for each row.
@@ -87,12 +92,8 @@ class Rows:
     @classmethod
     def of_rule(cls, rule: Rule, batch: int, device: torch.device) -> Rows:
         """Returns the rows of a rule, steps outermost: row r is example `r % batch` at step `r // batch`."""
-
-        def per_row(per_step: ArrayLike) -> Tensor:
-            return torch.from_numpy(np.repeat(np.asarray(per_step, np.float64), batch)).to(device)
-
         example = torch.from_numpy(np.tile(np.arange(batch, dtype=np.int64), len(rule.nodes))).to(device)
-        return cls(example, per_row(rule.nodes), per_row(rule.weights))
+        return cls(example, per_row(rule.nodes, batch, device), per_row(rule.weights, batch, device))
 
     def __len__(self) -> int:
         return int(self.example.shape[0])
@@ -231,21 +232,28 @@ class Gradients:
             if self.on_rows is not None:
                 self.on_rows(chunk.stop - chunk.start)
 
-    def summed(self, rows: Rows, sums: Mapping[Tensor, tuple[Tensor, ...]], batch: int | None = None) -> None:
-        """Adds each row's weighted gradient to the sums of its example, (batch, *features) for each path.
+    def summed(
+        self,
+        rows: Rows,
+        sums: tuple[Tensor, ...],
+        batch: int | None = None,
+        *others: tuple[Tensor, tuple[Tensor, ...]],
+    ) -> None:
+        """Adds each row's weighted gradient to the sum of its example, (batch, *features) for each path.
 
         The sums are not multiplied by (x - baseline).
 
         Args:
             rows: the path points.
-            sums: for one or several weights of the rows, (rows,), the sums to add to.
+            sums: to add to.
             batch: the rows of a step, if steps are outermost.
+            *others: other weights of the rows, (rows,), and the sums to add to with these.
 
         Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, eq. 3.
         """
         finite = torch.ones(len(rows), dtype=torch.uint8, device=self.device)
         for chunk, grads in self.of(rows):
-            for weights, accs in sums.items():
+            for weights, accs in ((rows.weight, sums), *others):
                 for acc, grad in zip(accs, grads, strict=True):
                     ops.accumulate_(acc, grad, rows.example[chunk], weights[chunk], finite[chunk])
             del grads, grad  # before the next chunk

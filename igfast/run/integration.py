@@ -183,7 +183,8 @@ class Run:
     def _known(self) -> Facts:
         """Returns the facts that earlier calls of this kind found out, or that the caller's own call shows."""
         evaluator = self.evaluator
-        self._facts_key = key_of(evaluator, (self.kind, self.options.memory_budget) if self.kind is not None else None)
+        kind = None if self.kind is None else (self.kind, self.options.memory_budget, self._own.inputs.batch)
+        self._facts_key = key_of(evaluator, kind)
         self._facts = remembered.get(evaluator.forward_func, self._facts_key) if self._facts_key is not None else None
         if self._facts is None:
             self._facts, output = discover(self._own)

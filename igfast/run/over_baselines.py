@@ -15,6 +15,7 @@ from igfast.model.channels_last import in_channels_last
 from igfast.request.inputs import Inputs
 from igfast.request.samples import Baselines
 from igfast.run.engine import Gradients, NotFinite, Rows
+from igfast.run.path import difference
 from igfast.run.quadrature import Rule
 from igfast.run.report import Convergence
 from igfast.run.steps import Ends
@@ -47,9 +48,7 @@ class SampledPath:
 
     def difference(self, line: Tensor) -> Tensor:
         """Returns (x - baseline) of some lines, (lines, *features), at least float32."""
-        x, baseline = self.ends(line)
-        dtype = ops.accumulator_dtype(x.dtype)
-        return x.to(dtype) - baseline.to(dtype)
+        return difference(*self.ends(line))
 
 
 def sampled_paths(inputs: Inputs, samples: Baselines) -> list[SampledPath]:

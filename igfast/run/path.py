@@ -47,9 +47,14 @@ def differences(inputs: Inputs, rows: slice) -> list[Tensor]:
     found = []
     for x, baseline in zip(inputs.x, inputs.baselines, strict=True):
         start = baseline[rows] if baseline.dim() and len(baseline) == len(x) else baseline
-        dtype = ops.accumulator_dtype(x.dtype)
-        found.append(x[rows].to(dtype) - start.to(dtype))
+        found.append(difference(x[rows], start))
     return found
+
+
+def difference(x: Tensor, baseline: Tensor) -> Tensor:
+    """Returns (x - baseline), at least float32."""
+    dtype = ops.accumulator_dtype(x.dtype)
+    return x.to(dtype) - baseline.to(dtype)
 
 
 def accumulator(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 from igfast.errors import ArgumentError
 from igfast.request.samples import Baselines
 from igfast.run.over_baselines import OverBaselines
-from igfast.run.quadrature import comparison_of, quadrature_rule
+from igfast.run.quadrature import halves_of, quadrature_rule
 from igfast.run.steps import FixedSteps, Quadrature
 from igfast.run.tolerance import ToTolerance
 
@@ -53,7 +53,7 @@ def quadrature_of(
         return OverBaselines(quadrature_rule(method, n_steps), baselines, scaled)
     if tolerance is None:
         rule = quadrature_rule(method, n_steps)
-        return FixedSteps(rule, comparison_of(method, len(rule.nodes)) if with_error else None, scaled)
+        return FixedSteps(rule, halves_of(method, len(rule.nodes)) if with_error else None, scaled)
     if n_steps is not DEFAULT_STEPS:
         raise ArgumentError(f"n_steps and tolerance exclude each other; got n_steps={n_steps}, tolerance={tolerance}")
     if method != _METHOD:

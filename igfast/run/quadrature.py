@@ -6,7 +6,6 @@ All numbers are float64. Captum 0.9 casts its weights and its Riemann nodes to f
 from __future__ import annotations
 
 import functools
-import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,21 +29,6 @@ class Rule:
 
     nodes: Array
     weights: Array
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two rules, on two halves of a rule's nodes. The norm D of their difference tells how far the rule is off.
-
-    Attributes:
-        weights: (n_steps,) float64, those of one rule less those of the other.
-        estimate: the estimated error, as a multiple of D.
-        bound: an error that is rarely exceeded, as a multiple of D.
-    """
-
-    weights: Array
-    estimate: float
-    bound: float
 
 
 def _equal_weights(n: int) -> Array:
@@ -125,15 +109,14 @@ def quadrature_rule(method: str, n_steps: int) -> Rule:
     return make(n)
 
 
-def comparison_of(method: str, n_steps: int) -> Comparison | None:
-    """Returns two rules on halves of the nodes of `quadrature_rule(method, n_steps)`, or None if it has no such halves.
+def halves_of(method: str, n_steps: int) -> Array | None:
+    """Returns the weights of one rule less those of another, on two halves of the nodes of `quadrature_rule`.
 
     Trapezoids on every other node are compared with the midpoints between them, from the first node to the last one. On
-    a smooth integrand, D falls as fast as the rule's error, and exceeds it. Where the integrand jumps by J between two
-    of the nodes, D is J / n. If the jump may be anywhere, the root of the error's mean square is D / sqrt(12), and the
-    error is D / 2 at most.
+    a smooth integrand, the difference D falls as fast as the whole rule's error, and exceeds it. Where the integrand
+    jumps by J between two of the nodes, D is J / n. If the jump may be anywhere, the root of the error's mean square is
+    D / sqrt(12), and the error is D / 2 at most. None for rules that have no such halves.
     """
     if method not in ("trapezoid", "riemann_middle") or n_steps < 3:
         return None
-    weights = _halved_ends(np.resize([2.0, -2.0], n_steps)) / (n_steps - (method == "trapezoid"))
-    return Comparison(weights, 1 / math.sqrt(12), 1 / 2)
+    return _halved_ends(np.resize([2.0, -2.0], n_steps)) / (n_steps - (method == "trapezoid"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,6 +54,12 @@ class Convergence:
     residual: tuple[float, ...] = ()
     converged: tuple[bool, ...] = ()
     tolerance: float | None = None
+
+    @classmethod
+    def of_differences(cls, evaluations: Sequence[int], differences: Sequence[float], **others: Any) -> Convergence:
+        """Returns what each example's D tells, relative to the norm of its attributions."""
+        estimate = tuple(difference / math.sqrt(12) for difference in differences)
+        return cls(tuple(evaluations), estimate, tuple(difference / 2 for difference in differences), **others)
 
     @classmethod
     def of_runs(cls, runs: Sequence[Convergence]) -> Convergence:

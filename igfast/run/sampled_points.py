@@ -51,7 +51,7 @@ class SampledPoints:
         example = torch.arange(inputs.batch, device=gradients.device).view(-1, n_copies).T.reshape(-1)
         alpha = alphas[:1] if inputs.joint else alphas[example]
         rows = Rows(example, alpha, torch.ones_like(alpha))
-        gradients.summed(rows, {rows.weight: sums}, inputs.batch // n_copies)
+        gradients.summed(rows, sums, inputs.batch // n_copies)
         return None
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from igfast.memory.scope import MemoryUse
 from igfast.request.inputs import Inputs
-from igfast.run.engine import Gradients, NotFinite, Rows
+from igfast.run.engine import Gradients, NotFinite, Rows, per_row
 from igfast.run.path import differences
-from igfast.run.quadrature import Comparison, Rule
+from igfast.run.quadrature import Array, Rule
 from igfast.run.report import Convergence
 
 _BYTES_AT_ONCE = 2**24
@@ -56,12 +56,12 @@ class FixedSteps:
 
     Attributes:
         rule: where gradients are taken, and what each counts.
-        comparison: two rules on halves of the nodes, whose difference is to tell the error; None if it is not asked.
+        halves: (n_steps,) float64, the weights of `halves_of`, whose sum tells the error; None where that is not asked.
         multiplied: whether attributions are multiplied by (x - baseline), for their norms.
     """
 
     rule: Rule
-    comparison: Comparison | None = None
+    halves: Array | None = None
     multiplied: bool = True
     in_steps = True
     is_scaled = False
@@ -81,24 +81,20 @@ class FixedSteps:
     ) -> Convergence | None:
         """Adds the weighted gradients of all steps to `sums`, and returns how far two halves of them are apart."""
         rows = Rows.of_rule(self.rule, inputs.batch, gradients.device)
-        if self.comparison is None or any(acc.is_meta for acc in sums):
-            gradients.summed(rows, {rows.weight: sums}, inputs.batch)
+        if self.halves is None or any(acc.is_meta for acc in sums):
+            gradients.summed(rows, sums, inputs.batch)
             return None
         n_bytes = sum(acc.nbytes for acc in sums)
         try:
             with memory.for_results(n_bytes):
                 apart = tuple(map(torch.zeros_like, sums))
-            weights = Rows.of_rule(
-                Rule(self.rule.nodes, self.comparison.weights), inputs.batch, gradients.device
-            ).weight
-            gradients.summed(rows, {rows.weight: sums, weights: apart}, inputs.batch)
-            return self._convergence(inputs, sums, apart, self.comparison)
+            weights = per_row(self.halves, inputs.batch, gradients.device)
+            gradients.summed(rows, sums, inputs.batch, (weights, apart))
+            return self._convergence(inputs, sums, apart)
         finally:
             memory.release(n_bytes)
 
-    def _convergence(
-        self, inputs: Inputs, sums: tuple[Tensor, ...], apart: tuple[Tensor, ...], comparison: Comparison
-    ) -> Convergence:
+    def _convergence(self, inputs: Inputs, sums: tuple[Tensor, ...], apart: tuple[Tensor, ...]) -> Convergence:
         """Returns the errors that the difference of the two rules tells; of several targets, the largest."""
         n_inputs = len(inputs.x)
         of_targets = []
@@ -107,12 +103,7 @@ class FixedSteps:
             with np.errstate(divide="ignore", invalid="ignore"):
                 relative = np.where(between == 0, 0.0, between / norms)
             of_targets.append(np.where(np.isfinite(relative), relative, np.inf))
-        relative = np.max(of_targets, axis=0)
-        return Convergence(
-            evaluations=(self.n_steps,) * inputs.batch,
-            estimate=tuple((comparison.estimate * relative).tolist()),
-            bound=tuple((comparison.bound * relative).tolist()),
-        )
+        return Convergence.of_differences([self.n_steps] * inputs.batch, np.max(of_targets, axis=0).tolist())
 
     def _norms(self, inputs: Inputs, sums: tuple[Tensor, ...]) -> Tensor:
         """Returns the L2 norm of each example's attributions, (batch,) float64 on the CPU; a few examples at a time."""

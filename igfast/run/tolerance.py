@@ -114,10 +114,9 @@ class ToTolerance:
                 f"residual {max(abs(found.residual) for found in missed):.2g}. {advice}",
                 ConvergenceWarning,
             )
-        return Convergence(
-            evaluations=tuple(found.n_nodes for found in judged),
-            estimate=tuple(found.difference / math.sqrt(12) for found in judged),
-            bound=tuple(found.difference / 2 for found in judged),
+        return Convergence.of_differences(
+            [found.n_nodes for found in judged],
+            [found.difference for found in judged],
             residual=tuple(found.residual for found in judged),
             converged=tuple(found.converged for found in judged),
             tolerance=float(self.tolerance),

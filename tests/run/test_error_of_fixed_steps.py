@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import igfast
-from igfast.run.quadrature import comparison_of, quadrature_rule
+from igfast.run.quadrature import halves_of, quadrature_rule
 from tests.run.test_tolerance import X, errors, fine, relu_net
 
 METHODS = ("trapezoid", "riemann_middle")
@@ -43,7 +43,7 @@ def test_is_not_below_the_error_of_smooth_functions(method, n_steps):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("n_steps", [3, 4, 5, 8, 50, 51])
 def test_halves_differ_by_the_same_for_every_jump(method, n_steps):
-    weights, nodes = comparison_of(method, n_steps).weights, quadrature_rule(method, n_steps).nodes
+    weights, nodes = halves_of(method, n_steps), quadrature_rule(method, n_steps).nodes
     sums = np.cumsum(weights)
     np.testing.assert_allclose(np.abs(sums[:-1]), nodes[1] - nodes[0])  # a jump from 1 to 0 after a node
     assert abs(sums[-1]) < 1e-12  # a constant
