@@ -107,7 +107,7 @@ class FixedSteps:
 
     def _norms(self, inputs: Inputs, sums: tuple[Tensor, ...]) -> Tensor:
         """Returns the L2 norm of each example's attributions, (batch,) float64 on the CPU; a few examples at a time."""
-        n_rows = max(1, _BYTES_AT_ONCE // sum(acc[0].nbytes for acc in sums))
+        n_rows = max(1, _BYTES_AT_ONCE // max(1, sum(acc[0].nbytes for acc in sums)))
         found = []
         for start in range(0, inputs.batch, n_rows):
             rows = slice(start, start + n_rows)

@@ -155,3 +155,8 @@ def test_the_report_and_the_summary_say_it():
     assert again.report.convergence == explanation.report.convergence
     assert "+- " in explanation.summary()
     assert "tolerance" not in explanation.summary()
+
+
+def test_inputs_without_a_single_number():
+    _, report = reported(lambda x: x.sum(dim=1), torch.ones(2, 0), "trapezoid", 5)
+    assert report.convergence.estimate == (0.0, 0.0)
