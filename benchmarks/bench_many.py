@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import captum.attr
+import numpy as np
 import torch
 
 import igfast
@@ -24,6 +25,7 @@ TARGETS = [3, 4, 5, 6, 7]
 NETWORKS = {"ResNet-50, 224x224": cases.resnet50, "ViT-B/16, 224x224": cases.vit}
 N_SAMPLES = 200
 SIDE = 224
+METHODS = ("GradientShap", "LayerGradientShap", "NeuronGradientShap")
 LIBRARIES = {"igfast": igfast, "captum": captum.attr}
 
 
@@ -45,30 +47,33 @@ def many_targets(name: str, rounds: int) -> list[dict[str, Any]]:
     return [_record(case, label, seconds[label], ratios[label]) for label in ("one call", "a call for each")]
 
 
-def gradient_shap(library: ModuleType) -> Callable[[], object]:
-    """A library's attribution of an image to its difference from ten baselines."""
+def gradient_shap(method: str, library: ModuleType) -> Callable[[], object]:
+    """A library's attribution of an image to its difference from ten baselines; of and to the last block's values."""
     network, image = cases.efficientnet(SIDE)
     baselines = image * torch.linspace(0, 0.9, 10).view(-1, 1, 1, 1)
-    explainer = library.GradientShap(network)
+    layer = () if method == "GradientShap" else (network._blocks[-1],)
+    explainer = getattr(library, method)(network, *layer)
+    options = {"neuron_selector": (0, 3, 3)} if method == "NeuronGradientShap" else {"target": 3}
 
     def call() -> object:
         torch.manual_seed(0)
-        return explainer.attribute(image, baselines, n_samples=N_SAMPLES, target=3)
+        np.random.seed(0)
+        return explainer.attribute(image, baselines=baselines, n_samples=N_SAMPLES, **options)
 
     return call
 
 
-def many_baselines(rounds: int) -> list[dict[str, Any]]:
+def many_baselines(method: str, rounds: int) -> list[dict[str, Any]]:
     """Times, peaks in processes of their own, and how far both results are apart."""
-    calls = {label: gradient_shap(library) for label, library in LIBRARIES.items()}
+    calls = {label: gradient_shap(method, library) for label, library in LIBRARIES.items()}
     ours, theirs = (call() for call in calls.values())
     apart = float((ours - theirs).abs().max() / theirs.abs().max())  # type: ignore[operator, attr-defined]
     own, seconds, ratios = harness.beside(calls["igfast"], {"captum": calls["captum"]}, rounds)
     seconds["igfast"], ratios["igfast"] = own, 1.0
-    case = f"GradientShap, EfficientNet-Lite0, {SIDE}x{SIDE}, {N_SAMPLES} samples, float32"
+    case = f"{method}, EfficientNet-Lite0, {SIDE}x{SIDE}, {N_SAMPLES} samples, float32"
     records = []
     for label in LIBRARIES:
-        peak = harness.in_own_process("benchmarks.bench_many", "--peak-of", label)
+        peak = harness.in_own_process("benchmarks.bench_many", "--peak-of", method, label)
         records.append({**_record(case, label, seconds[label], ratios[label]), **peak, "difference": apart})
     return records
 
@@ -81,14 +86,15 @@ def _record(case: str, provider: str, seconds: list[float], ratio: float) -> dic
 def main() -> None:
     """Measures all cases and writes the records, or one case's peak for the process that asked."""
     parts: dict[str, Callable[[int], list[dict[str, Any]]]] = {name: partial(many_targets, name) for name in NETWORKS}
-    parts["GradientShap"] = many_baselines
+    parts |= {method: partial(many_baselines, method) for method in METHODS}
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peak-of", choices=LIBRARIES)
+    parser.add_argument("--peak-of", nargs=2, metavar=("METHOD", "LIBRARY"))
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     if options.peak_of:
-        call = gradient_shap(LIBRARIES[options.peak_of])
+        method, label = options.peak_of
+        call = gradient_shap(method, LIBRARIES[label])
         with peak_memory() as memory:
             call()
         print(json.dumps({"peak_bytes": memory.over_before}))

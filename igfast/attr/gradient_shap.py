@@ -6,13 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import captum.attr
-import numpy as np
-import torch
 from captum._utils.gradient import compute_gradients
-from captum.attr import NoiseTunnel
-from captum.attr._utils.common import _format_callable_baseline
 from captum.log import log_usage
-from torch import Tensor, nn
+from torch import nn
 
 from igfast.attr.integrated_gradients import IntegratedGradients
 from igfast.attr.layer import LayerIntegratedGradients
@@ -20,9 +16,7 @@ from igfast.attr.neuron import NeuronIntegratedGradients
 from igfast.errors import ArgumentError
 from igfast.model.partial import Selector
 from igfast.request.options import Lean
-from igfast.run.sampled_points import SampledPoints
-
-_TUNNEL = NoiseTunnel  # under this name, whatever users put in its place
+from igfast.run.noise_tunnel import OfInputs, OfLayer, OfNeuron, through_tunnel
 
 
 class GradientShap(captum.attr.GradientShap):
@@ -97,8 +91,8 @@ class GradientShap(captum.attr.GradientShap):
             wrapped: Any = super().attribute.__wrapped__
             given = (inputs, baselines, n_samples, stdevs, target, additional_forward_args, return_convergence_delta)
             return wrapped(self, *given)
-        sampled = _OfInputs(self._explainer, (inputs, additional_forward_args))
-        return _through_tunnel(
+        sampled = OfInputs(self._explainer, (inputs, additional_forward_args))
+        return through_tunnel(
             sampled,
             inputs,
             baselines,
@@ -179,8 +173,8 @@ class LayerGradientShap(captum.attr.LayerGradientShap):
         Raises:
             What `igfast.LayerIntegratedGradients.attribute` and Captum's `NoiseTunnel` raise.
         """
-        return _through_tunnel(
-            _OfLayer(self._explainer),
+        return through_tunnel(
+            OfLayer(self._explainer, (inputs, additional_forward_args)),
             inputs,
             baselines,
             n_samples,
@@ -258,118 +252,6 @@ class NeuronGradientShap(captum.attr.NeuronGradientShap):
             What `igfast.NeuronIntegratedGradients.attribute` and Captum's `NoiseTunnel` raise.
         """
         own = (inputs, additional_forward_args)
-        sampled = _OfNeuron(self._explainer, own, neuron_selector, attribute_to_neuron_input)
+        sampled = OfNeuron(self._explainer, own, neuron_selector, attribute_to_neuron_input)
         options = {"additional_forward_args": additional_forward_args}
-        return _through_tunnel(sampled, inputs, baselines, n_samples, stdevs, **options)
-
-
-def _through_tunnel(
-    sampled: captum.attr.GradientAttribution, inputs: Any, baselines: Any, n_samples: int, stdevs: Any, **options: Any
-) -> Any:
-    """Returns the mean over noisy inputs and random baselines, which Captum's `NoiseTunnel` draws."""
-    if isinstance(n_samples, bool) or not isinstance(n_samples, (int, np.integer)) or n_samples < 1:
-        raise ArgumentError(f"n_samples must be an integer of at least 1; got {n_samples!r}")
-    tunnel: Any = _TUNNEL(sampled)
-    return tunnel.attribute.__wrapped__(
-        tunnel,
-        inputs,
-        nt_type="smoothgrad",
-        nt_samples=int(n_samples),
-        stdevs=stdevs,
-        draw_baseline_from_distrib=True,
-        baselines=_format_callable_baseline(baselines, inputs),
-        **options,
-    )
-
-
-def _random_places(inputs: Any) -> Tensor:
-    """Returns a random alpha for each example, drawn and rounded as Captum's."""
-    first = inputs[0] if isinstance(inputs, tuple) else inputs
-    drawn = torch.tensor(np.random.uniform(0.0, 1.0, first.shape[0]), dtype=first.dtype, device=first.device)
-    return drawn.double()
-
-
-class _Sampled(captum.attr.GradientAttribution):
-    """Attributes noisy examples at one random point each, as `NoiseTunnel` asks for it."""
-
-    def __init__(self, explainer: Any) -> None:
-        super().__init__(explainer.forward_func)
-        self.explainer = explainer
-
-    def has_convergence_delta(self) -> bool:
-        """Returns whether there is a delta."""
-        return True
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """Whether gradients are multiplied."""
-        return bool(self.explainer.multiplies_by_inputs)
-
-
-def _random_points(inputs: Any, own: Any) -> SampledPoints:
-    """Returns a random point for each noisy example, of which several are copies of one of the caller's own."""
-    alphas = _random_places(inputs)
-    return SampledPoints(alphas, len(alphas) // max(1, len(own[0] if isinstance(own, tuple) else own)))
-
-
-class _OfInputs(_Sampled):
-    """`own` has the inputs and the further arguments of the caller's own call."""
-
-    def __init__(self, explainer: Any, own: tuple[Any, Any]) -> None:
-        super().__init__(explainer)
-        self.own = own
-
-    @log_usage()
-    def attribute(
-        self,
-        inputs: Any,
-        baselines: Any = None,
-        target: Any = None,
-        additional_forward_args: Any = None,
-        return_convergence_delta: bool = False,
-    ) -> Any:
-        """Returns the attributions of each noisy example."""
-        asked = (inputs, _single(inputs, baselines), target, additional_forward_args)
-        points = _random_points(inputs, self.own[0])
-        attributions, delta = self.explainer._attributed_with(points, *asked, return_convergence_delta, self.own)
-        return attributions if delta is None else (attributions, delta)
-
-
-class _OfNeuron(_Sampled):
-    def __init__(self, explainer: Any, own: tuple[Any, Any], selector: Selector, at_input: bool) -> None:
-        super().__init__(explainer)
-        self.own, self.selector, self.at_input = own, selector, at_input
-
-    def has_convergence_delta(self) -> bool:
-        """Returns whether there is a delta."""
-        return False
-
-    @log_usage()
-    def attribute(self, inputs: Any, baselines: Any = None, additional_forward_args: Any = None) -> Any:
-        """Returns the attributions of each noisy example."""
-        asked = (inputs, self.selector, _single(inputs, baselines), additional_forward_args, self.at_input)
-        points = _random_points(inputs, self.own[0])
-        return self.explainer._attributed_with(points, *asked, own=self.own)
-
-
-class _OfLayer(_Sampled):
-    @log_usage()
-    def attribute(
-        self,
-        inputs: Any,
-        baselines: Any = None,
-        target: Any = None,
-        additional_forward_args: Any = None,
-        return_convergence_delta: bool = False,
-        attribute_to_layer_input: bool = False,
-    ) -> Any:
-        """Returns the attributions of each noisy example to the layer's values."""
-        asked = (inputs, _single(inputs, baselines), target, additional_forward_args, attribute_to_layer_input)
-        attributions, delta = self.explainer._attributed_at(_random_places(inputs), *asked, return_convergence_delta)
-        return attributions if delta is None else (attributions, delta)
-
-
-def _single(inputs: Any, baselines: Any) -> Any:
-    """Returns the baselines in the form of the inputs: `NoiseTunnel` makes a tuple of one tensor."""
-    is_one = isinstance(baselines, tuple) and len(baselines) == 1 and not isinstance(inputs, tuple)
-    return baselines[0] if is_one else baselines
+        return through_tunnel(sampled, inputs, baselines, n_samples, stdevs, **options)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from igfast.errors import ArgumentError, ArgumentTypeError
 from igfast.explanation.explain import Explains
+from igfast.memory.recovery import is_out_of_memory
 from igfast.model.forward import ForwardFunction, as_tuple, with_top_targets
 from igfast.model.partial import FromLayer
 from igfast.model.state import buffers_restored
@@ -22,11 +23,13 @@ from igfast.request.model_inputs import AtLayer, ModelInputs, parse_model_inputs
 from igfast.request.options import Lean, Options
 from igfast.request.several_targets import parse_targets
 from igfast.request.target import Target, parse_target
+from igfast.rng import random_state
 from igfast.run.attributions import by_target, convergence_delta, scale
 from igfast.run.captums import left_to_captum
 from igfast.run.integration import Run
-from igfast.run.layer_values import flat, from_layer, read_layers
-from igfast.run.path import straight_line
+from igfast.run.layer_values import are_first_rows, flat, from_layer, read_layers
+from igfast.run.noise_tunnel import of_rows
+from igfast.run.path import points_at
 from igfast.run.precision import DEFAULT_STEPS, MAX_STEPS, quadrature_of
 from igfast.run.sampled_points import SampledPoints
 from igfast.run.steps import Quadrature
@@ -225,7 +228,7 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains):
         return run, found
 
     def _attributed_at(
-        self, alphas: Tensor, inputs: Any, baselines: Any, target: Any, args: Any, at_input: bool, with_delta: bool
+        self, alphas: Tensor, inputs: Any, baselines: Any, args: Any, *, target: Any, at_input: bool, with_delta: bool
     ) -> tuple[Any, Tensor | None]:
         """Returns the gradient at the layer where the inputs are at alphas of their paths, and the delta.
 
@@ -233,28 +236,50 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains):
         """
         with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
             given = parse_inputs(inputs, baselines)
-            example = torch.arange(given.batch, device=given.device)
-            lines = map(straight_line, given.x, given.baselines)
-            points = tuple(line.points(example, alphas, channels_last=False) for line in lines)
+            points = points_at(given, alphas)
             with self._run(points, AtLayer(0.0), (parse_target(target),), args, at_input, None, None) as run:
                 layers: FromLayer = run.evaluator  # type: ignore[assignment]
                 grads = run.integrate(SampledPoints(torch.ones(layers.inputs.batch, dtype=torch.float64)))
             shaped = [grad.view(x.shape) for grad, x in zip(grads, layers.values_of_layers(), strict=True)]
             if self.multiplies_by_inputs:
                 starts = tuple(torch.empty_like(x).copy_(b) for x, b in zip(given.x, given.baselines, strict=True))
-                ends = zip(*(self._values(xs, args, at_input) for xs in (given.x, starts)), strict=True)
+                ends = zip(*(self._values(xs, args, at_input)[0] for xs in (given.x, starts)), strict=True)
                 shaped = [grad * (value - start) for grad, (value, start) in zip(shaped, ends, strict=True)]
             delta = None
             if with_delta:
                 delta = convergence_delta(tuple(shaped), *self._ends(inputs, baselines, target, args, at_input))
         return _per_layer(tuple(shaped), layers, False), delta
 
-    def _values(self, xs: tuple[Tensor, ...], args: Any, at_input: bool) -> tuple[Tensor, ...]:
-        """Returns the layers' values at some inputs."""
+    def _values(self, xs: Any, args: Any, at_input: bool) -> tuple[tuple[Tensor, ...], Any]:
+        """Returns the layers' values at some inputs, and the output there."""
         given = parse_model_inputs(xs, None)
         forward = self._forward(given, (Target(),), args, None)
         with self._options.memory(forward.inputs.device) as memory, self._tapped(at_input) as tap:
-            return flat(read_layers(forward, given.x, tap, memory)[0])
+            values, output = read_layers(forward, given.x, tap, memory)
+            return flat(values), output
+
+    def _are_the_same_alone(
+        self, alphas: Tensor, inputs: Any, baselines: Any, args: Any, n_alone: int, at_input: bool
+    ) -> bool:
+        """Returns whether the first points alone have the layers' values and outputs that they have among all."""
+        n_rows = len(alphas)
+        with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
+            points, first = points_at(parse_inputs(inputs, baselines), alphas), torch.arange(n_alone)
+            points_alone, args_alone = (of_rows(given, first, n_rows) for given in (points, args))
+            before = random_state(alphas.device)
+            try:
+                values, output = self._values(points, args, at_input)
+                values_alone, output_alone = self._values(points_alone, args_alone, at_input)
+            except Exception as error:  # a model may raise anything for rows that it was not given
+                if is_out_of_memory(error):
+                    raise
+                return False
+            finally:
+                before.restore()
+        if Target().n_entries(output) != n_rows:
+            return False
+        pairs = zip((output, *values), (output_alone, *values_alone), strict=True)
+        return all(are_first_rows(alone, among, n_alone, n_rows) for among, alone in pairs)
 
     def _ends(
         self,

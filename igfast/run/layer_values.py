@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from igfast.errors import ArgumentError, LayerError
 from igfast.memory.recovery import is_out_of_memory
@@ -126,3 +127,10 @@ def _are_side_by_side(evaluator: FromLayer) -> bool:
         return False
     outputs = torch.cat([evaluator.comparable(one) for one in apart])
     return distance(evaluator.comparable(together), outputs) <= _SAME
+
+
+def are_first_rows(alone: Tensor, among: Tensor, n_alone: int, n_rows: int) -> bool:
+    """Returns whether values of `n_alone` rows are those of the first rows among `n_rows`, up to rounding."""
+    if len(among) % n_rows:
+        return False
+    return distance(among[: len(among) // n_rows * n_alone], alone) <= _SAME

@@ -42,6 +42,13 @@ def straight_line(x: Tensor, baseline: Tensor) -> Path:
     return Path(*ends)
 
 
+def points_at(inputs: Inputs, alphas: Tensor) -> tuple[Tensor, ...]:
+    """Returns the point of each example at its alpha, (batch, *features) for each input; `alphas` is (batch,)."""
+    example = torch.arange(inputs.batch, device=inputs.device)
+    lines = map(straight_line, inputs.x, inputs.baselines)
+    return tuple(line.points(example, alphas, channels_last=False) for line in lines)
+
+
 def differences(inputs: Inputs, rows: slice) -> list[Tensor]:
     """Returns (x - baseline) of some examples, (rows, *features) for each input, at least float32."""
     found = []

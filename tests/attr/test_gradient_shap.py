@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import igfast
-from igfast.attr import gradient_shap
+from igfast.run import noise_tunnel
 from igfast.run.plan import Gains
 
 
@@ -121,6 +121,94 @@ def test_a_layer_beside_a_branch_that_goes_around_it():
     close(*both("LayerGradientShap", model, model.body, call=call))
 
 
+class Windows(nn.Module):
+    """Cuts each example in two, which its layer takes as two entries; and joins what becomes of them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = nn.Linear(3, 4).double(), nn.Linear(8, 3).double()
+
+    def forward(self, x):
+        return self.head(self.body(x.reshape(-1, 3)).tanh().reshape(len(x), 8))
+
+
+class Pair(nn.Module):
+    """Has a layer that gives two tensors."""
+
+    class Two(nn.Module):
+        def forward(self, x):
+            return x * 2, x[:, :2].exp()
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = self.Two(), nn.Linear(8, 3).double()
+
+    def forward(self, x):
+        return self.head(torch.cat(self.body(x), dim=1).tanh())
+
+
+@pytest.fixture
+def groups_of_two(monkeypatch):
+    """Has layers attributed for two samples of each of the examples X at a time."""
+    monkeypatch.setattr(noise_tunnel, "CPU", Gains(first=2 * X.nbytes, largest=1, cheap=1, share=1))
+
+
+@pytest.mark.usefixtures("groups_of_two")
+@pytest.mark.parametrize("target", [1, [0, 2, 1], torch.tensor([0, 2, 1]), [(0,), (2,), (1,)]])
+def test_a_layer_in_groups_of_samples(target):
+    model, scale, rows = net(), torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64), []
+
+    def scaled(x, scale):
+        rows.append(len(x))
+        return model(x * scale[:, None])
+
+    def call(explainer):
+        options = {"target": target, "additional_forward_args": scale, "return_convergence_delta": True}
+        return explainer.attribute(X, DATA, n_samples=5, stdevs=0.1, **options)
+
+    close(*both("LayerGradientShap", scaled, model[0], call=call))
+    assert max(rows[: rows.index(15)]) == 6  # 15 is Captum's
+
+
+@pytest.mark.usefixtures("groups_of_two")
+@pytest.mark.parametrize("make", [Windows, Pair])
+def test_layers_of_several_entries_or_tensors_in_groups(make):
+    model = make()
+    close(*both("LayerGradientShap", model, model.body, call=lambda e: e.attribute(X, DATA, n_samples=5, target=1)))
+
+
+@pytest.mark.usefixtures("groups_of_two")
+@pytest.mark.parametrize("of", ["values", "outputs"])
+def test_a_layer_whose_rows_belong_together_takes_all_samples_at_once(of):
+    model = net()
+
+    def mixes(x):
+        values = model(x - x.mean(0) if of == "values" else x)
+        return values - values.mean(0) if of == "outputs" else values
+
+    def call(explainer):
+        return explainer.attribute(X, DATA, n_samples=5, target=1)
+
+    with pytest.warns(igfast.IgfastWarning, match="all samples went through the model at once"):
+        close(*both("LayerGradientShap", mixes, model[0], call=call))
+
+
+@pytest.mark.usefixtures("groups_of_two")
+def test_a_layer_of_a_model_that_takes_all_samples_alone():
+    model = net()
+
+    def fixed(x):
+        return model(x.view(15, 6))
+
+    def call(explainer):
+        return explainer.attribute(X, DATA, n_samples=5, target=1)
+
+    with pytest.warns(igfast.IgfastWarning, match="all samples went through the model at once"):
+        close(*both("LayerGradientShap", fixed, model[0], call=call))
+
+
 @pytest.mark.parametrize("selector", [3, lambda value: value[:, 2]])
 def test_a_neuron(selector):
     model = net()
@@ -213,7 +301,7 @@ def test_patched():
         captum.attr.GradientShap(net()).attribute(X, DATA, target=0)
     assert captum.attr.GradientShap is not igfast.GradientShap
     assert issubclass(igfast.GradientShap, captum.attr.GradientShap)
-    assert gradient_shap._TUNNEL is captum.attr.NoiseTunnel
+    assert noise_tunnel._TUNNEL is captum.attr.NoiseTunnel
 
 
 @pytest.mark.parametrize("n_samples", [0, 1.5, True])

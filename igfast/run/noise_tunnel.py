@@ -1,0 +1,210 @@
+"""Attributes samples that Captum's `NoiseTunnel` draws: noisy inputs, random baselines, a random point of each path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import captum.attr
+import numpy as np
+import torch
+from captum.attr import NoiseTunnel
+from captum.attr._utils.common import _format_callable_baseline
+from captum.log import log_usage
+from torch import Tensor
+
+from igfast.errors import ArgumentError, warn
+from igfast.model.forward import as_tuple
+from igfast.model.partial import Selector
+from igfast.run.plan import CPU, PARALLEL
+from igfast.run.sampled_points import SampledPoints
+
+_TUNNEL = NoiseTunnel  # under this name, whatever users put in its place
+
+
+def through_tunnel(
+    sampled: captum.attr.GradientAttribution, inputs: Any, baselines: Any, n_samples: int, stdevs: Any, **options: Any
+) -> Any:
+    """Returns the mean over noisy inputs and random baselines, which Captum's `NoiseTunnel` draws."""
+    if isinstance(n_samples, bool) or not isinstance(n_samples, (int, np.integer)) or n_samples < 1:
+        raise ArgumentError(f"n_samples must be an integer of at least 1; got {n_samples!r}")
+    tunnel: Any = _TUNNEL(sampled)
+    return tunnel.attribute.__wrapped__(
+        tunnel,
+        inputs,
+        nt_type="smoothgrad",
+        nt_samples=int(n_samples),
+        stdevs=stdevs,
+        draw_baseline_from_distrib=True,
+        baselines=_format_callable_baseline(baselines, inputs),
+        **options,
+    )
+
+
+def _random_places(inputs: Any) -> Tensor:
+    """Returns a random alpha for each example, drawn and rounded as Captum's."""
+    first = inputs[0] if isinstance(inputs, tuple) else inputs
+    drawn = torch.tensor(np.random.uniform(0.0, 1.0, first.shape[0]), dtype=first.dtype, device=first.device)
+    return drawn.double()
+
+
+class _Sampled(captum.attr.GradientAttribution):
+    """Attributes noisy examples at one random point each, as `NoiseTunnel` asks for it.
+
+    `own` has the inputs and the further arguments of the caller's own call.
+    """
+
+    def __init__(self, explainer: Any, own: tuple[Any, Any]) -> None:
+        super().__init__(explainer.forward_func)
+        self.explainer, self.own = explainer, own
+
+    def has_convergence_delta(self) -> bool:
+        """Returns whether there is a delta."""
+        return True
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """Whether gradients are multiplied."""
+        return bool(self.explainer.multiplies_by_inputs)
+
+
+def _random_points(inputs: Any, own: Any) -> SampledPoints:
+    """Returns a random point for each noisy example, of which several are copies of one of the caller's own."""
+    alphas = _random_places(inputs)
+    return SampledPoints(alphas, len(alphas) // max(1, len(own[0] if isinstance(own, tuple) else own)))
+
+
+class OfInputs(_Sampled):
+    """Attributes to the inputs."""
+
+    @log_usage()
+    def attribute(
+        self,
+        inputs: Any,
+        baselines: Any = None,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        return_convergence_delta: bool = False,
+    ) -> Any:
+        """Returns the attributions of each noisy example."""
+        asked = (inputs, _single(inputs, baselines), target, additional_forward_args)
+        points = _random_points(inputs, self.own[0])
+        attributions, delta = self.explainer._attributed_with(points, *asked, return_convergence_delta, self.own)
+        return attributions if delta is None else (attributions, delta)
+
+
+class OfNeuron(_Sampled):
+    """Attributes a neuron to the inputs."""
+
+    def __init__(self, explainer: Any, own: tuple[Any, Any], selector: Selector, at_input: bool) -> None:
+        super().__init__(explainer, own)
+        self.selector, self.at_input = selector, at_input
+
+    def has_convergence_delta(self) -> bool:
+        """Returns whether there is a delta."""
+        return False
+
+    @log_usage()
+    def attribute(self, inputs: Any, baselines: Any = None, additional_forward_args: Any = None) -> Any:
+        """Returns the attributions of each noisy example."""
+        asked = (inputs, self.selector, _single(inputs, baselines), additional_forward_args, self.at_input)
+        points = _random_points(inputs, self.own[0])
+        return self.explainer._attributed_with(points, *asked, own=self.own)
+
+
+class OfLayer(_Sampled):
+    """Attributes to a layer, in groups of whole copies of the caller's own examples where memory asks for it.
+
+    A group is as large as a first chunk of `igfast.LayerIntegratedGradients`. If the outputs or the layer's values of
+    one copy alone are others than among several copies, all samples go through the model at once, as in Captum.
+    """
+
+    @log_usage()
+    def attribute(
+        self,
+        inputs: Any,
+        baselines: Any = None,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        return_convergence_delta: bool = False,
+        attribute_to_layer_input: bool = False,
+    ) -> Any:
+        """Returns the attributions of each noisy example to the layer's values."""
+        points = _random_points(inputs, self.own[0])
+        asked = (points.alphas, inputs, _single(inputs, baselines), additional_forward_args)
+        how = {"at_input": attribute_to_layer_input, "with_delta": return_convergence_delta}
+        groups = self._groups(points, *asked[1:], attribute_to_layer_input)
+        if groups is None:
+            attributions, delta = self.explainer._attributed_at(*asked, target=target, **how)
+        else:
+            parts = (self._of_group(rows, len(points.alphas), asked, target, how) for rows in groups)
+            attributions, delta = _put_together(parts, groups, len(points.alphas))
+        return attributions if delta is None else (attributions, delta)
+
+    def _of_group(
+        self, rows: Tensor, n_rows: int, asked: tuple[Any, ...], target: Any, how: dict[str, bool]
+    ) -> tuple[Any, Tensor | None]:
+        if isinstance(target, list) and len(target) == n_rows:
+            target = [target[row] for row in rows.tolist()]
+        given = (of_rows(one, rows, n_rows) for one in asked)
+        found: tuple[Any, Tensor | None] = self.explainer._attributed_at(
+            *given, target=of_rows(target, rows, n_rows), **how
+        )
+        return found
+
+    def _groups(
+        self, points: SampledPoints, inputs: Any, baselines: Any, args: Any, at_input: bool
+    ) -> list[Tensor] | None:
+        """Returns the rows of each group; None where all rows go at once."""
+        n_rows, n_copies = len(points.alphas), points.n_copies
+        tensors = [one for one in (*as_tuple(inputs), *as_tuple(args)) if isinstance(one, Tensor) and one.dim()]
+        if n_rows == 0 or any(len(one) != n_rows for one in tensors):
+            return None
+        gains = CPU if points.alphas.device.type == "cpu" else PARALLEL
+        n_own = n_rows // n_copies
+        of_copy = n_own * sum(one[0].nbytes for one in as_tuple(inputs))
+        n_together = max(1, gains.first // max(of_copy, 1))
+        if n_together >= n_copies:
+            return None
+        in_copies = torch.arange(n_rows).view(n_own, n_copies).T
+        groups = [rows.flatten() for rows in in_copies.split(n_together)]
+        given = [of_rows(one, groups[0], n_rows) for one in (points.alphas, inputs, baselines, args)]
+        if not self.explainer._are_the_same_alone(*given, n_own, at_input):
+            warn(
+                "the output of one example depends on the others in the batch, or changes from call to call, so all "
+                "samples went through the model at once, as in Captum; this takes more memory"
+            )
+            return None
+        return groups
+
+
+def of_rows(given: Any, rows: Tensor, n_rows: int) -> Any:
+    """Returns some rows of a tensor that has `n_rows`, also of those in a tuple; anything else as it is."""
+    if isinstance(given, tuple) and any(isinstance(one, Tensor) for one in given):
+        return tuple(of_rows(one, rows, n_rows) for one in given)
+    if isinstance(given, Tensor) and given.dim() > 0 and len(given) == n_rows:
+        return given.index_select(0, rows.to(given.device))
+    return given
+
+
+def _put_together(
+    parts: Iterable[tuple[Any, Tensor | None]], groups: list[Tensor], n_rows: int
+) -> tuple[Any, Tensor | None]:
+    """Returns the attributions and deltas of all rows, each group's put in its place as soon as it is there."""
+    found: list[Tensor] = []
+    for (attributions, delta), rows in zip(parts, groups, strict=True):
+        is_one = isinstance(attributions, Tensor)
+        of_group = [*as_tuple(attributions), *([] if delta is None else [delta])]
+        if not found:
+            found = [one.new_empty((len(one) // len(rows) * n_rows, *one.shape[1:])) for one in of_group]
+        for whole, one in zip(found, of_group, strict=True):
+            whole.unflatten(0, (n_rows, -1))[rows.to(one.device)] = one.unflatten(0, (len(rows), -1))
+    with_delta = delta is not None
+    tensors = tuple(found[:-1] if with_delta else found)
+    return tensors[0] if is_one else tensors, found[-1] if with_delta else None
+
+
+def _single(inputs: Any, baselines: Any) -> Any:
+    """Returns the baselines in the form of the inputs: `NoiseTunnel` makes a tuple of one tensor."""
+    is_one = isinstance(baselines, tuple) and len(baselines) == 1 and not isinstance(inputs, tuple)
+    return baselines[0] if is_one else baselines
