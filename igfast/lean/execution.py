@@ -150,7 +150,7 @@ class LeanExecution:
             LeanError: only lean execution raised, and lean execution is required.
         """
         if self._tape is not None:
-            evaluate = functools.partial(self._evaluate_recomputing, evaluate)
+            evaluate = functools.partial(self._evaluate_recomputing, evaluate, self._tape)
         if self.off_because:
             return evaluate()
         before = random_state(self._device)
@@ -177,7 +177,7 @@ class LeanExecution:
         )
         return result
 
-    def _evaluate_recomputing(self, evaluate: Callable[[], _Result]) -> _Result:
+    def _evaluate_recomputing(self, evaluate: Callable[[], _Result], tape: Tape) -> _Result:
         """Evaluates a chunk, and never recomputes again if a block's recomputation differs from its forward pass.
 
         Raises MemoryError then, unless later measures were taken too.
@@ -188,6 +188,8 @@ class LeanExecution:
         except NotRecomputableError as error:
             self._tape, self.recomputes = None, False
             why = str(error)  # the error itself would keep activations alive
+        finally:
+            tape.forget()  # a pass that failed may have left blocks' tensors there
         if not self._offloads:
             raise MemoryError(f"the model's repeated blocks cannot be computed again: {why}")
         before.restore()

@@ -91,10 +91,14 @@ class Tape:
     again: Callable[[], AbstractContextManager[object]]
     _calls: list[_Call] = field(default_factory=list, init=False)
 
+    def forget(self) -> None:
+        """Lets go of the tensors of the last forward pass."""
+        self._calls = []
+
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Cuts the graph at the blocks' calls during the block; forgets those of earlier forward passes."""
-        self._calls = []
+        self.forget()
         with acting({block: partial(self._record, block) for block in self.blocks}):
             yield
 

@@ -1,5 +1,7 @@
 """Blocks that run again for the gradient: the gradients are autograd's, whatever goes around the blocks."""
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -275,6 +277,24 @@ def test_goes_on_without_recomputation_where_another_measure_was_taken():
     later = LeanExecution("", module=network, recomputes=lean.recomputes)
     assert "main memory" in later.save_more(torch.device("cuda"))
     assert later.save_more(torch.device("cuda")) == ""
+
+
+def test_a_pass_that_fails_leaves_nothing_behind():
+    """The next chunk would not fit beside what was recorded for this one."""
+    network, alive = Network(chain), []
+    lean = LeanExecution("", module=network)
+    lean.save_more(torch.device("cpu"))
+    network.blocks[1].register_forward_pre_hook(lambda _, args: alive.append(weakref.ref(args[0])))
+
+    def evaluate():
+        with torch.enable_grad(), lean.active():
+            network(torch.randn(4, 6, dtype=torch.float64, requires_grad=True))
+            raise MemoryError("no more")
+
+    with pytest.raises(MemoryError):
+        lean.attempt(evaluate)
+    assert len(alive) == 1
+    assert alive[0]() is None
 
 
 def test_blocks_that_write_to_their_input():
