@@ -41,7 +41,11 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         """Returns the gradients of the activation's input and of the gate."""
         x, gate = ctx.saved_tensors
+        of_x = grad * gate
         if ctx.kind == "silu":
-            return torch.ops.aten.silu_backward(grad * gate, x), grad * torch.nn.functional.silu(x), None, None
-        activated = torch.nn.functional.gelu(x, approximate=ctx.kind)
-        return torch.ops.aten.gelu_backward(grad * gate, x, approximate=ctx.kind), grad * activated, None, None
+            torch.ops.aten.silu_backward.grad_input(of_x, x, grad_input=of_x)
+            of_gate = torch.nn.functional.silu(x)
+        else:
+            torch.ops.aten.gelu_backward.grad_input(of_x, x, approximate=ctx.kind, grad_input=of_x)
+            of_gate = torch.nn.functional.gelu(x, approximate=ctx.kind)
+        return of_x, of_gate.mul_(grad), None, None
