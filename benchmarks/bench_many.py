@@ -51,7 +51,7 @@ def gradient_shap(method: str, library: ModuleType) -> Callable[[], object]:
     """A library's attribution of an image to its difference from ten baselines; of and to the last block's values."""
     network, image = cases.efficientnet(SIDE)
     baselines = image * torch.linspace(0, 0.9, 10).view(-1, 1, 1, 1)
-    layer = () if method == "GradientShap" else (network._blocks[-1],)
+    layer = () if method == "GradientShap" else (network[0]._blocks[-1],)
     explainer = getattr(library, method)(network, *layer)
     options = {"neuron_selector": (0, 3, 3)} if method == "NeuronGradientShap" else {"target": 3}
 
