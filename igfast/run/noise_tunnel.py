@@ -41,13 +41,6 @@ def through_tunnel(
     )
 
 
-def _random_places(inputs: Any) -> Tensor:
-    """Returns a random alpha for each example, drawn and rounded as Captum's."""
-    first = inputs[0] if isinstance(inputs, tuple) else inputs
-    drawn = torch.tensor(np.random.uniform(0.0, 1.0, first.shape[0]), dtype=first.dtype, device=first.device)
-    return drawn.double()
-
-
 class _Sampled(captum.attr.GradientAttribution):
     """Attributes noisy examples at one random point each, as `NoiseTunnel` asks for it.
 
@@ -58,6 +51,12 @@ class _Sampled(captum.attr.GradientAttribution):
         super().__init__(explainer.forward_func)
         self.explainer, self.own = explainer, own
 
+    def points_of(self, inputs: Any) -> SampledPoints:
+        """Returns a random point for each noisy example, drawn and rounded as Captum's."""
+        first, own = as_tuple(inputs)[0], as_tuple(self.own[0])[0]
+        drawn = torch.tensor(np.random.uniform(0.0, 1.0, len(first)), dtype=first.dtype, device=first.device)
+        return SampledPoints(drawn.double(), len(first) // max(1, len(own)))
+
     def has_convergence_delta(self) -> bool:
         """Returns whether there is a delta."""
         return True
@@ -66,12 +65,6 @@ class _Sampled(captum.attr.GradientAttribution):
     def multiplies_by_inputs(self) -> bool:
         """Whether gradients are multiplied."""
         return bool(self.explainer.multiplies_by_inputs)
-
-
-def _random_points(inputs: Any, own: Any) -> SampledPoints:
-    """Returns a random point for each noisy example, of which several are copies of one of the caller's own."""
-    alphas = _random_places(inputs)
-    return SampledPoints(alphas, len(alphas) // max(1, len(own[0] if isinstance(own, tuple) else own)))
 
 
 class OfInputs(_Sampled):
@@ -88,7 +81,7 @@ class OfInputs(_Sampled):
     ) -> Any:
         """Returns the attributions of each noisy example."""
         asked = (inputs, _single(inputs, baselines), target, additional_forward_args)
-        points = _random_points(inputs, self.own[0])
+        points = self.points_of(inputs)
         attributions, delta = self.explainer._attributed_with(points, *asked, return_convergence_delta, self.own)
         return attributions if delta is None else (attributions, delta)
 
@@ -108,8 +101,7 @@ class OfNeuron(_Sampled):
     def attribute(self, inputs: Any, baselines: Any = None, additional_forward_args: Any = None) -> Any:
         """Returns the attributions of each noisy example."""
         asked = (inputs, self.selector, _single(inputs, baselines), additional_forward_args, self.at_input)
-        points = _random_points(inputs, self.own[0])
-        return self.explainer._attributed_with(points, *asked, own=self.own)
+        return self.explainer._attributed_with(self.points_of(inputs), *asked, own=self.own)
 
 
 class OfLayer(_Sampled):
@@ -130,7 +122,7 @@ class OfLayer(_Sampled):
         attribute_to_layer_input: bool = False,
     ) -> Any:
         """Returns the attributions of each noisy example to the layer's values."""
-        points = _random_points(inputs, self.own[0])
+        points = self.points_of(inputs)
         asked = (points.alphas, inputs, _single(inputs, baselines), additional_forward_args)
         how = {"at_input": attribute_to_layer_input, "with_delta": return_convergence_delta}
         groups = self._groups(points, *asked[1:], attribute_to_layer_input)
