@@ -48,7 +48,7 @@ def many_targets(name: str, rounds: int) -> list[dict[str, Any]]:
 
 
 def gradient_shap(method: str, library: ModuleType) -> Callable[[], object]:
-    """A library's attribution of an image to its difference from ten baselines; of and to the last block's values."""
+    """A library's attribution from ten baselines to an image: of its output, or at the last block."""
     network, image = cases.efficientnet(SIDE)
     baselines = image * torch.linspace(0, 0.9, 10).view(-1, 1, 1, 1)
     layer = () if method == "GradientShap" else (network[0]._blocks[-1],)
