@@ -45,6 +45,8 @@ class Convergence:
             number of steps was fixed: the convergence delta says it there.
         converged: whether D is small enough for the tolerance, and the residual tells of no error beyond the bound.
             Empty without a tolerance.
+        doubtful: whether the residual does tell of such an error: the points have missed something. Empty without a
+            tolerance.
         tolerance: what was asked for; None where the number of steps was fixed.
     """
 
@@ -53,6 +55,7 @@ class Convergence:
     bound: tuple[float, ...]
     residual: tuple[float, ...] = ()
     converged: tuple[bool, ...] = ()
+    doubtful: tuple[bool, ...] = ()
     tolerance: float | None = None
 
     @classmethod
@@ -70,6 +73,7 @@ class Convergence:
             bound=tuple(map(max, zip(*(run.bound for run in runs), strict=True))),
             residual=tuple(max(of, key=abs) for of in zip(*(run.residual for run in runs), strict=True)),
             converged=tuple(map(all, zip(*(run.converged for run in runs), strict=True))),
+            doubtful=tuple(map(any, zip(*(run.doubtful for run in runs), strict=True))),
             tolerance=runs[0].tolerance,
         )
 
@@ -143,9 +147,10 @@ def _mebibytes(n_bytes: int | None) -> str:
 def _convergence_lines(convergence: Convergence | None) -> list[tuple[str, str]]:
     if convergence is None or not convergence.evaluations:
         return []
-    n_converged, n = sum(convergence.converged), len(convergence.converged)
+    n_converged, n_doubtful, n = sum(convergence.converged), sum(convergence.doubtful), len(convergence.converged)
+    unless = f", more in {n_doubtful} whose residual it does not explain" if n_doubtful else ""
     return [
         *([("converged", f"{n_converged} of {n} examples")] if n else []),
-        ("error", f"about {max(convergence.estimate):.1%} at most, within {max(convergence.bound):.1%}"),
+        ("error", f"about {max(convergence.estimate):.1%} at most, within {max(convergence.bound):.1%}{unless}"),
         ("evaluations", f"{min(convergence.evaluations)} to {max(convergence.evaluations)} of an example"),
     ]

@@ -31,6 +31,7 @@ _SEGMENTS = (8, 4, 2, 1)
 _SUMS_BYTES = 2**27  # of all sums of examples in work, unless one example with one segment takes more
 _SHARE_OF_MEMORY = 8  # the sums may take one part of so many
 _MOST_SLOTS = 1024
+_CORRECTED = 0.2  # of the tolerance: a correction up to that is within the error that was asked for
 _ROUNDING = 1e3  # times the dtype's epsilon: differences below are rounding
 _ROUNDING_OF_OUTPUT = 16  # times the epsilon of the output's dtype
 
@@ -102,6 +103,7 @@ class ToTolerance:
         if missed:
             named = ", ".join(str(found.example) for found in missed[:8]) + (", ..." if len(missed) > 8 else "")
             reached = max(found.difference for found in missed) / math.sqrt(12)
+            missing = ", more than that error explains" if any(found.doubtful for found in missed) else ""
             advice = "A larger max_steps may do, or another baseline, where the output changes less abruptly"
             if math.isinf(reached):
                 advice = (
@@ -111,7 +113,7 @@ class ToTolerance:
             warn(
                 f"{len(missed)} of {len(judged)} examples did not converge to tolerance={self.tolerance:g} within "
                 f"max_steps={self.max_steps} ({named}); the largest estimated error is {reached:.2g}, and the largest "
-                f"residual {max(abs(found.residual) for found in missed):.2g}. {advice}",
+                f"residual {max(abs(found.residual) for found in missed):.2g}{missing}. {advice}",
                 ConvergenceWarning,
             )
         return Convergence.of_differences(
@@ -119,6 +121,7 @@ class ToTolerance:
             [found.difference for found in judged],
             residual=tuple(found.residual for found in judged),
             converged=tuple(found.converged for found in judged),
+            doubtful=tuple(found.doubtful for found in judged),
             tolerance=float(self.tolerance),
         )
 
@@ -132,6 +135,7 @@ class _Judged:
     difference: float
     residual: float
     converged: bool
+    doubtful: bool
 
 
 @dataclass(frozen=True)
@@ -246,8 +250,8 @@ class _Work:
                 acc[one.example] = total + verdict.step * direction[slot] if verdict.step else total
         worst = max(verdicts, key=lambda verdict: verdict.difference)
         converged = all(verdict.converged for verdict in verdicts)
+        doubtful = any(verdict.is_doubtful for verdict in verdicts)
         if not converged and all(math.isfinite(verdict.norm + verdict.residual) for verdict in verdicts):
-            doubtful = any(verdict.is_doubtful for verdict in verdicts)
             by_segment = np.max([verdict.by_segment for verdict in verdicts], axis=0)
             allowed = 0.0 if doubtful else self.asked.tolerance
             nodes = one.segments.refined(by_segment, worst.difference, allowed, self.asked.max_steps)
@@ -257,7 +261,7 @@ class _Work:
                     sums.fold(slot, one.segments)
                 return None
         residual = max((verdict.residual for verdict in verdicts), key=abs)
-        return _Judged(one.example, one.segments.n_nodes, worst.difference, residual, converged)
+        return _Judged(one.example, one.segments.n_nodes, worst.difference, residual, converged, doubtful)
 
     def _verdict(self, found: Measured, change: float, noise: float) -> _Verdict:
         """Returns whether a target's integral is near enough, and how its completeness is corrected."""
@@ -265,7 +269,8 @@ class _Work:
         is_finite = math.isfinite(found.norm + residual + found.slope)
         rounding = _ROUNDING * torch.finfo(self.dtype).eps * found.norm
         step = residual / found.slope if is_finite and found.slope > 0 else 0.0  # 0: no gradient changes on the path
-        is_small = is_finite and found.slope > 0 and abs(step) * found.size <= max(found.total / 2, rounding)
+        most = max(found.total / 2, rounding, _CORRECTED * self.asked.tolerance * found.norm)
+        is_small = is_finite and found.slope > 0 and abs(step) * found.size <= most
         is_doubtful = is_finite and not is_small and abs(residual) > noise + rounding
         near = is_finite and is_converged(found.total, found.norm, self.asked.tolerance)
         without = 0.0 if found.norm == 0 and is_finite and not is_doubtful else math.inf

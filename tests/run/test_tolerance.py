@@ -177,13 +177,28 @@ def test_what_cannot_be_reached_is_said_by_example():
 
 
 def test_jumps_that_no_gradient_shows_are_not_taken_for_converged():
-    with pytest.warns(igfast.ConvergenceWarning, match="1 of 1 examples"):
+    with pytest.warns(igfast.ConvergenceWarning, match="residual 1, more than that error explains"):
         _, delta, report = within(
             lambda x: (0 * x).sum(dim=1) + (x[:, 0] > 0.5).double(), X[:1] * 0 + 1, 0.05, max_steps=40
         )
     assert not report.convergence.converged[0]
+    assert report.convergence.doubtful == (True,)
+    assert "more in 1 whose residual it does not explain" in str(report)
     assert report.convergence.residual == (1.0,)
     assert float(delta) == -1.0
+
+
+@pytest.mark.parametrize(("height", "evaluations"), [(0.01, 9), (0.2, 37)])
+def test_only_a_small_correction_is_taken_for_granted(height, evaluations):
+    # 16 periods between 9 points: all points see the crests, so that both rules agree on a wrong mean
+    def waves(x):
+        return (x**2 + 0.1 * x**4 + height * (32 * torch.pi * x).sin() / (32 * torch.pi)).sum(dim=1)
+
+    found, delta, report = within(waves, torch.ones(1, 3).double(), 0.15)
+    assert report.convergence.evaluations == (evaluations,)
+    assert report.convergence.converged == (True,)
+    assert errors(found, fine(waves, torch.ones(1, 3).double()))[0] < 0.15
+    assert delta.abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("x", [torch.zeros(2, 3).double(), torch.ones(2, 3).double()])
@@ -200,6 +215,7 @@ def test_a_linear_model_converges_at_once(dtype):
     net, x = nn.Linear(50, 2).to(dtype), torch.randn(3, 50, dtype=dtype)
     found, delta, report = within(net, x, 0.001, target=1)
     assert report.convergence.evaluations == (9, 9, 9)
+    assert report.convergence.doubtful == (False, False, False)
     torch.testing.assert_close(found, (net.weight[1] * x).detach(), rtol=1e-4, atol=1e-6)
     assert delta.abs().max() < 1e-5
 
