@@ -15,7 +15,7 @@ def _providers(name: str, call: str) -> list[str]:
     records = harness.read(name)
     ours = records[0]
     lines = [
-        f"| {call} | median seconds | peak memory | time, of igfast's | memory, of igfast's |",
+        f"| {call} | median seconds | peak memory | time / igfast's | memory / igfast's |",
         "|---|---|---|---|---|",
     ]
     for r in records:
@@ -148,7 +148,7 @@ def gradient_shap() -> list[str]:
 def llm() -> list[str]:
     """Language models: times, of igfast's for the whole answer, and differences from Captum."""
     lines = [
-        "| answer | provider | seconds | time, of the fastest | largest difference from Captum |",
+        "| answer | provider | seconds | time / fastest | largest difference from Captum |",
         "|---|---|---|---|---|",
     ]
     for r in harness.read("llm"):
@@ -164,7 +164,7 @@ def llm() -> list[str]:
 def llm_memory() -> list[str]:
     """Language models: peak memory for a long prompt."""
     records = [r for r in harness.read("llm") if "peak_bytes" in r]
-    lines = [f"| {records[0]['case'].split(', float32')[0]} | peak memory | time, of igfast's |", "|---|---|---|"]
+    lines = [f"| {records[0]['case'].split(', float32')[0]} | peak memory | time / igfast's |", "|---|---|---|"]
     for r in records:
         time = f"{r['time_ratio']:.2f} x" if "time_ratio" in r else ""
         lines.append(f"| {r['provider']} | {r['peak_bytes'] / 2**20:.0f} MiB | {time} |")

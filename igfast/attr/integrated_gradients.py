@@ -184,7 +184,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
             tolerance: instead of `n_steps`, the relative L2 error of each example's attributions to reach, above 0 and
                 below 1. Each example gets as many path points as it needs, where its gradients change, both ends of the
                 path included. Then the sum of its attributions is corrected to F(inputs) - F(baselines), where the
-                correction is smaller than the estimated error. The report has the estimated errors.
+                correction is at most the bound of the error or a fifth of the tolerance. The report has the estimated errors.
             max_steps: with `tolerance`, the most path points of an example, at least 9.
             correct_completeness: with `tolerance`, whether that sum is corrected.
             return_report: also return an `igfast.RunReport`: what the call did and what it cost. With the methods

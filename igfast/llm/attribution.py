@@ -41,7 +41,7 @@ class LLMGradientAttribution(captum.attr.LLMGradientAttribution):
             `attribute` of their own are left to Captum's code.
         tokenizer: of Hugging Face's interface.
         attr_target: what is attributed of each token: "log_prob", "prob", "logit"; "logit_diff" and "prob_diff" against
-            a foil; "entropy"; "kl", the divergence from the distribution at the input. Or a function of the logits
+            a foil; "entropy"; "kl", KL(p at the input || p on the path). Or a function of the logits
             (rows, tokens, vocabulary), the answer's ids (tokens,) and a token's place, which returns (rows,).
 
     Raises:

@@ -42,9 +42,9 @@ class Convergence:
         estimate: of the relative error, D / sqrt(12).
         bound: that the relative error rarely exceeds, D / 2.
         residual: F(input) - F(baseline) less the sum of the attributions, before their correction. Empty where the
-            number of steps was fixed: the convergence delta says it there.
-        converged: whether D is small enough for the tolerance, and the residual tells of no error beyond the bound.
-            Empty without a tolerance.
+            number of steps was fixed: it is the negative of the convergence delta there.
+        converged: whether D is small enough for the tolerance, and the residual tells of no error beyond the bound
+            and a fifth of the tolerance. Empty without a tolerance.
         doubtful: whether the residual does tell of such an error: the points have missed something. Empty without a
             tolerance.
         tolerance: what was asked for; None where the number of steps was fixed.
