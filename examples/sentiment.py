@@ -34,7 +34,7 @@ def run(out: Path) -> dict[str, float]:
         figures[f"delta at {n_steps} steps"] = abs(float(explanation.deltas))
     scores = dict(zip(rows[-1].words, rows[-1].scores, strict=True))
     igfast.viz.save(igfast.viz.text_figure(rows), out / "sentiment.png")
-    (out / "sentiment.html").write_text(igfast.viz.text_html(rows), encoding="utf-8")
+    (out / "sentiment.html").write_text(igfast.viz.text_page(rows), encoding="utf-8")
     return {**figures, "love": scores["love"], "dislike": scores["dislike"]}
 
 

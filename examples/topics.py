@@ -122,7 +122,7 @@ def run(out: Path) -> dict[str, float]:
         rows.append(igfast.viz.tokens_of(explanation, title=f"{kind} topic: {names[topic]}"))
         explanations.append(explanation)
     largest = max(float((e.predictions - e.baseline_predictions).abs()) for e in explanations)
-    (out / "topics.html").write_text(igfast.viz.text_html(rows), encoding="utf-8")
+    (out / "topics.html").write_text(igfast.viz.text_page(rows), encoding="utf-8")
     igfast.viz.save(igfast.viz.text_figure(rows), out / "topics.png")
     for tokens in rows:
         strongest = sorted(zip(tokens.scores, tokens.words, strict=True), reverse=True)[:3]

@@ -223,6 +223,7 @@ def _checked_targets(target: Any, batch: int) -> Array | None:
     targets = np.asarray(target)
     if targets.dtype.kind not in "iu":
         raise TargetTypeError(f"target must be integers; got {targets.dtype} of shape {targets.shape}")
+    targets = targets.astype(np.int64)  # signs are negative
     if targets.ndim == 0:
         return np.full(batch, targets)
     if targets.ndim > 2 or len(targets) != batch:

@@ -103,7 +103,7 @@ def test_one_output_is_a_class_and_its_complement(shape):
         def forward(self, x):
             return linear(x).sigmoid().reshape(shape)
 
-    explanation = IntegratedGradients(Model(), n_steps=20).explain(X, target=[1, 0])
+    explanation = IntegratedGradients(Model(), n_steps=20).explain(X, target=np.array([1, 0], dtype=np.uint8))
     x = torch.tensor(X)
     expected = formula(lambda p: Model()(p).reshape(-1), x, torch.zeros_like(x), 20) * [[1], [-1]]
     np.testing.assert_allclose(explanation.attributions[0], expected, atol=1e-12)

@@ -55,8 +55,11 @@ class GradientShap(captum.attr.GradientShap):
         show_progress: bool = False,
     ) -> None:
         super().__init__(forward_func, multiply_by_inputs)
-        how: dict[str, Any] = {"lean": lean, "memory_budget": memory_budget, "show_progress": show_progress}
-        self._explainer = IntegratedGradients(forward_func, multiply_by_inputs, **how)
+        self._how: dict[str, Any] = {"lean": lean, "memory_budget": memory_budget, "show_progress": show_progress}
+        self._explainer()  # checks them
+
+    def _explainer(self) -> IntegratedGradients:
+        return IntegratedGradients(self.forward_func, self.multiplies_by_inputs, **self._how)
 
     @log_usage(part_of_slo=True)
     def attribute(
@@ -91,7 +94,7 @@ class GradientShap(captum.attr.GradientShap):
             wrapped: Any = super().attribute.__wrapped__
             given = (inputs, baselines, n_samples, stdevs, target, additional_forward_args, return_convergence_delta)
             return wrapped(self, *given)
-        sampled = OfInputs(self._explainer, (inputs, additional_forward_args))
+        sampled = OfInputs(self._explainer(), (inputs, additional_forward_args))
         return through_tunnel(
             sampled,
             inputs,
@@ -140,8 +143,13 @@ class LayerGradientShap(captum.attr.LayerGradientShap):
         if isinstance(layer, list):
             raise ArgumentError("LayerGradientShap takes one layer; got a list")
         super().__init__(forward_func, layer, device_ids, multiply_by_inputs)
-        how: dict[str, Any] = {"lean": lean, "memory_budget": memory_budget, "show_progress": show_progress}
-        self._explainer = LayerIntegratedGradients(forward_func, layer, device_ids, multiply_by_inputs, **how)
+        self._how: dict[str, Any] = {"lean": lean, "memory_budget": memory_budget, "show_progress": show_progress}
+        self._explainer()  # checks them
+
+    def _explainer(self) -> LayerIntegratedGradients:
+        return LayerIntegratedGradients(
+            self.forward_func, self.layer, self.device_ids, self.multiplies_by_inputs, **self._how
+        )
 
     @log_usage(part_of_slo=True)
     def attribute(
@@ -174,7 +182,7 @@ class LayerGradientShap(captum.attr.LayerGradientShap):
             What `igfast.LayerIntegratedGradients.attribute` and Captum's `NoiseTunnel` raise.
         """
         return through_tunnel(
-            OfLayer(self._explainer, (inputs, additional_forward_args)),
+            OfLayer(self._explainer(), (inputs, additional_forward_args)),
             inputs,
             baselines,
             n_samples,
@@ -220,8 +228,13 @@ class NeuronGradientShap(captum.attr.NeuronGradientShap):
         show_progress: bool = False,
     ) -> None:
         super().__init__(forward_func, layer, device_ids, multiply_by_inputs)
-        how: dict[str, Any] = {"lean": lean, "memory_budget": memory_budget, "show_progress": show_progress}
-        self._explainer = NeuronIntegratedGradients(forward_func, layer, device_ids, multiply_by_inputs, **how)
+        self._how: dict[str, Any] = {"lean": lean, "memory_budget": memory_budget, "show_progress": show_progress}
+        self._explainer()  # checks them
+
+    def _explainer(self) -> NeuronIntegratedGradients:
+        return NeuronIntegratedGradients(
+            self.forward_func, self.layer, self.device_ids, self.multiplies_by_inputs, **self._how
+        )
 
     @log_usage(part_of_slo=True)
     def attribute(
@@ -252,6 +265,6 @@ class NeuronGradientShap(captum.attr.NeuronGradientShap):
             What `igfast.NeuronIntegratedGradients.attribute` and Captum's `NoiseTunnel` raise.
         """
         own = (inputs, additional_forward_args)
-        sampled = OfNeuron(self._explainer, own, neuron_selector, attribute_to_neuron_input)
+        sampled = OfNeuron(self._explainer(), own, neuron_selector, attribute_to_neuron_input)
         options = {"additional_forward_args": additional_forward_args}
         return through_tunnel(sampled, inputs, baselines, n_samples, stdevs, **options)

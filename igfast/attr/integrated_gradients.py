@@ -53,7 +53,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
     Subclasses that override `_attribute`, and instances with a replaced `gradient_func`, are left to Captum's own code.
 
     A call does not touch modes, gradients, hooks or the caller's tensors. Buffers that training mode updates (running
-    statistics) are put back where `forward_func` is a module, a method of one, or a `functools.partial` of either.
+    statistics) are put back, of every module that `forward_func` is seen to use.
     Random draws in training mode advance the generator as in any forward pass.
 
     Args:
@@ -167,8 +167,8 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
             inputs: a tensor or a tuple of tensors, (batch, *features) each: floating, complex or integer (path points
                 are of the default dtype, as in Captum). Inputs with different numbers of rows move together.
             baselines: where the path starts; for each input a number, a tensor of its shape or one of shape
-                (1, *features). None is zero. Other dtypes are converted to the input's. `igfast.Baselines` averages
-                over several; attributions then have no graph.
+                (1, *features). None stands for zeros. Other dtypes are converted to the input's. `igfast.Baselines`
+                averages over several; attributions then have no graph.
             target: which part of the output is attributed. An int or a tuple of ints is the same place for every
                 example. An integer tensor (batch,) or a list of ints or tuples has one per example, or per entry of the
                 output. None is for one number per example.
@@ -183,8 +183,9 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
             return_convergence_delta: also return how far the attributions are from completeness.
             tolerance: instead of `n_steps`, the relative L2 error of each example's attributions to reach, above 0 and
                 below 1. Each example gets as many path points as it needs, where its gradients change, both ends of the
-                path included. Then the sum of its attributions is corrected to F(inputs) - F(baselines), where the
-                correction is at most the bound of the error or a fifth of the tolerance. The report has the estimated errors.
+                path included. Then a small correction makes its attributions sum to F(inputs) - F(baselines). One that
+                is larger than both the bound of the error and a fifth of the tolerance is left out, and the example is
+                `doubtful` in the report, which has the estimated errors.
             max_steps: with `tolerance`, the most path points of an example, at least 9.
             correct_completeness: with `tolerance`, whether that sum is corrected.
             return_report: also return an `igfast.RunReport`: what the call did and what it cost. With the methods

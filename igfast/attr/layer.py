@@ -106,7 +106,8 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains):
         Args:
             inputs: a tensor or a tuple of tensors, (batch, *) each, of any dtype; the model gets them as they are.
             baselines: for each input a number, or a tensor of its dtype, of its shape or (1, *). For token ids, the ids
-                of padding or mask tokens, say. None is zero. An `igfast.baselines.AtLayer` has the layer's own value.
+                of padding or mask tokens, say. None stands for zeros. An `igfast.baselines.AtLayer` has the layer's own
+                value.
             target: as in `igfast.IntegratedGradients.attribute`.
             additional_forward_args: as in `igfast.IntegratedGradients.attribute`.
             n_steps: as in `igfast.IntegratedGradients.attribute`.

@@ -15,7 +15,6 @@ from torch import nn
 import igfast
 from igfast import viz
 from igfast.cli.language_model import load_language_model
-from igfast.cli.text import write_page
 from igfast.memory.peak import peak_memory
 
 PROMPT = "Dante was born in Florence, which lies in Italy. The capital of France is"
@@ -73,7 +72,7 @@ def run_llm_demo(out: Path, n_steps: int) -> None:
     title = "What each token of the prompt (columns) adds to the log-probability of each token of the answer (rows)"
     viz.save(viz.token_matrix(result, title=title), out / "llm.png")
     page = out / "llm.html"
-    write_page(page, rows)
+    page.write_text(viz.text_page(rows), encoding="utf-8")
     print(f"The picture is {out / 'llm.png'}, the page {page}.")
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import igfast
-from igfast.cli.models import digest, digest_of_state, numbers_of, target_of
+from igfast.cli.models import check_target, digest, digest_of_state, numbers_of, target_of
 from igfast.errors import CommandError
 from igfast.explanation import Explanation
 from igfast.packages import needed
@@ -65,6 +65,8 @@ class ImageRequest:
         """Returns the middle square of an image as the network takes it, (1, 3, size, size)."""
         pillow, operations = (needed(f"PIL.{name}", "to read images") for name in ("Image", "ImageOps"))
         with pillow.open(path) as image:
+            if image.mode[0] in "IF":  # 16 or 32 bits: RGB would cut them off
+                raise OSError(f"its pixels are of mode {image.mode}; convert them to 8 bits per channel")
             turned = operations.exif_transpose(image).convert("RGB")
             square = operations.fit(turned, (self.size, self.size), pillow.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.asarray(square, dtype=np.float32) / 255).permute(2, 0, 1)
@@ -99,6 +101,7 @@ def image_request(
     """Returns a request with checked options; raises CommandError for those that are none of their values."""
     if baseline not in _BASELINES:
         raise CommandError(f"--baseline must be one of {', '.join(_BASELINES)}; got {baseline!r}")
+    check_target(target)
     if n_steps < 1 or size < 1:
         raise CommandError(f"--steps and --size must be at least 1; got {n_steps} and {size}")
     shown = tuple(panels.split(","))

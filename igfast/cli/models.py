@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -104,6 +105,12 @@ def targets_of(name: str, output: Any) -> list[int] | None:
     if name.isdigit() and int(name) < n_classes:
         return [int(name)] * len(output)
     raise CommandError(f"--target must be top1 to top{n_classes}, a class below {n_classes}, or none; got {name!r}")
+
+
+def check_target(name: str) -> None:
+    """Raises CommandError for a --target that no model has."""
+    if not re.fullmatch(r"none|top[1-9]\d*|\d+", name):
+        raise CommandError(f"--target must be top1, top2 and so on, the number of a class, or none; got {name!r}")
 
 
 def target_of(name: str, output: Any) -> int | None:

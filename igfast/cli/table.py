@@ -37,7 +37,8 @@ def explain_table(
     Args:
         model: from (rows, columns) of the model's dtype to one number for each row, or for each class.
         data: a CSV file, or a Parquet file by its ending.
-        out: where the result goes, in the same format. Columns `attribution:<name>`, `prediction` and `delta` are new.
+        out: where the result goes, in the same format. Columns `attribution:<name>`, `prediction`, `delta`
+            and, unless `target` is "none", `target` are new: the class, the output for it, and its delta.
         columns: what the model takes, in this order; all columns with numbers if empty.
         target: as --target has it; "top1" is each row's own.
         baseline: "mean" (of the columns), "zero" or a number.
@@ -62,7 +63,7 @@ def explain_table(
         raise CommandError(f"{data} cannot be read: {type(error).__name__}: {error}") from error
     names = list(columns) or [str(name) for name in table.select_dtypes("number").columns]
     numbers = _numbers(table, names, data)
-    new = [*(f"attribution:{name}" for name in names), "prediction", "delta"]
+    new = [*(f"attribution:{name}" for name in names), "prediction", "delta", *(["target"] * (target != "none"))]
     clash = [name for name in new if name in table.columns]
     if clash:
         raise CommandError(
@@ -72,21 +73,25 @@ def explain_table(
     x = torch.tensor(numbers).to(parameter.device, parameter.dtype)
     start = _start(baseline, x)
     blocks = track(x.split(_BLOCK), "igfast", console=Console(stderr=True), disable=not progress)
-    found = torch.cat([_explained(model, block, start, target, n_steps) for block in blocks])
-    for name, column in zip(new, found.double().cpu().T, strict=True):
-        result[name] = column.numpy()
+    parts = [_explained(model, block, start, target, n_steps) for block in blocks]
+    found, picked = torch.cat([values for values, _ in parts]), [place for _, places in parts for place in places]
+    columns_of = [*found.double().cpu().T.numpy(), *([picked] if picked else [])]
+    for name, column in zip(new, columns_of, strict=True):
+        result[name] = column
     with written(out) as temporary:
         result.to_parquet(temporary) if is_parquet else result.to_csv(temporary, index=False, compression=None)
     return len(result)
 
 
-def _explained(model: nn.Module, x: torch.Tensor, start: Any, target: str, n_steps: int) -> torch.Tensor:
-    """Returns for each row its attributions, prediction and delta, (rows, columns + 2)."""
+def _explained(
+    model: nn.Module, x: torch.Tensor, start: Any, target: str, n_steps: int
+) -> tuple[torch.Tensor, list[int]]:
+    """Returns for each row its attributions, prediction and delta, (rows, columns + 2), and the targets, if any."""
     with torch.no_grad():
         picked = targets_of(target, model(x))
     explanation = igfast.IntegratedGradients(model).explain(x, start, picked, n_steps=n_steps)
     ends = (explanation.predictions[:, None], explanation.deltas[:, None])
-    return torch.cat([explanation.attributions, *ends], dim=1)
+    return torch.cat([explanation.attributions, *ends], dim=1), picked or []
 
 
 def _is_parquet(path: Path) -> bool:

@@ -74,14 +74,8 @@ def run_text_demo(out: Path, n_steps: int) -> None:
             "  ".join(f"{w} {s:+.2f}" for w, s in zip(tokens.words, tokens.scores, strict=True)), "", markup=False
         )
     page = out / "text.html"
-    write_page(page, rows)
+    page.write_text(viz.text_page(rows), encoding="utf-8")
     print(f"The page is {page}.")
-
-
-def write_page(page: Path, rows: Sequence[viz.Tokens]) -> None:
-    """Writes texts in colour to a page of HTML."""
-    head = '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>igfast</title>\n'
-    page.write_text(head + viz.text_html(rows) + "\n</html>\n", encoding="utf-8")
 
 
 def load_encoder() -> tuple[Encoder, Any]:

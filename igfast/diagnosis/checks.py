@@ -81,7 +81,7 @@ def diagnose(
 
 def _diagnosed(subject: Subject, n_steps: int, max_steps: int) -> Diagnosis:
     out = subject.output(subject.inputs)
-    findings = [output.check_output(subject, out), output.check_mode(subject), output.check_integers(subject)]
+    findings = [output.check_output(subject, out), output.check_mode(subject, out), output.check_integers(subject)]
     if any(finding.verdict == "bad" for finding in findings) or not isinstance(out, Tensor):
         return Diagnosis(tuple(findings))
     findings += [output.check_scale(out), output.check_rows(subject, out), output.check_gradient(subject)]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from igfast.diagnosis.result import Finding
 from igfast.diagnosis.subject import Subject
 from igfast.errors import IgfastError
+from igfast.model.independence import distance
 from igfast.model.probabilities import are_probabilities
 from igfast.model.state import modules_behind
 
@@ -51,8 +54,8 @@ def check_scale(output: Tensor) -> Finding:
     return Finding("scale", "good", f"Logits: rows do not sum to one (mean sum {total:.3g}).", {"sum": total})
 
 
-def check_mode(subject: Subject) -> Finding:
-    """Returns whether parts of the model are in training mode."""
+def check_mode(subject: Subject, output: object) -> Finding:
+    """Returns whether parts of the model are in training mode, and the output is another one for that."""
     modules = [part for module in modules_behind(subject.model) for part in module.modules()]
     if not modules:
         return Finding("mode", "skipped", "The forward function shows no module.", {})
@@ -61,8 +64,28 @@ def check_mode(subject: Subject) -> Finding:
     matter = sorted({name for name in training if "Dropout" in name or "BatchNorm" in name or "RReLU" in name})
     if matter:
         return Finding("mode", "bad", f"{', '.join(matter)} in training mode: call model.eval().", figures)
-    text = "Evaluation mode." if not training else "Training mode, which changes nothing in this model."
-    return Finding("mode", "good", text, figures)
+    if not training:
+        return Finding("mode", "good", "Evaluation mode.", figures)
+    with _in_evaluation_mode(modules):
+        evaluated = subject.output(subject.inputs)
+    if not isinstance(output, Tensor) or not isinstance(evaluated, Tensor):
+        return Finding("mode", "look", "Training mode: call model.eval(), unless you mean it.", figures)
+    if distance(output, evaluated) > _SAME:
+        return Finding("mode", "bad", "Training mode changes the output: call model.eval().", figures)
+    return Finding("mode", "good", "Training mode, which does not change the output here.", figures)
+
+
+@contextmanager
+def _in_evaluation_mode(modules: list[nn.Module]) -> Iterator[None]:
+    """Runs the block with modules in evaluation mode, and puts their modes back."""
+    modes = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
 
 
 def check_integers(subject: Subject) -> Finding:
@@ -97,14 +120,14 @@ def check_rows(subject: Subject, output: Tensor) -> Finding:
         alone = alone.unsqueeze(0)
     if alone.shape != output[:1].shape:
         return Finding("rows", "look", f"One example alone gives an output {tuple(alone.shape)}.", {})
-    distance = float((alone.double() - output[:1].double()).abs().max() / output.double().abs().max().clamp_min(1e-30))
-    if distance <= (_SAME if output.dtype in (torch.float32, torch.float64) else 50 * _SAME):
-        return Finding("rows", "good", "Examples do not depend on each other.", {"difference": distance})
+    change = float((alone.double() - output[:1].double()).abs().max() / output.double().abs().max().clamp_min(1e-30))
+    if change <= (_SAME if output.dtype in (torch.float32, torch.float64) else 50 * _SAME):
+        return Finding("rows", "good", "Examples do not depend on each other.", {"difference": change})
     text = (
-        f"An example's output changes by {distance:.1%} when it is alone in its batch: examples depend on each other, "
+        f"An example's output changes by {change:.1%} when it is alone in its batch: examples depend on each other, "
         "or the model is random. igfast then sends whole steps through it."
     )
-    return Finding("rows", "look", text, {"difference": distance})
+    return Finding("rows", "look", text, {"difference": change})
 
 
 def check_gradient(subject: Subject) -> Finding:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
+from igfast.errors import ArgumentError
 from igfast.packages import needed
 
 if TYPE_CHECKING:
@@ -68,8 +69,13 @@ class Diagnosis:
         Where F is flat and gradients are small, the model is saturated: the input's own gradient says little there.
 
         Raises:
+            ArgumentError: the path was not evaluated: a finding is bad, or the check of saturation was skipped.
             MissingPackageError: matplotlib is not installed.
         """
+        if not self.alphas:
+            reasons = [f.text for f in self.findings if f.check == "saturation"]
+            reason = (reasons or [f.text for f in self.findings if f.verdict == "bad"] or [""])[0]
+            raise ArgumentError(f"there is no path to draw: {reason}")
         figures = needed("matplotlib.figure", "to draw pictures")
         figure: Figure = figures.Figure(figsize=(6.4, 3.2), layout="constrained")
         value, norm = figure.subplots(1, 2)

@@ -130,6 +130,13 @@ class Explanation:
         """
         return files.load(Path(path), cls)
 
+    @property
+    def steps(self) -> str:
+        """How many steps there were, in words: a number with the rule, or the tolerance."""
+        if self.meta.get("tolerance"):
+            return f"to a tolerance of {self.meta['tolerance']:g}"
+        return f"{self.meta['n_steps']} steps of {self.meta['rule']}"
+
     def summary(self) -> str:
         """Returns a short text: what was attributed, how, and for each example how far from completeness it is.
 
@@ -141,11 +148,8 @@ class Explanation:
         meta = self.meta
         layer = f", layer {meta['layer']}" if meta.get("layer") else ""
         convergence = self.report.convergence if self.report else None
-        steps = f"{meta['n_steps']} steps of {meta['rule']}"
-        if meta.get("tolerance"):
-            steps = f"to a tolerance of {meta['tolerance']:g}"
         lines = [
-            f"{meta['method']} of {meta['model']}{layer}, {steps}",
+            f"{meta['method']} of {meta['model']}{layer}, {self.steps}",
             f"inputs {_shapes(self.inputs)}, baselines {_shapes(self.baselines)}, target {_short(self.target)}",
         ]
         changes = self.predictions.double() - self.baseline_predictions.double()

@@ -17,7 +17,7 @@ from igfast.memory.recovery import free_memory, is_out_of_memory
 from igfast.model.channels_last import ConvolutionWatch, in_channels_last
 from igfast.model.forward import ForwardFunction
 from igfast.model.independence import WORTH_A_CLOSER_LOOK, RowsDependError, distance, is_autocast, rounding
-from igfast.model.state import Remembered, module_of, modules_behind
+from igfast.model.state import Remembered, module_of, modules_behind, number_of
 from igfast.rng import random_state
 
 UNKNOWN = sys.maxsize
@@ -61,8 +61,9 @@ remembered: Remembered[Facts] = Remembered()
 def key_of(evaluator: ForwardFunction, kind: Hashable) -> Hashable:
     """Returns the key of a model's facts; None where the key could not tell different calls apart.
 
-    The key has the function, and the shapes, layouts, dtypes and devices of the inputs. Arguments (of tensors the shape
-    and dtype), training modes, autocast and whether weights require gradients are in the key too.
+    The key has the function, the modules that it is seen to use, and the shapes, layouts, dtypes and devices of the
+    inputs. Arguments (of tensors the shape and dtype), training modes, autocast and whether weights require gradients
+    are in the key too.
     """
     args = tuple(_key_of_argument(arg) for arg in evaluator.args)
     if kind is None or None in args:
@@ -70,11 +71,13 @@ def key_of(evaluator: ForwardFunction, kind: Hashable) -> Hashable:
     forward_func = evaluator.forward_func
     of_inputs = tuple((x.shape, x.stride(), x.dtype, x.device) for x in evaluator.inputs.x)
     modules = modules_behind(forward_func)
+    numbers = tuple(number_of(getattr(module, "kept_with", module)) for module in modules)
     training = tuple(part.training for module in modules for part in module.modules())
     differentiates = any(weight.requires_grad for module in modules for weight in module.parameters())
     autocast = is_autocast(evaluator.inputs.device.type)
     function = getattr(forward_func, "__func__", None)  # bound methods have one
-    return kind, type(evaluator), function, evaluator.inputs.joint, of_inputs, args, training, differentiates, autocast
+    of_model = function, numbers, training, differentiates
+    return kind, type(evaluator), of_model, evaluator.inputs.joint, of_inputs, args, autocast
 
 
 def _key_of_argument(arg: Any) -> Hashable:

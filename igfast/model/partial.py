@@ -57,8 +57,8 @@ class FromLayer(ForwardFunction):
         return self.start_output() if self.own_baseline is None else self.own_baseline
 
     def _call(self, points: Values, example: Tensor) -> Any:
-        points = self.inputs.join(points)
-        tensors = iter(p if k == 1 else p.flatten(0, 1) for p, k in zip(points, self.group, strict=True))
+        joined = self.inputs.join(points)
+        tensors = iter(p if k == 1 else p.flatten(0, 1) for p, k in zip(joined, self.group, strict=True))
         values = [tuple(next(tensors) for _ in range(n)) for n in self.per_layer]
         args = self._args_for(example)
         records = torch.is_grad_enabled()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import threading
 import weakref
 from collections import OrderedDict
@@ -17,6 +18,8 @@ from torch import nn
 
 _Value = TypeVar("_Value")
 _MOST_KINDS = 64
+_numbers: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+_next_number = itertools.count()
 
 
 def module_of(forward_func: Callable[..., Any]) -> nn.Module | None:
@@ -28,25 +31,46 @@ def module_of(forward_func: Callable[..., Any]) -> nn.Module | None:
 
 
 def modules_behind(forward_func: Callable[..., Any]) -> list[nn.Module]:
-    """Returns the modules that a forward function is seen to use: its own, or those that its code names."""
+    """Returns the modules that a forward function is seen to use: its own, or those that its code can reach.
+
+    These are modules in its global names, closure, default arguments and fixed arguments. Of the object whose method it
+    is, and of objects in those places, attributes are looked at too. Functions in those places are not followed.
+    """
+    fixed: list[Any] = []
     while isinstance(forward_func, functools.partial):
+        fixed += [*forward_func.args, *forward_func.keywords.values()]
         forward_func = forward_func.func
     own = module_of(forward_func)
     if own is not None:
-        return [own]
-    code = getattr(forward_func, "__code__", None)
-    if code is None:
-        return []
-    cells = [cell.cell_contents for cell in forward_func.__closure__ or () if _is_filled(cell)]
-    found = [forward_func.__globals__.get(name) for name in code.co_names] + cells
-    return [value for value in found if isinstance(value, nn.Module)]
+        values = [own, *fixed]
+    elif not hasattr(forward_func, "__code__"):  # an object that can be called
+        values = [*fixed, *_attributes_of(forward_func).values()]
+    else:
+        names, reached = forward_func.__code__.co_names, [*fixed, *_reached_by(forward_func)]
+        named = [value for one in reached for name, value in _attributes_of(one).items() if name in names]
+        values = [*reached, *named, *_attributes_of(getattr(forward_func, "__self__", None)).values()]
+    return list(dict.fromkeys(value for value in values if isinstance(value, nn.Module)))
 
 
-def _is_filled(cell: Any) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:
-        return False
+def _reached_by(function: Any) -> Iterator[Any]:
+    """Yields what a function's global names, closure and defaults are."""
+    yield from (function.__globals__[name] for name in function.__code__.co_names if name in function.__globals__)
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # nothing was assigned yet
+            yield cell.cell_contents
+    yield from function.__defaults__ or ()
+    yield from (function.__kwdefaults__ or {}).values()
+
+
+def _attributes_of(value: Any) -> dict[str, Any]:
+    return {} if isinstance(value, (nn.Module, type)) else getattr(value, "__dict__", {})
+
+
+def number_of(module: nn.Module) -> int:
+    """Returns a number that no other module has or had."""
+    if module not in _numbers:
+        _numbers[module] = next(_next_number)
+    return _numbers[module]
 
 
 def _holder(forward_func: Callable[..., Any]) -> Any:
@@ -107,25 +131,23 @@ def buffers_restored(forward_func: Callable[..., Any]) -> Iterator[None]:
     Only modules in training mode are looked at. Where several threads attribute one model, the last thread puts back
     what the first one found. Random draws (dropout) are not undone, because averaging several calls relies on them.
     """
-    module = module_of(forward_func)
-    if module is None:
-        yield
-        return
-    module = getattr(module, "kept_with", module)
+    modules = list(dict.fromkeys(getattr(module, "kept_with", module) for module in modules_behind(forward_func)))
     with _saved_lock:
-        if id(module) in _saved:
-            _saved[id(module)].n_calls += 1
-        else:
-            _saved[id(module)] = _Saved(_buffers_in_training(module))
+        for module in modules:
+            if id(module) in _saved:
+                _saved[id(module)].n_calls += 1
+            else:
+                _saved[id(module)] = _Saved(_buffers_in_training(module))
     try:
         yield
     finally:
         with _saved_lock:
-            saved = _saved[id(module)]
-            saved.n_calls -= 1
-            if saved.n_calls == 0:
-                del _saved[id(module)]
-                _put_back(saved)
+            for module in modules:
+                saved = _saved[id(module)]
+                saved.n_calls -= 1
+                if saved.n_calls == 0:
+                    del _saved[id(module)]
+                    _put_back(saved)
 
 
 def _buffers_in_training(module: nn.Module) -> list[tuple[nn.Module, str, torch.Tensor, torch.Tensor]]:

@@ -85,6 +85,10 @@ def parse_model_inputs(inputs: Any, baselines: Any) -> ModelInputs:
 
 
 def _baseline(index: int, baseline: object, x: Tensor) -> Tensor:
-    if isinstance(baseline, (int, float)):
-        return torch.full_like(x, baseline)
-    return torch.empty_like(x).copy_(check_baseline(index, baseline, x))
+    given = torch.tensor(baseline) if isinstance(baseline, (int, float)) else check_baseline(index, baseline, x)
+    result = torch.empty_like(x).copy_(given)
+    if not (x.is_floating_point() or x.is_complex()) and not torch.equal(result, given.to(x.device).expand_as(x)):
+        raise BaselineError(
+            f"baselines[{index}] must hold numbers of the input's dtype, {x.dtype}; got {describe(baseline)}"
+        )
+    return result

@@ -16,5 +16,6 @@ from igfast.viz.plot import plot as plot
 from igfast.viz.texts import Tokens as Tokens
 from igfast.viz.texts import text_figure as text_figure
 from igfast.viz.texts import text_html as text_html
+from igfast.viz.texts import text_page as text_page
 from igfast.viz.texts import text_terminal as text_terminal
 from igfast.viz.texts import tokens_of as tokens_of

@@ -100,7 +100,7 @@ def image(
         axes.set_axis_off()
     if title is None and isinstance(explanation, Explanation):
         title = f"{explanation.meta['method']}, {described_target(explanation, row)}"
-    figure.suptitle(title or "", fontsize=11)
+    figure.suptitle(title or "", fontsize=11, parse_math=False)
     if set(panels) - {"input"}:
         figure.supxlabel(drawing.note, fontsize=7, color="0.4")
     return figure
@@ -143,6 +143,8 @@ def path_strip(
     """
     if n_images < 2:
         raise ArgumentError(f"n_images must be at least 2; got {n_images}")
+    if explanation.meta.get("averaged_over") or explanation.meta.get("baselines_at_layer"):
+        raise ArgumentError("a strip shows a path from one baseline of the inputs; the explanation has others")
     x = row_of(explanation.inputs, row, "inputs").unsqueeze(0)
     _, shown = _taken(explanation, None, row)
     given = explanation.baselines
@@ -221,11 +223,14 @@ def _prepared(attributions: Array, shown: Array, sign: str, clip: tuple[float, f
     smooth = ndimage.gaussian_filter(attributions, sigma) if sigma else attributions
     strengths = np.abs(smooth)
     low, high = np.percentile(strengths, clip)
+    span = f"percentile {clip[0]:g} to {clip[1]:g}"
+    if high <= low:  # nearly all are alike
+        low, high, span = 0.0, strengths.max(), "zero to the largest"
     scaled = np.clip((strengths - low) / ((high - low) or 1.0), 0, 1) * np.sign(smooth)
     signed = np.clip(scaled, *_SIGNS[sign])
     luminance = shown @ np.array([0.299, 0.587, 0.114])
     how = f"smoothed, sigma {sigma * factor:.1f} px" if sigma else "not smoothed"
-    note = f"{how}; colours from percentile {clip[0]:g} to {clip[1]:g} of the absolute values; green for, red against"
+    note = f"{how}; colours from {span} of the absolute values; green for, red against"
     return _Drawing(shown, np.repeat(luminance[:, :, None], 3, axis=2), signed, note)
 
 

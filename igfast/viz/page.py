@@ -65,10 +65,13 @@ def report(explanation: Explanation, *, rows: Sequence[int] | None = None, title
 
 def fragment(explanation: Explanation) -> str:
     """Returns the middle of the page, for notebooks."""
-    return _rendered("content", explanation, [0] if rows_of(explanation) else [], "")
+    n_examples = rows_of(explanation)
+    return _rendered("content", explanation, [0] if n_examples else [], "", n_left_out=max(0, n_examples - 1))
 
 
-def _rendered(template: str, explanation: Explanation, rows: Sequence[int] | None, title: str) -> str:
+def _rendered(
+    template: str, explanation: Explanation, rows: Sequence[int] | None, title: str, n_left_out: int = 0
+) -> str:
     jinja2 = needed("jinja2", "to make pages")
     n_examples = rows_of(explanation)
     shown = range(min(n_examples, _MOST_EXAMPLES)) if rows is None else rows
@@ -79,7 +82,7 @@ def _rendered(template: str, explanation: Explanation, rows: Sequence[int] | Non
         title=title,
         summary=explanation.summary(),
         examples=[_example(explanation, row) for row in shown],
-        n_left_out=n_examples - len(shown) if rows is None else 0,
+        n_left_out=n_examples - len(shown) if rows is None else n_left_out,
         is_complete=explanation.meta["multiply_by_inputs"],
         facts=_facts(explanation),
         cost=str(explanation.report) if explanation.report is not None else "",
@@ -118,7 +121,7 @@ def _facts(explanation: Explanation) -> list[tuple[str, str]]:
     meta = explanation.meta
     versions = ", ".join(f"{name} {number}" for name, number in meta["versions"].items())
     return [
-        ("Method", f"{meta['method']}, {meta['n_steps']} steps of {meta['rule']}"),
+        ("Method", f"{meta['method']}, {explanation.steps}"),
         ("Model", meta["model"]),
         *([("Layer", meta["layer"])] if meta["layer"] else []),
         ("Times (input - baseline)", "yes" if meta["multiply_by_inputs"] else "no: average gradients"),

@@ -54,7 +54,9 @@ def kind_of(explanation: Explanation) -> str:
     if not isinstance(attributions, Tensor) or not isinstance(inputs, Tensor):
         raise ArgumentError("the explanation has several tensors; draw one of them with a function of igfast.viz")
     if attributions.shape != inputs.shape:
-        raise ArgumentError("a picture of a layer's attributions needs feature_names: the tokens of each text")
+        raise ArgumentError(
+            "a picture of a layer's attributions needs feature_names with the tokens of each text: [tokens] for one"
+        )
     if inputs.dim() == 4 and inputs.shape[1] in (1, 3):
         return "image"
     if inputs.dim() == 3:

@@ -103,7 +103,8 @@ def tokens_of(
 def text_html(rows: Tokens | Sequence[Tokens]) -> str:
     """Returns texts in colour as HTML, one under the other: green speaks for the output, red against it.
 
-    The HTML stands alone or inside another page. Tokens are escaped. Each word shows its score under the pointer.
+    The HTML is for a place inside a page; `text_page` makes one. Tokens are escaped. Each word shows its score under
+    the pointer. Each text has colours up to its own strongest word: scores compare between texts, and colours do not.
 
     Args:
         rows: one text, or several: other sentences, targets or models.
@@ -113,6 +114,21 @@ def text_html(rows: Tokens | Sequence[Tokens]) -> str:
         True
     """
     return "\n".join(_row_html(row) for row in ([rows] if isinstance(rows, Tokens) else rows))
+
+
+def text_page(rows: Tokens | Sequence[Tokens], *, title: str = "igfast") -> str:
+    """Returns a page of HTML with texts in colour, to be written as UTF-8.
+
+    Args:
+        rows: as in `text_html`.
+        title: of the page.
+
+    Example:
+        >>> igfast.viz.text_page(igfast.viz.tokens_of([1.0], ["good"])).startswith("<!doctype html>")
+        True
+    """
+    head = f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
+    return f"{head}{text_html(rows)}\n</html>\n"
 
 
 def text_terminal(rows: Tokens | Sequence[Tokens]) -> Text:

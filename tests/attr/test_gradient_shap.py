@@ -50,6 +50,20 @@ def test_inputs(multiply, options):
     close(*both("GradientShap", net(), multiply, call=call))
 
 
+def test_the_model_is_read_at_call_time():
+    model, other = net(), nn.Sequential(nn.Linear(6, 16), nn.Sigmoid(), nn.Linear(16, 3)).double()
+
+    def renewed(explainer):
+        explainer.forward_func = other
+        if hasattr(explainer, "layer"):
+            explainer.layer = other[1]
+        return explainer
+
+    close(*both("GradientShap", model, call=lambda explainer: renewed(explainer).attribute(X, DATA, target=1)))
+    close(*both("LayerGradientShap", model, model[1], call=lambda e: renewed(e).attribute(X, DATA, target=1)))
+    close(*both("NeuronGradientShap", model, model[1], call=lambda e: renewed(e).attribute(X, 3, DATA)))
+
+
 def test_several_inputs_arguments_and_targets():
     model = net()
 

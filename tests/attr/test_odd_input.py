@@ -308,3 +308,37 @@ def test_model_that_differentiates_inside_its_forward():
     wanted = torch.zeros_like(x)
     wanted[:, 0] = 4 * x[:, 0] ** 3
     torch.testing.assert_close(got, wanted)
+
+
+IDS = torch.tensor([[5, 3, 9], [7, 7, 4]])
+
+
+@pytest.mark.parametrize(
+    ("x", "baseline"),
+    [(IDS, 0.5), (IDS, torch.full_like(IDS, 1).double() / 2), (IDS.to(torch.uint8), -1), (IDS > 2, 2)],
+)
+def test_a_baseline_that_the_inputs_dtype_does_not_hold(x, baseline):
+    network = nn.Sequential(nn.Embedding(256, 4), nn.Flatten(), nn.Linear(12, 2))
+    with pytest.raises(igfast.BaselineError, match=r"baselines\[0\] must hold numbers of the input's dtype"):
+        igfast.LayerIntegratedGradients(network, network[0]).attribute(x, baseline, 1)
+
+
+def test_a_joint_example_in_a_model_that_sets_its_own_grad_mode():
+    class Sentence(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.words, self.head = nn.Embedding(9, 4).double(), nn.Linear(4, 2).double()
+
+        def forward(self, ids, mask):
+            with torch.enable_grad():
+                words = self.words(ids)
+                return self.head((mask @ words).tanh().mean(dim=1))
+
+    network, ids = Sentence(), torch.tensor([[1, 2, 3, 4]])
+    mask = torch.rand(4, 4, dtype=torch.float64)
+    got, wanted = (
+        library.LayerIntegratedGradients(network, network.words).attribute(ids, 0, 1, mask, n_steps=20)
+        for library in (igfast, captum.attr)
+    )
+    assert relative_difference(got, wanted.detach()) <= 1e-7

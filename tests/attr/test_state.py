@@ -25,7 +25,61 @@ def snapshot(module):
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
-@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: m.forward, lambda m: functools.partial(m.forward)])
+class Trainer:
+    """An object that has a network."""
+
+    def __init__(self, network):
+        self.network = network
+
+    def predict(self, x):
+        return self.network(x)
+
+    def __call__(self, x):
+        return self.network(x)
+
+
+def of_an_object(network):
+    trainer = Trainer(network)
+    return lambda x: trainer.network(x)
+
+
+WRAPPED = [
+    lambda m: m,
+    lambda m: m.forward,
+    lambda m: functools.partial(m.forward),
+    lambda m: lambda x: m(x),
+    lambda m: lambda x, network=m: network(x),
+    lambda m: functools.partial(lambda network, x: network(x), m),
+    lambda m: Trainer(m),
+    lambda m: Trainer(m).predict,
+    of_an_object,
+]
+
+
+@pytest.mark.filterwarnings("ignore:forward_func returns another output")
+@pytest.mark.parametrize("wrap", WRAPPED)
+def test_a_model_that_changes_its_mode_is_looked_at_anew(wrap):
+    network, x = batch_norm_network().eval(), torch.randn(8, 3, dtype=torch.float64)
+    function = wrap(network)
+    igfast.IntegratedGradients(function).attribute(x, target=0)
+    network.train()
+    with pytest.warns(igfast.IgfastWarning, match="depends on the others in its batch"):
+        igfast.IntegratedGradients(function).attribute(x, target=0)
+
+
+def test_another_model_under_the_same_name_is_looked_at_anew():
+    place, x = Trainer(models.mlp()), torch.randn(8, 3, dtype=torch.float64)
+
+    def function(x):
+        return place.network(x)
+
+    igfast.IntegratedGradients(function).attribute(x, target=0)
+    place.network = nn.Sequential(*models.mlp(), nn.BatchNorm1d(4, track_running_stats=False).double())
+    with pytest.warns(igfast.IgfastWarning, match="depends on the others in its batch"):
+        igfast.IntegratedGradients(function).attribute(x, target=0)
+
+
+@pytest.mark.parametrize("wrap", WRAPPED)
 def test_running_statistics_are_put_back(wrap):
     network, x = batch_norm_network().train(), torch.randn(8, 3, dtype=torch.float64)
     before = snapshot(network)

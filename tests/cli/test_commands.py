@@ -146,6 +146,13 @@ def test_progress_and_names_of_broken_files(tmp_path, capsys):
     assert "image07.png: UnidentifiedImageError" in captured.err
 
 
+@pytest.mark.parametrize(("dtype", "mode"), [(np.uint16, "I;16"), (np.float32, "F")])
+def test_pixels_of_more_than_8_bits_are_not_cut_off(dtype, mode, tmp_path, capsys):
+    Image.fromarray(np.full((16, 16), 1000, dtype)).save(tmp_path / "deep.tif")
+    assert main(["image", str(tmp_path / "deep.tif"), "--out", str(tmp_path / "out"), *MODEL]) == 2
+    assert f"its pixels are of mode {mode}; convert them to 8 bits per channel" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -158,6 +165,7 @@ def test_progress_and_names_of_broken_files(tmp_path, capsys):
         (["image", "x.png", "--model", "tests.cli.factories:fails"], "the factory failed: RuntimeError"),
         (["image", "x.png", "--model", "tests.cli.factories:text"], "returned a tuple, not a torch.nn.Module"),
         (["image", "x.png", *MODEL, "--baseline", "x"], "--baseline must be one of black, white, zero, blurred, noise"),
+        (["image", "x.png", *MODEL, "--target", "top"], "--target must be top1, top2 and so on, the number of a class"),
         (["image", "x.png", *MODEL, "--panels", "x"], "--panels must be some of input, overlay"),
         (["image", "x.png", *MODEL, "--steps", "0"], "--steps and --size must be at least 1"),
         (["image", "x.png", *MODEL, "--mean", "a"], "--mean must be numbers between commas; got 'a'"),
@@ -291,8 +299,11 @@ def test_each_row_has_its_own_top_class(tmp_path, capsys, monkeypatch):
     (tmp_path / "t.csv").write_text("a,b,c\n3,2,1\n1,2,3\n")
     arguments = ["table", str(tmp_path / "t.csv"), "--model", "tests.cli.factories:table", "--baseline", "zero"]
     assert main([*arguments, "--out", str(tmp_path / "o.csv")]) == 0
-    rows = [line.split(",")[3:6] for line in (tmp_path / "o.csv").read_text().splitlines()[1:]]
-    np.testing.assert_allclose(np.array(rows, dtype=float), [[3, 0, 0], [0, 0, 3]], atol=1e-5)
+    rows = [line.split(",")[3:] for line in (tmp_path / "o.csv").read_text().splitlines()]
+    assert rows[0][3:] == ["prediction", "delta", "target"]
+    assert [row[5] for row in rows[1:]] == ["0", "2"]
+    found = np.array([row[:4] for row in rows[1:]], dtype=float)
+    np.testing.assert_allclose(found, [[3, 0, 0, 3], [0, 0, 3, 3]], atol=1e-5)
 
 
 def test_results_of_other_files_are_not_replaced(tmp_path, capsys):

@@ -82,6 +82,13 @@ def test_several_embeddings_are_attributed_together():
     assert igfast.diagnose(Text().eval(), (ids, kinds), target=1)["completeness"].verdict == "good"
 
 
+class Drops(nn.Module):
+    """Dropout that no module shows."""
+
+    def forward(self, x):
+        return nn.functional.dropout(x, 0.5, self.training)
+
+
 class Calls(nn.Module):
     def __init__(self, function):
         super().__init__()
@@ -99,7 +106,9 @@ class Calls(nn.Module):
         (lambda x: (x,), {"target": 0}, "output", "bad", "returns a tuple, not a tensor"),
         (lambda x: x.sum().reshape(1), {}, "output", "look", "1 entries for 3 examples"),
         (mlp(nn.Dropout(0.5)).train(), {"target": 0}, "mode", "bad", "Dropout in training mode: call model.eval()"),
-        (mlp().train(), {"target": 0}, "mode", "good", "changes nothing"),
+        (mlp().train(), {"target": 0}, "mode", "good", "does not change the output here"),
+        (Drops().train(), {"target": 0}, "mode", "bad", "Training mode changes the output: call model.eval()"),
+        (Drops().eval(), {"target": 0}, "mode", "good", "Evaluation mode"),
         (mlp(nn.BatchNorm1d(16).double()).train(), {"target": 0}, "mode", "bad", "BatchNorm1d in training mode"),
         (nn.Sequential(mlp(), nn.Softmax(1)), {"target": 0}, "scale", "good", "Probabilities: rows sum to one"),
         (lambda x: (1e4 * x).softmax(1), {"target": 0}, "scale", "look", "saturated"),
@@ -239,6 +248,7 @@ def test_nothing_of_the_users_is_changed():
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.filterwarnings("ignore:the output of forward_func for one example depends")
 def test_it_renders():
     diagnosis = igfast.diagnose(mlp(), X, target=1)
     assert len(diagnosis.alphas) == len(diagnosis.values) == len(diagnosis.gradients) == 21
@@ -246,6 +256,10 @@ def test_it_renders():
     assert diagnosis._repr_html_().count("<tr>") == 13
     with pytest.raises(KeyError, match="no check 'x'"):
         diagnosis["x"]
+    with pytest.raises(igfast.ArgumentError, match="no path to draw: Dropout in training mode"):
+        igfast.diagnose(mlp(nn.Dropout(0.5)).train(), X, target=1).plot()
+    with pytest.raises(igfast.ArgumentError, match="no path to draw: Not where examples depend on each other"):
+        igfast.diagnose(Calls(lambda x: x - x.mean(0) / 2), X, target=1).plot()
 
 
 @pytest.mark.parametrize(

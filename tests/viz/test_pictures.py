@@ -40,6 +40,18 @@ def test_overlay_is_green_for_and_red_against():
     assert np.ptp(middle) < 1e-9
 
 
+@pytest.mark.parametrize("strength", [1e-4, 1e4])
+def test_a_few_pixels_among_zeros_have_full_colours(strength):
+    attributions = np.zeros((100, 100))
+    attributions[50, 50], attributions[20, 20] = strength, -strength / 2
+    figure = viz.image(attributions, np.zeros((100, 100)), panels=["heat_map"], smoothing=0, title="$x_1$")
+    pixels = pixels_of(figure)
+    assert pixels[50, 50].sum() > pixels[20, 20].sum() > 0.2
+    assert pixels[0, 0].sum() < 0.1
+    assert "colours from zero to the largest" in figure.get_supxlabel()
+    assert not figure._suptitle.get_parse_math()
+
+
 def test_signs():
     shown = {
         sign: pixels_of(
@@ -143,6 +155,14 @@ def test_path_strip_shows_f_along_the_path():
     ends = float(explanation.baseline_predictions[1]), float(explanation.predictions[1])
     assert titles[0] == f"alpha 0\nF {ends[0]:.3g}"
     assert titles[2] == f"alpha 1\nF {ends[1]:.3g}"
+
+
+def test_path_strip_needs_one_baseline_of_the_inputs():
+    _, net = image_explanation()
+    several = igfast.Baselines(torch.rand(3, 3, 16, 16))
+    explanation = igfast.IntegratedGradients(net).explain(torch.rand(2, 3, 16, 16), several, 1, n_steps=5)
+    with pytest.raises(igfast.ArgumentError, match="from one baseline of the inputs"):
+        viz.path_strip(explanation, net)
 
 
 @pytest.mark.parametrize(
@@ -292,3 +312,4 @@ def test_notebooks_show_a_fragment():
     html = image_explanation()[0]._repr_html_()
     assert "<html" not in html
     assert html.count("data:image/png;base64,") == 3
+    assert "Examples not shown: 1." in html
