@@ -20,11 +20,12 @@ from igfast.attr import (
     NeuronGradientShap,
     NeuronIntegratedGradients,
 )
+from igfast.llm import LLMGradientAttribution
 from igfast.patching import patch_captum
 
 _CLASSES = (
     *(IntegratedGradients, LayerIntegratedGradients, NeuronIntegratedGradients),
-    *(GradientShap, LayerGradientShap, NeuronGradientShap),
+    *(GradientShap, LayerGradientShap, NeuronGradientShap, LLMGradientAttribution),
 )
 
 
@@ -72,7 +73,8 @@ def _counting() -> Iterator[Counter[str]]:
 
     for cls, original in originals.items():
         replacement = counted(cls.__name__, original)
-        replacement.__wrapped__ = counted(cls.__name__, original.__wrapped__)  # type: ignore
+        if hasattr(original, "__wrapped__"):
+            replacement.__wrapped__ = counted(cls.__name__, original.__wrapped__)  # type: ignore
         cls.attribute = replacement  # type: ignore[method-assign]
     try:
         yield calls

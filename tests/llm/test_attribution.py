@@ -6,6 +6,7 @@ import torch
 from captum.attr import TextTokenInput
 
 import igfast
+from igfast.cli.run import _counting
 from tests.llm.language import ANSWER, PROMPT, Words, captums, difference, model, ours, prompt
 
 NETWORKS = ["gpt2", "llama", "block", "mistral", "bloom", "qwen3", "gemma", "mamba"]
@@ -240,6 +241,13 @@ def test_is_put_in_captums_place():
         assert isinstance(attribution, igfast.LLMGradientAttribution)
         assert isinstance(attribution.attribute(prompt(), ANSWER, n_steps=8), igfast.LLMAttributionResult)
     assert captum.attr.LLMGradientAttribution is not igfast.LLMGradientAttribution
+
+
+def test_a_swapped_script_counts_its_calls():
+    network, layer = model("gpt2")
+    with _counting() as calls:
+        ours(network, layer, prompt())
+    assert calls["LLMGradientAttribution"] == 1
 
 
 def test_first_token_as_baseline_is_told_once(monkeypatch):
