@@ -13,7 +13,7 @@ import torch
 
 from igfast.errors import KernelsError, warn
 
-_REBUILD = "in igfast's source folder, pip install --no-deps --force-reinstall . or `make clean setup`"
+_REBUILD = "pip install --no-deps --force-reinstall --no-cache-dir . (or `make clean setup`) in igfast's source folder"
 _NEWEST_TESTED = (2, 15)
 _MARK = re.compile(rb"igfast-built-for-torch=([^;]+);")
 
