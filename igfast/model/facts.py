@@ -21,6 +21,7 @@ from igfast.model.state import Remembered, module_of, modules_behind, number_of
 from igfast.rng import random_state
 
 UNKNOWN = sys.maxsize
+_SAME_KERNELS = 1e-2  # of the rounding that is allowed between kernels: between two calls that are alike
 STACKED, SPLIT, MIXED, CHANNELS_LAST = "stacked", "split", "mixed", "channels-last"
 _DEPENDS = "the output of forward_func for one example depends on the others in its batch"
 _CHANGES = "the output of forward_func changes from call to call (dropout, or a state that it keeps)"
@@ -347,7 +348,9 @@ class Guard:
         try:
             wanted = alone(evaluator.output)
             allowed = rounding((wanted, *points))
-            if distance(alone(evaluator.output), wanted) > allowed:
+            # The same kernels on the same numbers: on a CPU, a state that fades away shows below what rounding may be.
+            steady = allowed * (_SAME_KERNELS if wanted.device.type == "cpu" else 1)
+            if distance(alone(evaluator.output), wanted) > steady:
                 raise RowsDependError(_CHANGES)
             if distance(kept[rows], wanted) <= allowed:
                 return

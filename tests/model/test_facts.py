@@ -150,3 +150,17 @@ def test_what_a_pass_keeps_is_freed_with_it(monkeypatch):
         gc.enable()
     assert len(seen) >= 3  # the caller's own call, what it keeps, and a chunk
     assert not any(ref() is not None for ref in seen)
+
+
+def test_a_small_state_that_changes_from_call_to_call_is_told():
+    class Warms(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.calls = nn.Linear(4, 2), 0
+
+        def forward(self, x):
+            self.calls += 1
+            return self.head(x) * (1 + 2e-3 / self.calls)
+
+    with pytest.warns(igfast.IgfastWarning, match="changes from call to call"):
+        igfast.IntegratedGradients(Warms()).attribute(torch.randn(1, 4), target=1)
