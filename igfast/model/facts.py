@@ -72,7 +72,7 @@ def key_of(evaluator: ForwardFunction, kind: Hashable) -> Hashable:
     forward_func = evaluator.forward_func
     of_inputs = tuple((x.shape, x.stride(), x.dtype, x.device) for x in evaluator.inputs.x)
     modules = modules_behind(forward_func)
-    numbers = tuple(number_of(getattr(module, "kept_with", module)) for module in modules)
+    numbers = tuple(map(number_of, modules))
     training = tuple(part.training for module in modules for part in module.modules())
     differentiates = any(weight.requires_grad for module in modules for weight in module.parameters())
     autocast = is_autocast(evaluator.inputs.device.type)

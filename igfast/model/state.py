@@ -66,22 +66,24 @@ def _attributes_of(value: Any) -> dict[str, Any]:
     return {} if isinstance(value, (nn.Module, type)) else getattr(value, "__dict__", {})
 
 
+def _lasting(module: Any) -> Any:
+    """Returns a module, or what a module that is made for one call names in its place, as `kept_with`."""
+    return getattr(module, "kept_with", module)
+
+
 def number_of(module: nn.Module) -> int:
-    """Returns a number that no other module has or had."""
+    """Returns a number that no other lasting module has or had."""
+    module = _lasting(module)
     if module not in _numbers:
         _numbers[module] = next(_next_number)
     return _numbers[module]
 
 
 def _holder(forward_func: Callable[..., Any]) -> Any:
-    """Returns what facts are kept with: a partial call, as its arguments belong to it; else module or function.
-
-    A module that is made for one call names the module that facts are kept with in its place, as `kept_with`.
-    """
+    """Returns what facts are kept with: a partial call, as its arguments belong to it; else module or function."""
     if isinstance(forward_func, functools.partial):
         return forward_func
-    module = module_of(forward_func)
-    return getattr(module, "kept_with", module) or forward_func
+    return _lasting(module_of(forward_func)) or forward_func
 
 
 class Remembered(Generic[_Value]):
@@ -131,7 +133,7 @@ def buffers_restored(forward_func: Callable[..., Any]) -> Iterator[None]:
     Only modules in training mode are looked at. Where several threads attribute one model, the last thread puts back
     what the first one found. Random draws (dropout) are not undone, because averaging several calls relies on them.
     """
-    modules = list(dict.fromkeys(getattr(module, "kept_with", module) for module in modules_behind(forward_func)))
+    modules = list(dict.fromkeys(map(_lasting, modules_behind(forward_func))))
     with _saved_lock:
         for module in modules:
             if id(module) in _saved:

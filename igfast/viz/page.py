@@ -60,29 +60,28 @@ def report(explanation: Explanation, *, rows: Sequence[int] | None = None, title
         >>> page.startswith("<!doctype html>"), "Three columns" in page
         (True, True)
     """
-    return _rendered("page", explanation, rows, title)
+    n_examples = rows_of(explanation)
+    shown = range(min(n_examples, _MOST_EXAMPLES)) if rows is None else rows
+    if any(not 0 <= row < n_examples for row in shown):
+        raise ArgumentError(f"rows must be some of the {n_examples} examples; got {list(shown)}")
+    return _rendered("page", explanation, shown, n_examples - len(shown) if rows is None else 0, title)
 
 
 def fragment(explanation: Explanation) -> str:
     """Returns the middle of the page, for notebooks."""
     n_examples = rows_of(explanation)
-    return _rendered("content", explanation, [0] if n_examples else [], "", n_left_out=max(0, n_examples - 1))
+    shown = range(min(n_examples, 1))
+    return _rendered("content", explanation, shown, n_examples - len(shown), "")
 
 
-def _rendered(
-    template: str, explanation: Explanation, rows: Sequence[int] | None, title: str, n_left_out: int = 0
-) -> str:
+def _rendered(template: str, explanation: Explanation, shown: Sequence[int], n_left_out: int, title: str) -> str:
     jinja2 = needed("jinja2", "to make pages")
-    n_examples = rows_of(explanation)
-    shown = range(min(n_examples, _MOST_EXAMPLES)) if rows is None else rows
-    if any(not 0 <= row < n_examples for row in shown):
-        raise ArgumentError(f"rows must be some of the {n_examples} examples; got {list(shown)}")
     environment = jinja2.Environment(loader=jinja2.PackageLoader("igfast.viz"), autoescape=True, trim_blocks=True)
     page: str = environment.get_template(f"{template}.html").render(
         title=title,
         summary=explanation.summary(),
         examples=[_example(explanation, row) for row in shown],
-        n_left_out=n_examples - len(shown) if rows is None else n_left_out,
+        n_left_out=n_left_out,
         is_complete=explanation.meta["multiply_by_inputs"],
         facts=_facts(explanation),
         cost=str(explanation.report) if explanation.report is not None else "",
