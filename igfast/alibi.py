@@ -24,7 +24,7 @@ from igfast.explanation import Explanation as _Result
 from igfast.explanation.explain import flattened, tensors_of
 from igfast.explanation.result import as_arrays
 from igfast.model.forward import copied
-from igfast.model.state import buffers_restored
+from igfast.model.state import buffers_restored, modules_behind
 from igfast.request.inputs import describe, one_for_each
 from igfast.run.quadrature import quadrature_rule
 
@@ -156,6 +156,8 @@ class IntegratedGradients:
         kwargs = dict(forward_kwargs or {})
         starts = tuple(baselines) if isinstance(baselines, (list, tuple)) else baselines
         given = tensors_of(self.model, {"X": xs, "baselines": starts, "forward_kwargs": tuple(kwargs.values())})
+        if self.layer is None:  # a path needs floating points, and the model takes these
+            given["X"] = tuple(_floating(x, self.model) for x in given["X"])
         forward = _WithKeywords(self.model, len(xs), tuple(kwargs))
         with torch.no_grad(), buffers_restored(self.model):
             output = forward(*map(copied, (*given["X"], *given["forward_kwargs"])))
@@ -247,6 +249,14 @@ def _picked(output: Any, targets: Array | None) -> tuple[Any, Array | None]:
 
 def _signed(array: Array, sign: Array | None) -> Array:
     return array if sign is None else array * sign.reshape(-1, *(1,) * (array.ndim - 1)).astype(array.dtype)
+
+
+def _floating(x: Any, model: Any) -> Any:
+    """Returns a tensor of integers in the dtype of the model's weights; anything else as it is."""
+    if not isinstance(x, Tensor) or x.is_floating_point() or x.is_complex() or x.dtype is torch.bool:
+        return x
+    weights = (weight.dtype for module in modules_behind(model) for weight in module.parameters())
+    return x.to(next((dtype for dtype in weights if dtype.is_floating_point), torch.get_default_dtype()))
 
 
 def _as_array(output: Any) -> Array:

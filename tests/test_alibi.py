@@ -160,3 +160,12 @@ def test_bad_input(call, error, message):
 
 def explain(model=None, **arguments):
     return IntegratedGradients(model or nn.Linear(2, 4)).explain(np.ones((3, 2)), **arguments)
+
+
+def test_integers_that_are_no_ids():
+    model = nn.Linear(2, 2)
+    X = np.array([[1, 2], [3, 4], [5, 6]])
+    explanation = IntegratedGradients(model, n_steps=5).explain(X, target=0)
+    expected = X * model.weight[0].detach().numpy()
+    np.testing.assert_allclose(explanation.attributions[0], expected, rtol=1e-5)
+    assert explanation.data["X"] is X

@@ -25,8 +25,8 @@ class GradientShap(captum.attr.GradientShap):
     A path leads from a random baseline to the input with noise.
 
     A drop-in for `captum.attr.GradientShap`: the same arguments, and for the same seeds of NumPy and PyTorch the same
-    random draws and results. The samples go through the model in chunks that fit in memory, not all at once.
-    An instance with a replaced `gradient_func` is left to Captum's own code.
+    random draws, and the same results up to rounding. The samples go through the model in chunks that fit in memory,
+    not all at once. An instance with a replaced `gradient_func` is left to Captum's own code.
 
     Args:
         forward_func: as in `igfast.IntegratedGradients`.

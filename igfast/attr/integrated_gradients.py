@@ -15,12 +15,12 @@ from igfast.errors import ArgumentError, ArgumentTypeError
 from igfast.explanation.explain import Explains
 from igfast.model.forward import ForwardFunction, as_tuple, with_top_targets
 from igfast.model.state import buffers_restored
-from igfast.request.inputs import describe, one_for_each, parse_inputs, parse_internal_batch_size
+from igfast.request.inputs import describe, parse_inputs, parse_internal_batch_size
 from igfast.request.options import Lean, Options
 from igfast.request.samples import Baselines as Samples
 from igfast.request.several_targets import parse_targets
 from igfast.request.target import Target, parse_target
-from igfast.run.attributions import by_target, convergence_delta, scale
+from igfast.run.attributions import by_target, convergence_delta, scale, scaled_with_graph, takes_graph
 from igfast.run.captums import left_to_captum
 from igfast.run.integration import Run
 from igfast.run.precision import DEFAULT_STEPS, MAX_STEPS, quadrature_of
@@ -300,8 +300,8 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
         own: tuple[Any, Any] | None = None,
     ) -> tuple[Run, list[tuple[Any, Tensor | None]]]:
         """Returns the run, and for each target the attributions in the form of the inputs, and the delta if asked."""
-        with_graph = torch.is_grad_enabled() and self.multiplies_by_inputs and not quadrature.is_scaled
-        with_graph = with_graph and _require_grad(inputs, baselines)
+        multiplies = self.multiplies_by_inputs and not quadrature.is_scaled
+        with_graph = multiplies and takes_graph(inputs, baselines)
         samples = baselines if isinstance(baselines, Samples) else None
         # Leaves the caller's inference mode, in which nothing can be differentiated.
         with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
@@ -314,10 +314,9 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
                 run = Run(evaluator, self._options, memory, size, "inputs", samples=samples, own=own_call)
                 sums = by_target(run.integrate(quadrature), len(evaluator.inputs.x))
                 ends = run.ends() if with_delta else [None] * len(sums)
-                scaled = self.multiplies_by_inputs and not with_graph and not quadrature.is_scaled
-                attributions = [scale(run.evaluator, of_target, scaled) for of_target in sums]
+                attributions = [scale(run.evaluator, of_target, multiplies and not with_graph) for of_target in sums]
         if with_graph:
-            attributions = [_scaled_with_graph(one, inputs, baselines) for one in attributions]
+            attributions = [scaled_with_graph(one, inputs, baselines) for one in attributions]
         deltas = [
             None if at_ends is None else convergence_delta(tuple(a.detach() for a in one), *at_ends)
             for one, at_ends in zip(attributions, ends, strict=True)
@@ -346,13 +345,23 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
             Where the output has another number of entries than there are examples, the difference of the totals, (1,).
 
         Raises:
+            ArgumentError, ArgumentTypeError: the attributions are not those of these inputs.
             InputError, InputTypeError, BaselineError, TargetError, TargetTypeError, OutputError, OutputTypeError: as in
                 `attribute`.
 
         Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, Proposition 1.
         """
-        given = attributions if isinstance(attributions, tuple) else (attributions,)
+        given = as_tuple(attributions)
         ends = self._ends(end_point, start_point, target, additional_forward_args)
+        xs = as_tuple(end_point)
+        if len(given) != len(xs) or not all(isinstance(a, Tensor) for a in given):
+            got = ", ".join(map(describe, given))
+            raise ArgumentTypeError(f"attributions must be one tensor for each input, {len(xs)}; got {got}")
+        for index, (a, x) in enumerate(zip(given, xs, strict=True)):
+            if a.shape[:1] != x.shape[:1]:
+                raise ArgumentError(
+                    f"attributions[{index}] must have the examples of end_point, {describe(x)}; got {describe(a)}"
+                )
         return convergence_delta(tuple(a.detach() for a in given), *ends)
 
     def _ends(
@@ -382,16 +391,3 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
         if getattr(self._attribute, "__func__", None) is not _CAPTUMS._attribute:
             return f"{type(self).__name__} overrides _attribute"
         return "" if self.gradient_func is compute_gradients else "gradient_func was replaced"
-
-
-def _require_grad(inputs: Any, baselines: Any) -> bool:
-    tensors = (*as_tuple(inputs), *as_tuple(baselines))
-    return any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors)
-
-
-def _scaled_with_graph(sums: tuple[Tensor, ...], inputs: Any, baselines: Any) -> tuple[Tensor, ...]:
-    """Returns the sums times (input - baseline), in a graph as Captum's."""
-    return tuple(
-        acc * (x - baseline)
-        for acc, x, baseline in zip(sums, as_tuple(inputs), one_for_each(baselines, len(sums)), strict=True)
-    )

@@ -27,7 +27,7 @@ from igfast.rng import random_state
 from igfast.run.attributions import by_target, convergence_delta, scale
 from igfast.run.captums import left_to_captum
 from igfast.run.integration import Run
-from igfast.run.layer_values import are_first_rows, flat, from_layer, read_layers
+from igfast.run.layer_values import are_rows, flat, from_layer, read_layers
 from igfast.run.noise_tunnel import of_rows
 from igfast.run.path import points_at
 from igfast.run.precision import DEFAULT_STEPS, MAX_STEPS, quadrature_of
@@ -262,25 +262,28 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains):
     def _are_the_same_alone(
         self, alphas: Tensor, inputs: Any, baselines: Any, args: Any, n_alone: int, at_input: bool
     ) -> bool:
-        """Returns whether the first points alone have the layers' values and outputs that they have among all."""
+        """Returns whether the first and the last points alone have the layers' values and outputs as among all."""
         n_rows = len(alphas)
         with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
-            points, first = points_at(parse_inputs(inputs, baselines), alphas), torch.arange(n_alone)
-            points_alone, args_alone = (of_rows(given, first, n_rows) for given in (points, args))
+            points = points_at(parse_inputs(inputs, baselines), alphas)
             before = random_state(alphas.device)
             try:
                 values, output = self._values(points, args, at_input)
-                values_alone, output_alone = self._values(points_alone, args_alone, at_input)
+                if Target().n_entries(output) != n_rows:
+                    return False
+                for rows in (range(n_alone), range(n_rows - n_alone, n_rows)):
+                    of_points, of_args = (of_rows(given, torch.tensor(rows), n_rows) for given in (points, args))
+                    alone, output_alone = self._values(of_points, of_args, at_input)
+                    pairs = zip((output, *values), (output_alone, *alone), strict=True)
+                    if not all(are_rows(each, among, rows, n_rows) for among, each in pairs):
+                        return False
             except Exception as error:  # a model may raise anything for rows that it was not given
                 if is_out_of_memory(error):
                     raise
                 return False
             finally:
                 before.restore()
-        if Target().n_entries(output) != n_rows:
-            return False
-        pairs = zip((output, *values), (output_alone, *values_alone), strict=True)
-        return all(are_first_rows(alone, among, n_alone, n_rows) for among, alone in pairs)
+        return True
 
     def _ends(
         self,

@@ -22,7 +22,7 @@ from igfast.request.inputs import describe, parse_inputs, parse_internal_batch_s
 from igfast.request.options import Lean, Options
 from igfast.request.samples import Baselines as Samples
 from igfast.request.target import Target
-from igfast.run.attributions import scale
+from igfast.run.attributions import scale, scaled_with_graph, takes_graph
 from igfast.run.integration import Run
 from igfast.run.precision import DEFAULT_STEPS, MAX_STEPS, quadrature_of
 from igfast.run.steps import Quadrature
@@ -129,12 +129,19 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains)
         own: tuple[Any, Any] | None = None,
     ) -> Any:
         """Returns what `attribute` returns for a call that integrates in a way of its own; `own` as in `_run`."""
-        with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
-            with self._run(inputs, selector, baselines, args, at_input, size, own) as run:
-                sums = run.integrate(quadrature)
-                scaled = self.multiplies_by_inputs and not quadrature.is_scaled
-                attributions = scale(run.evaluator, sums, scaled)
-            return run.results(run.evaluator.inputs.format(attributions), None, return_report)
+        multiplies = self.multiplies_by_inputs and not quadrature.is_scaled
+        with_graph = multiplies and takes_graph(inputs, baselines)
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            buffers_restored(self.forward_func),
+            self._run(inputs, selector, baselines, args, at_input, size, own) as run,
+        ):
+            sums = run.integrate(quadrature)
+            attributions = scale(run.evaluator, sums, multiplies and not with_graph)
+        if with_graph:
+            attributions = scaled_with_graph(attributions, inputs, baselines)
+        return run.results(run.evaluator.inputs.format(attributions), None, return_report)
 
     def _ends(
         self,
@@ -175,7 +182,7 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains)
         parsed = parse_inputs(inputs, None if samples else baselines)
         if samples is not None:
             samples.check(parsed.join(parsed.x))
-        tapped = LayerTap([self.layer], at_input, device_ids).attached()
+        tapped = LayerTap([self.layer], at_input, device_ids, is_path=False).attached()
         with self._options.memory(parsed.device) as memory, tapped as tap:
             evaluator = ToLayer(
                 forward_func=self.forward_func,

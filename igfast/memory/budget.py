@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import sys
@@ -54,7 +55,8 @@ def allowed_bytes(budget: MemoryBudget, device: torch.device) -> int | None:
         return min(budget, sys.maxsize // 2)  # bytes in use are added later, which must fit in 64 bits
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        with contextlib.suppress(RuntimeError):  # an allocator that the user put in the place of PyTorch's
+            free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     elif device.type == "cpu":
         free, total = _host_memory(int(time.monotonic()))
     else:

@@ -145,7 +145,12 @@ def _cuda_scope(device: torch.device, use: MemoryUse, is_explicit: bool) -> Iter
         counts = torch.cuda.memory_stats_as_nested_dict(device)["allocated_bytes"]["all"]
         return counts["current"], counts["peak"]
 
-    before, highest = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+    try:
+        before, highest = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+    except RuntimeError:  # of an allocator that the user put in the place of PyTorch's: it counts nothing
+        with _unlimited_scope(device, use, is_explicit):
+            yield
+        return
 
     def peak() -> int | None:  # None unless the peak is the process's highest: the user's statistics are not reset
         now = torch.cuda.max_memory_allocated(device)

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from igfast.errors import IgfastError, InputError
 from igfast.lean import compiled
 from igfast.memory.recovery import free_memory, is_out_of_memory
 from igfast.model.channels_last import ConvolutionWatch, in_channels_last
 from igfast.model.forward import ForwardFunction
-from igfast.model.independence import WORTH_A_CLOSER_LOOK, RowsDependError, distance, is_autocast, rounding
+from igfast.model.independence import distance, is_autocast, rounding
 from igfast.model.state import Remembered, module_of, modules_behind, number_of
 from igfast.rng import random_state
 
 UNKNOWN = sys.maxsize
-_SAME_KERNELS = 1e-2  # of the rounding that is allowed between kernels: between two calls that are alike
-STACKED, SPLIT, MIXED, CHANNELS_LAST = "stacked", "split", "mixed", "channels-last"
-_DEPENDS = "the output of forward_func for one example depends on the others in its batch"
-_CHANGES = "the output of forward_func changes from call to call (dropout, or a state that it keeps)"
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class Facts:
         why_whole: why rows belong together; empty while rows are taken to be independent.
         output_dim: dimensions of an output of several rows; None if unknown.
         gains_channels_last: whether channels-last images make convolutions faster and leave the outputs as they are.
-        agrees: ways (`STACKED`, `SPLIT`, `MIXED`, `CHANNELS_LAST`) in which rows had the outputs that they have alone.
+        agrees: ways of `igfast.model.guard` in which rows had the outputs that they have alone.
         not_lean: why the model does not take lean execution; empty unless that was found out.
         most_rows: rows of a chunk that fitted after a larger chunk did not; None if no chunk was too large.
         n_savings: number of measures against lack of memory that were taken at one row.
@@ -62,9 +58,9 @@ remembered: Remembered[Facts] = Remembered()
 def key_of(evaluator: ForwardFunction, kind: Hashable) -> Hashable:
     """Returns the key of a model's facts; None where the key could not tell different calls apart.
 
-    The key has the function, the modules that it is seen to use, and the shapes, layouts, dtypes and devices of the
-    inputs. Arguments (of tensors the shape and dtype), training modes, autocast and whether weights require gradients
-    are in the key too.
+    The key has the function, the modules that it is seen to use with all their parts, and the shapes, layouts, dtypes
+    and devices of the inputs. Arguments (of tensors the shape and dtype), training modes, buffers that are missing, the
+    user's hooks, autocast and whether weights require gradients are in the key too.
     """
     args = tuple(_key_of_argument(arg) for arg in evaluator.args)
     if kind is None or None in args:
@@ -72,13 +68,25 @@ def key_of(evaluator: ForwardFunction, kind: Hashable) -> Hashable:
     forward_func = evaluator.forward_func
     of_inputs = tuple((x.shape, x.stride(), x.dtype, x.device) for x in evaluator.inputs.x)
     modules = modules_behind(forward_func)
-    numbers = tuple(map(number_of, modules))
-    training = tuple(part.training for module in modules for part in module.modules())
+    parts = tuple(_key_of_part(part) for module in modules for part in module.modules())
     differentiates = any(weight.requires_grad for module in modules for weight in module.parameters())
     autocast = is_autocast(evaluator.inputs.device.type)
     function = getattr(forward_func, "__func__", None)  # bound methods have one
-    of_model = function, numbers, training, differentiates
+    of_model = function, parts, differentiates
     return kind, type(evaluator), of_model, evaluator.inputs.joint, of_inputs, args, autocast
+
+
+def _key_of_part(part: nn.Module) -> Hashable:
+    """Returns what of a module decides whether its rows are independent, as far as that is seen."""
+    missing = tuple(buffer is None for buffer in part._buffers.values())  # batch norm without statistics, say
+    hooks: list[int] = []
+    for given in (part._forward_pre_hooks, part._forward_hooks):
+        hooks += [number for number, hook in given.items() if not _is_ours(hook)]
+    return number_of(part), part.training, missing, *hooks
+
+
+def _is_ours(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith("igfast.")
 
 
 def _key_of_argument(arg: Any) -> Hashable:
@@ -213,163 +221,3 @@ def _drops_one_row(evaluator: ForwardFunction, output: Tensor) -> bool:
     finally:
         before.restore()
     return isinstance(of_two, Tensor) and of_two.dim() == output.dim() + 1 and of_two.shape[0] == 2
-
-
-@dataclass
-class Guard:
-    """Ensures that rows are stacked or split only where that leaves the outputs as they are.
-
-    Each way is checked once, with the first chunk of its kind. Layouts were compared before (`discover`). Gradients in
-    another layout are a way of their own only because a model may refuse that.
-
-    Attributes:
-        evaluator: the model; its inputs are not one joint example.
-        own: the caller's own call: steps are of its examples. The evaluator itself, or that with noisy copies of them.
-        in_steps: whether chunks have the examples in the caller's order, step after step.
-        agrees: the ways that were checked.
-        pending: the ways of the present chunk that are not checked yet.
-        unchecked: the ways for which there was no memory to compare.
-    """
-
-    evaluator: ForwardFunction
-    own: ForwardFunction
-    in_steps: bool
-    agrees: set[str]
-    pending: set[str] = field(default_factory=set)
-    unchecked: set[str] = field(default_factory=set)
-
-    def before(self, n_rows: int, channels_last: bool) -> None:
-        """Checks, before a chunk, that a part of the examples keeps its outputs; raises RowsDependError otherwise."""
-        batch = self.own.inputs.batch
-        ways = {STACKED} if n_rows > batch else {SPLIT} if n_rows < batch else set()
-        if not self.in_steps:
-            ways = {MIXED} if max(n_rows, batch) > 1 else set()
-        elif n_rows == self.evaluator.inputs.batch:  # all copies at once, as Captum has them
-            ways = set()
-        self.pending = (ways | ({CHANNELS_LAST} if channels_last else set())) - self.agrees
-        if SPLIT in self.pending:
-            self._check_split(n_rows)
-            self._found({SPLIT})
-        self.evaluator.keeps_output = bool({STACKED, MIXED} & self.pending)
-
-    def after(self, points: tuple[Tensor, ...], example: Tensor) -> None:
-        """Checks, after a chunk, that a step alone has its outputs in the chunk; raises RowsDependError otherwise."""
-        if STACKED in self.pending:
-            self._check_step(points)
-        if MIXED in self.pending:
-            self._check_row(points, example)
-        self._found(self.pending.copy())
-        self.evaluator.keeps_output, self.evaluator.kept_output = False, None
-
-    def _found(self, ways: set[str]) -> None:
-        self.agrees |= ways
-        self.pending -= ways
-
-    def _check_split(self, n_rows: int) -> None:
-        evaluator = self.own
-        x, example = evaluator.inputs.x, evaluator.all_examples()
-
-        def among_others() -> Tensor:  # the same examples in a batch of the same size, with the first for the others
-            index = torch.where(example < n_rows, example, 0)
-            return evaluator.comparable(evaluator.output(tuple(p.index_select(0, index) for p in x), index))[:n_rows]
-
-        before = random_state(evaluator.inputs.device)
-        try:
-            together = evaluator.comparable(evaluator.output(x, example))
-        except Exception as error:
-            before.restore()
-            if is_out_of_memory(error):  # no output to compare with: only parts fit
-                self.unchecked.add(SPLIT)
-                return
-            raise
-        try:
-            apart = evaluator.comparable(evaluator.output(tuple(part[:n_rows] for part in x), example[:n_rows]))
-            if not _same(together[:n_rows], apart, among_others, x):
-                again = evaluator.comparable(evaluator.output(x, example))
-                steady = distance(again, together) <= rounding((together, *x))
-                raise RowsDependError(_DEPENDS if steady else _CHANGES)
-        except Exception as error:
-            if isinstance(error, (IgfastError, RowsDependError)) or is_out_of_memory(error):
-                raise
-            raise RowsDependError(f"forward_func does not take {n_rows} of the examples alone") from error
-        finally:
-            before.restore()
-
-    def _check_row(self, points: tuple[Tensor, ...], examples: Tensor) -> None:
-        """Compares one row with the output that its example has in the caller's own batch."""
-        evaluator = self.evaluator
-        n_rows = points[0].shape[0]
-        row = (n_rows - 1) // 3
-        place = int(examples[row])
-
-        def in_own_batch(evaluate: Callable[..., Any]) -> Tensor:
-            batch = tuple(x.clone() for x in evaluator.inputs.x)
-            for x, point in zip(batch, points, strict=True):
-                x[place] = point[row]
-            return evaluator.comparable(evaluate(batch, evaluator.all_examples()))[place : place + 1]
-
-        def among_others() -> Tensor:  # the row repeated, in a chunk of the same size
-            index = torch.full((n_rows,), row, device=examples.device)
-            repeated = tuple(torch.empty_like(point).copy_(point.index_select(0, index)) for point in points)
-            return evaluator.comparable(evaluator.output_with_graph(repeated, examples[index]))[row : row + 1]
-
-        self._compare(slice(row, row + 1), in_own_batch, among_others, points, MIXED)
-
-    def _check_step(self, points: tuple[Tensor, ...]) -> None:
-        evaluator = self.own
-        n_rows, n_each = points[0].shape[0], min(points[0].shape[0], evaluator.inputs.batch)
-        n_steps = n_rows // n_each
-        # Not the last or middle step: a largest value, or a mean, that the rows share may leave those unchanged.
-        third = (n_steps - 1) // 3
-        step = slice(third * n_each, (third + 1) * n_each)
-        example = evaluator.all_examples()[:n_each]
-
-        def alone(evaluate: Callable[..., Any]) -> Tensor:
-            return evaluator.comparable(evaluate(tuple(point[step].clone() for point in points), example))
-
-        def among_others() -> Tensor:  # the step repeated, in a chunk of the same size
-            index = torch.arange(n_rows, device=example.device) % n_each
-            repeated = tuple(torch.empty_like(point).copy_(point[step].index_select(0, index)) for point in points)
-            return evaluator.comparable(evaluator.output_with_graph(repeated, example[index]))[step]
-
-        self._compare(step, alone, among_others, points, STACKED)
-
-    def _compare(
-        self,
-        rows: slice,
-        alone: Callable[..., Tensor],
-        among_others: Callable[[], Tensor],
-        points: tuple[Tensor, ...],
-        way: str,
-    ) -> None:
-        """Raises RowsDependError if rows of the kept output are not what they are alone."""
-        evaluator, kept = self.own, self.evaluator.kept_output
-        before = random_state(evaluator.inputs.device)
-        try:
-            wanted = alone(evaluator.output)
-            allowed = rounding((wanted, *points))
-            # The same kernels on the same numbers: on a CPU, a state that fades away shows below what rounding may be.
-            steady = allowed * (_SAME_KERNELS if wanted.device.type == "cpu" else 1)
-            if distance(alone(evaluator.output), wanted) > steady:
-                raise RowsDependError(_CHANGES)
-            if distance(kept[rows], wanted) <= allowed:
-                return
-            if not _same(kept[rows], alone(evaluator.output_with_graph), among_others, points):
-                raise RowsDependError(_DEPENDS)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            self.unchecked.add(way)
-        finally:
-            before.restore()
-
-
-def _same(output: Any, alone: Any, among_others: Callable[[], Any], inputs: tuple[Tensor, ...]) -> bool:
-    """Returns whether rows have the outputs of a step of their own, up to rounding.
-
-    Kernels for another number of rows may round differently. Close but unequal outputs are therefore compared again,
-    among other rows in a batch of the same size. The kernels are then the same, and a difference shows dependence.
-    """
-    allowed = rounding((alone, output, *inputs))
-    apart = distance(output, alone)
-    return apart <= allowed or (apart <= WORTH_A_CLOSER_LOOK and distance(among_others(), output) <= allowed)

@@ -273,11 +273,17 @@ class ForwardFunction:
         return arg.layout is torch.strided and not arg.is_nested and arg.shape[0] in (1, self.inputs.batch)
 
     def _repeat(self, arg: Any, example: Tensor) -> Any:
-        """Returns a tensor argument with one entry per row, as a copy to work on in place; others as they are."""
+        """Returns a tensor argument with one entry per row, as a copy to work on in place; others as they are.
+
+        For as many rows as in the caller's own call, an argument of one entry stays one: the model may not mean a row.
+        """
         if not isinstance(arg, Tensor) or arg.dim() == 0 or not self._is_repeatable(arg):
             return arg
-        index = example if arg.shape[0] == self.inputs.batch else torch.zeros_like(example)
-        return arg.index_select(0, index.to(arg.device))
+        if arg.shape[0] == self.inputs.batch:
+            return arg.index_select(0, example.to(arg.device))
+        if example.shape[0] == self.inputs.batch:
+            return copied(arg)
+        return arg.index_select(0, torch.zeros_like(example, device=arg.device))
 
     def _explain(self, error: Exception) -> Exception | None:
         """Returns igfast's error for a failure of a model that has a known cause; None for the model's own errors."""

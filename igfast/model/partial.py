@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -9,7 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from igfast.errors import OutputError, SelectorError, SelectorTypeError
+from igfast.errors import IgfastError, OutputError, SelectorError, SelectorTypeError
+from igfast.memory.recovery import is_out_of_memory
 from igfast.model.forward import ForwardFunction, copied
 from igfast.model.tap import LayerTap, Values
 from igfast.request.inputs import describe
@@ -95,11 +97,13 @@ class ToLayer(ForwardFunction):
     tap: LayerTap
     selector: Selector
     runs_whole_model: ClassVar[bool] = False
+    _stops: bool | None = field(default=None, init=False)  # no graph behind the layer; None until that was tried
 
     def own_output(self) -> Any:
         """Returns the layer's values in the caller's own call, forward only."""
         return self._without_graph(
-            lambda inputs: self._values_of(*inputs, *map(copied, self.args)), self.inputs.join(self.inputs.x)
+            lambda inputs: self._values_of(inputs, lambda: tuple(map(copied, self.args))),
+            self.inputs.join(self.inputs.x),
         )
 
     def n_entries(self, output: Any) -> int:
@@ -131,10 +135,26 @@ class ToLayer(ForwardFunction):
         return [selected]
 
     def _call(self, points: Values, example: Tensor) -> Any:
-        return self._values_of(*self.inputs.join(points), *self._args_for(example))
+        return self._values_of(self.inputs.join(points), lambda: self._args_for(example))
 
-    def _values_of(self, *args: Any) -> Any:
-        (values,), _ = self.tap.read(lambda: self._checked(self.forward_func, *args))
+    def _values_of(self, inputs: Values, args: Callable[[], tuple[Any, ...]]) -> Any:
+        """Returns the layer's values, with no graph behind the layer unless the model needs one to differentiate."""
+        if torch.is_grad_enabled() and self._stops is None:
+            try:  # with copies, as the model may work in place before it fails
+                values = self._read(tuple(x.clone() for x in inputs), args(), stops=True)
+            except Exception as error:  # a model that differentiates may raise anything
+                if isinstance(error, (IgfastError, Warning)) or is_out_of_memory(error):
+                    raise
+            else:
+                self._stops = True
+                return values
+            values = self._read(inputs, args(), stops=False)
+            self._stops = False
+            return values
+        return self._read(inputs, args(), bool(self._stops))
+
+    def _read(self, inputs: Values, args: tuple[Any, ...], stops: bool) -> Any:
+        (values,), _ = self.tap.read(lambda: self._checked(self.forward_func, *inputs, *args), stops)
         return values
 
 
@@ -169,12 +189,13 @@ def select_neuron(values: Values, selector: Any, what: str) -> Tensor:
             f"neuron_selector must be an int, a tuple of ints and slices, or a function; got {describe(selector)}"
         )
     tensor = values[0]
-    if len(place) != tensor.dim() - 1:
+    rest = tensor.shape[len(place) + 1 :]  # of sizes 1, as after a global pooling: (batch, channels, 1, 1)
+    if len(place) > tensor.dim() - 1 or math.prod(rest) != 1:
         raise SelectorError(
             f"neuron_selector has {len(place)} indices, but the layer's {what} is {describe(tensor)}, which has "
             f"{tensor.dim() - 1} dimensions after the examples"
         )
-    for position, (index, size) in enumerate(zip(place, tensor.shape[1:], strict=True)):
+    for position, (index, size) in enumerate(zip(place, tensor.shape[1:], strict=False)):
         if isinstance(index, int) and not -size <= index < size:
             raise SelectorError(
                 f"neuron_selector is {selector}, out of range for dimension {position + 1} of the layer's {what}, "

@@ -26,11 +26,14 @@ class LayerTap:
         layers: the modules.
         at_input: whether the layers' inputs are meant, not their outputs.
         device_ids: the GPUs of an `nn.DataParallel` model, whose replicas run in threads of their own; else None.
+        is_path: whether paths lead through the layers' values, so that these must be floating and have examples.
 
     Raises LayerError if a layer is not a module, or is given twice.
     """
 
-    def __init__(self, layers: Sequence[Any], at_input: bool, device_ids: Sequence[int] | None) -> None:
+    def __init__(
+        self, layers: Sequence[Any], at_input: bool, device_ids: Sequence[int] | None, is_path: bool = True
+    ) -> None:
         for layer in layers:
             if not isinstance(layer, nn.Module):
                 raise LayerError(f"layer must be a torch.nn.Module or a list of them; got {describe(layer)}")
@@ -39,6 +42,7 @@ class LayerTap:
         self._layers = tuple(layers)
         self._at_input = at_input
         self._device_ids = list(device_ids) if device_ids and len(device_ids) > 1 else None
+        self._is_path = is_path
         self._thread = threading.get_ident()
         self._act: Callable[[int, Any], Any] | None = None
 
@@ -66,10 +70,11 @@ class LayerTap:
             for handle in handles:
                 handle.remove()
 
-    def read(self, call: Callable[[], Any]) -> tuple[list[Values], Any]:
+    def read(self, call: Callable[[], Any], stops: bool = False) -> tuple[list[Values], Any]:
         """Runs the forward pass `call`; returns what each layer took in or gave out, and the output.
 
-        The pass runs to its end, as code around the model may rely on that. No graph is recorded after the last layer.
+        The pass runs to its end, as code around the model may rely on that. If it `stops`, no graph is recorded after
+        the last layer.
         Raises LayerError if a layer is not reached, is reached more than once, or has values without a path.
         """
         seen: dict[int, dict[torch.device, Values]] = {}
@@ -79,7 +84,7 @@ class LayerTap:
             if values[0].device in seen.setdefault(index, {}):
                 raise LayerError(self._called_again(index))
             seen[index][values[0].device] = tuple(v.clone() for v in values)
-            if len(seen) == len(self._layers) and self._device_ids is None:
+            if stops and len(seen) == len(self._layers) and self._device_ids is None:
                 torch.set_grad_enabled(False)
 
         with torch.set_grad_enabled(torch.is_grad_enabled()):  # put back at the end
@@ -128,9 +133,9 @@ class LayerTap:
         return act(index, value)
 
     def _tensors(self, index: int, value: Any) -> Values:
-        values = tuple(value) if type(value) in (tuple, list) else (value,)
+        values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
         for position, v in enumerate(values):
-            if not isinstance(v, Tensor) or not (v.is_floating_point() or v.is_complex()) or v.dim() == 0:
+            if not isinstance(v, Tensor) or (self._is_path and not _has_path(v)):
                 where = f"element {position} of the {self.what}" if len(values) > 1 else f"the {self.what}"
                 raise LayerError(
                     f"{where} of {self._name(index)} is {describe(v)}; a path needs floating-point tensors with the "
@@ -172,8 +177,13 @@ class LayerTap:
         )
 
 
+def _has_path(value: Tensor) -> bool:
+    return (value.is_floating_point() or value.is_complex()) and value.dim() > 0
+
+
 def _like(value: Any, tensors: Values) -> Any:
     """Returns new tensors in the container of the old value."""
-    if isinstance(value, list):
-        return list(tensors)
-    return tensors if isinstance(value, tuple) else tensors[0]
+    if not isinstance(value, (tuple, list)):
+        return tensors[0]
+    is_named = hasattr(value, "_fields")
+    return type(value)(*tensors) if is_named else type(value)(tensors)

@@ -102,16 +102,27 @@ def _floating(x: Tensor) -> Tensor:
 
 
 def check_baseline(index: int, baseline: object, x: Tensor) -> Tensor:
-    """Returns a baseline that is a tensor, detached, if its shape and device fit an input; raises otherwise."""
+    """Returns a baseline that is a tensor, detached, if its shape and device fit an input; raises otherwise.
+
+    The result is of the input's shape, or (1, *features). A baseline of one row broadcasts, as in Captum.
+    """
     name = f"baselines[{index}]"
     if not isinstance(baseline, Tensor):
         raise ArgumentTypeError(f"{name} must be a tensor or a number; got {describe(baseline)}")
-    allowed = f"{tuple(x.shape)} or {(1, *x.shape[1:])}, or a number"
-    if baseline.dim() != x.dim() or baseline.shape[1:] != x.shape[1:] or baseline.shape[0] not in (1, x.shape[0]):
-        raise BaselineError(f"{name} must have the shape of inputs[{index}], {allowed}; got {describe(baseline)}")
+    one_row = (1, *x.shape[1:])
+    if baseline.shape != x.shape and not (baseline.shape[:1] == (1,) and _broadcasts(baseline, one_row)):
+        raise BaselineError(
+            f"{name} must have the shape of inputs[{index}], {tuple(x.shape)}, or be one row that broadcasts to "
+            f"{one_row}, or a number; got {describe(baseline)}"
+        )
     if baseline.device != x.device:
         raise BaselineError(f"{name} is on {baseline.device}, but inputs[{index}] is on {x.device}")
-    return baseline.detach()
+    return baseline.detach() if baseline.shape == x.shape else baseline.detach().expand(one_row)
+
+
+def _broadcasts(baseline: Tensor, shape: tuple[int, ...]) -> bool:
+    sizes = zip(reversed(baseline.shape), reversed(shape), strict=False)
+    return baseline.dim() <= len(shape) and all(size in (1, wanted) for size, wanted in sizes)
 
 
 def _baseline_for(index: int, baseline: object, x: Tensor) -> Tensor:

@@ -96,6 +96,11 @@ class Target:
             raise TargetError(_not_one_number(self, output, selected))
         return selected.reshape(-1)
 
+    def with_entry(self, output: Any) -> Any:
+        """Returns an output of one example with its dimension of entries, which a model's `squeeze()` drops."""
+        n_indices = len(self.place) if self.places is None else self.places.shape[1]
+        return output.unsqueeze(0) if isinstance(output, Tensor) and output.dim() <= n_indices else output
+
     def _on(self, places: Tensor, device: torch.device) -> Tensor:
         """Returns the places on a device; they are copied there once, because a copy waits for a GPU."""
         if device not in self._places_on:
@@ -133,7 +138,7 @@ def _check_place(name: str, place: Place, output: Tensor) -> None:
 
 def _check_places(places: Tensor, output: Tensor) -> None:
     """Raises TargetError for the first example whose place is not in the output."""
-    sizes = torch.tensor(output.shape[1 : 1 + places.shape[1]])
+    sizes = torch.tensor(output.shape[1 : 1 + places.shape[1]], device="cpu")
     outside = places.shape[1] > output.dim() - 1 or bool(((places < -sizes) | (places >= sizes)).any())
     for e, place in enumerate(places.tolist() if outside else []):
         _check_place(f"target[{e}]", tuple(place), output)
@@ -165,7 +170,8 @@ def _as_place(value: Any, name: str) -> tuple[int, ...]:
 def _per_example(places: list[tuple[int, ...]]) -> Target:
     if len({len(place) for place in places}) > 1:
         raise TargetTypeError("target must be a list of ints or of tuples of one length; got several lengths")
-    return Target(places=torch.tensor(places, dtype=torch.int64))
+    found = torch.tensor(places, dtype=torch.int64, device="cpu")
+    return Target(places=found.reshape(len(places), -1) if places else found.reshape(0, 1))
 
 
 def parse_target(target: Any) -> Target:

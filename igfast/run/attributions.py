@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from igfast import ops
-from igfast.model.forward import ForwardFunction
+from igfast.model.forward import ForwardFunction, as_tuple
+from igfast.request.inputs import one_for_each
 
 
 def by_target(tensors: tuple[Tensor, ...], n_inputs: int) -> list[tuple[Tensor, ...]]:
@@ -21,6 +24,20 @@ def scale(evaluator: ForwardFunction, sums: tuple[Tensor, ...], multiply_by_inpu
         for acc, x, baseline in zip(sums, inputs.x, inputs.baselines, strict=True):
             ops.scale_(acc.unsqueeze(0) if inputs.joint else acc, x, baseline)
     return sums
+
+
+def takes_graph(inputs: Any, baselines: Any) -> bool:
+    """Returns whether autograd records the product with (input - baseline), as in Captum."""
+    tensors = (*as_tuple(inputs), *as_tuple(baselines))
+    return torch.is_grad_enabled() and any(isinstance(one, Tensor) and one.requires_grad for one in tensors)
+
+
+def scaled_with_graph(sums: tuple[Tensor, ...], inputs: Any, baselines: Any) -> tuple[Tensor, ...]:
+    """Returns the sums times (input - baseline), in a graph as Captum's."""
+    return tuple(
+        acc * (x - baseline)
+        for acc, x, baseline in zip(sums, as_tuple(inputs), one_for_each(baselines, len(sums)), strict=True)
+    )
 
 
 def convergence_delta(attributions: tuple[Tensor, ...], at_input: Tensor, at_baseline: Tensor) -> Tensor:

@@ -19,8 +19,9 @@ from igfast.lean import LeanExecution, why_not
 from igfast.memory.recovery import is_out_of_memory
 from igfast.memory.scope import MemoryUse
 from igfast.model.channels_last import may_be_channels_last
-from igfast.model.facts import Facts, Guard, discover, key_of, plain_bytes, remembered
+from igfast.model.facts import Facts, discover, key_of, plain_bytes, remembered
 from igfast.model.forward import ForwardFunction
+from igfast.model.guard import Guard
 from igfast.model.independence import RowsDependError
 from igfast.model.state import module_of
 from igfast.model.weights import weight_bytes
@@ -277,7 +278,7 @@ class Run:
         is_on_cpu = inputs.device.type == "cpu"
         # On a GPU, PyTorch's batch norms are slow on channels-last images; those of lean execution are not. A ResNet-50
         # took 0.85 of the time (bfloat16 0.82) and 0.8 of the memory, without lean 1.22 of the time (16 images, H200).
-        gains = is_on_cpu or not self.evaluator.lean.off_because
+        gains = is_on_cpu or (not self.evaluator.lean.off_because and kernels_for(inputs.device))
         channels_last = facts.gains_channels_last and gains and any(map(may_be_channels_last, inputs.x))
         if inputs.joint:
             return ChunkPlan(1, n_rows, 1, row_bytes)
@@ -382,8 +383,8 @@ class Run:
 
 def _why_refused(error: Exception, plan: ChunkPlan) -> str:
     """Returns why a model that took the caller's own call refuses a chunk; "" for errors with other causes."""
-    if isinstance(error, (RowsDependError, IgfastError)) or is_out_of_memory(error):
-        return ""
+    if isinstance(error, (RowsDependError, IgfastError, Warning)) or is_out_of_memory(error):
+        return ""  # a warning is an error where the user has it so
     if plan.channels_last:  # the model may call `view` on its input
         return _NOT_CHANNELS_LAST
     said = f"{type(error).__name__}: {error}".splitlines()[0]

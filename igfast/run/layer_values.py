@@ -129,8 +129,7 @@ def _are_side_by_side(evaluator: FromLayer) -> bool:
     return distance(evaluator.comparable(together), outputs) <= _SAME
 
 
-def are_first_rows(alone: Tensor, among: Tensor, n_alone: int, n_rows: int) -> bool:
-    """Returns whether values of `n_alone` rows are those of the first rows among `n_rows`, up to rounding."""
-    if len(among) % n_rows:
-        return False
-    return distance(among[: len(among) // n_rows * n_alone], alone) <= _SAME
+def are_rows(alone: Tensor, among: Tensor, rows: range, n_rows: int) -> bool:
+    """Returns whether values of some rows alone are those of the rows among `n_rows`, up to rounding."""
+    n_each, rest = divmod(len(among), n_rows)
+    return not rest and distance(among[n_each * rows.start : n_each * rows.stop], alone) <= _SAME

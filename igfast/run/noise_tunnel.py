@@ -57,6 +57,12 @@ class _Sampled(captum.attr.GradientAttribution):
         drawn = torch.tensor(np.random.uniform(0.0, 1.0, len(first)), dtype=first.dtype, device=first.device)
         return SampledPoints(drawn.double(), len(first) // max(1, len(own)))
 
+    def own_as(self, inputs: Any) -> tuple[Any, Any]:
+        """Returns the caller's own call with inputs of the noisy examples' dtypes: noise may make them wider."""
+        own, args = self.own
+        cast = tuple(x.to(noisy.dtype) for x, noisy in zip(as_tuple(own), as_tuple(inputs), strict=True))
+        return cast if isinstance(own, tuple) else cast[0], args
+
     def has_convergence_delta(self) -> bool:
         """Returns whether there is a delta."""
         return True
@@ -82,7 +88,9 @@ class OfInputs(_Sampled):
         """Returns the attributions of each noisy example."""
         asked = (inputs, _single(inputs, baselines), target, additional_forward_args)
         points = self.points_of(inputs)
-        attributions, delta = self.explainer._attributed_with(points, *asked, return_convergence_delta, self.own)
+        attributions, delta = self.explainer._attributed_with(
+            points, *asked, return_convergence_delta, self.own_as(inputs)
+        )
         return attributions if delta is None else (attributions, delta)
 
 
@@ -101,7 +109,7 @@ class OfNeuron(_Sampled):
     def attribute(self, inputs: Any, baselines: Any = None, additional_forward_args: Any = None) -> Any:
         """Returns the attributions of each noisy example."""
         asked = (inputs, self.selector, _single(inputs, baselines), additional_forward_args, self.at_input)
-        return self.explainer._attributed_with(self.points_of(inputs), *asked, own=self.own)
+        return self.explainer._attributed_with(self.points_of(inputs), *asked, own=self.own_as(inputs))
 
 
 class OfLayer(_Sampled):

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from torch import nn
 
 import igfast
 from tests import models
@@ -69,7 +70,7 @@ def test_steps_and_method(n_steps, method, error, text):
         (
             torch.zeros(2, 4),
             igfast.BaselineError,
-            r"shape of inputs\[0\], \(2, 3\) or \(1, 3\).*\(2, 4\)",
+            r"shape of inputs\[0\], \(2, 3\), or be one row that .* \(1, 3\).*\(2, 4\)",
             AssertionError,
         ),
         (torch.zeros(3, 3), igfast.BaselineError, r"got a float32 tensor of shape \(3, 3\)", AssertionError),
@@ -301,3 +302,18 @@ def test_not_finite_gradient_warns_with_example_and_step():
         igfast.IntegratedGradients(forward).attribute(
             x, baselines=torch.tensor([[0.9], [0.0]]).double(), n_steps=4, method="riemann_middle"
         )
+
+
+@pytest.mark.parametrize(
+    ("attributions", "error", "text"),
+    [
+        (lambda a: a[:2], igfast.ArgumentError, r"attributions\[0\] must have the examples of end_point"),
+        (lambda a: [a], igfast.ArgumentTypeError, "attributions must be one tensor for each input, 1; got a list"),
+        (lambda a: (a, a), igfast.ArgumentTypeError, "attributions must be one tensor for each input, 1; got a float"),
+    ],
+)
+def test_attributions_of_a_delta(attributions, error, text):
+    x, explainer = torch.randn(3, 3, dtype=torch.float64), igfast.IntegratedGradients(nn.Linear(3, 2).double())
+    found = explainer.attribute(x, target=1)
+    with pytest.raises(error, match=text):
+        explainer.compute_convergence_delta(attributions(found), 0, x, target=1)

@@ -1,11 +1,14 @@
 """Averages over several baselines in one run equal the mean of single runs."""
 
+import captum.attr
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import igfast
+from tests import models
+from tests.oracle import relative_difference
 
 
 def net():
@@ -174,3 +177,29 @@ def test_one_number_for_all_examples():
     neuron = igfast.NeuronIntegratedGradients(model, model[0])
     explanation = neuron.explain(X, lambda value: value.sum(), igfast.Baselines(DATA))
     assert explanation.deltas.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 1), (1, 3, 1, 1), (1, 1, 8, 8), (1, 8)])
+def test_a_baseline_of_one_row_broadcasts_as_in_captum(shape):
+    network, x = models.convnet(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    baseline = torch.rand(shape, dtype=torch.float64)
+    got, delta = igfast.IntegratedGradients(network).attribute(x, baseline, 1, return_convergence_delta=True)
+    wanted = captum.attr.IntegratedGradients(network).attribute(x, baseline, 1)
+    assert relative_difference(got, wanted) <= 1e-7
+    assert delta.shape == (2,)
+    assert float(delta.abs().max()) < 1e-2
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 1, 1), (1, 2, 1, 1), (1, 1, 3, 8, 8), ()])
+def test_baselines_that_do_not_broadcast_from_one_row(shape):
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    with pytest.raises(igfast.BaselineError, match=r"or be one row that broadcasts to \(1, 3, 8, 8\)"):
+        igfast.IntegratedGradients(models.convnet()).attribute(x, torch.zeros(shape), 1)
+
+
+def test_one_token_stands_for_all_of_a_text():
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(20, 2)).double()
+    ids = torch.randint(0, 9, (3, 5))
+    explainer = igfast.LayerIntegratedGradients(model, model[0])
+    got = explainer.attribute(ids, torch.tensor([[2]]), target=1)
+    assert torch.equal(got, explainer.attribute(ids, torch.full_like(ids, 2), target=1))

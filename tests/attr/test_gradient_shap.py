@@ -276,7 +276,7 @@ def test_small_chunks_have_the_samples_of_each_example(name, monkeypatch):
         return model(x * scale[:, None])
 
     def call(explainer):
-        options = {"target": 1} if name == "GradientShap" else {}
+        options = {"target": [1, 0, 2], "return_convergence_delta": True} if name == "GradientShap" else {}
         options |= {"n_samples": 5, "stdevs": 0.1, "additional_forward_args": scale}
         return explainer.attribute(X, *selector, DATA, **options)
 
@@ -333,3 +333,14 @@ def test_bad_input():
         igfast.GradientShap(net(), lean="sometimes")
     with pytest.raises(igfast.ArgumentTypeError, match="forward_func must be callable"):
         igfast.NeuronGradientShap(3, net()[0])
+
+
+@pytest.mark.parametrize("name", ["GradientShap", "NeuronGradientShap"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bool])
+def test_inputs_of_a_narrower_dtype_become_what_the_noise_makes_of_them(name, dtype):
+    model = net().float()
+    layer, selector = ((model[0],), (1,)) if name == "NeuronGradientShap" else ((), ())
+    target = {} if layer else {"target": 1}
+    inputs = X.to(dtype)
+    found = both(name, model, *layer, call=lambda e: e.attribute(inputs, *selector, DATA.float(), **target))
+    close(*found, rtol=1e-4, atol=1e-5)

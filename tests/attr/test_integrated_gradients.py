@@ -88,7 +88,7 @@ def test_batches_and_chunks(method, internal_batch_size):
 @pytest.mark.parametrize("n_steps", [2, 5])
 @pytest.mark.parametrize("method", igfast.METHODS)
 def test_what_is_evaluated_beside_the_path(method, n_steps):
-    """In a first call that of the caller and one step alone, twice; for a delta the ends, forward only."""
+    """In a first call that of the caller, and a step alone, twice. Of two steps the last too. For a delta the ends."""
     network, rows = models.mlp(), {True: 0, False: 0}
 
     def forward(x):
@@ -103,7 +103,7 @@ def test_what_is_evaluated_beside_the_path(method, n_steps):
 
     explainer = igfast.IntegratedGradients(forward)
     x = torch.randn(3, 3, dtype=torch.float64)
-    assert evaluated() == 3 * 3
+    assert evaluated() == 3 * (4 if n_steps == 2 else 3)
     assert evaluated() == 0
     assert evaluated(return_convergence_delta=True) == 3 * 2
 

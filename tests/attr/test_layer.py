@@ -229,6 +229,8 @@ def test_unused_values_need_materialize_grads():
     explainer = igfast.LayerIntegratedGradients(network, network.pair)
     with pytest.raises(igfast.InputError, match=r"tensor 1 of the layer's output .*materialize_grads"):
         explainer.attribute(x, target=0)
+    with pytest.raises(igfast.InputError, match="does not influence the output"):
+        explainer.attribute(x, target=0, grad_kwargs={"allow_unused": False})
     got = explainer.attribute(x, target=0, grad_kwargs={"allow_unused": True, "materialize_grads": True})
     assert not got[1].any()
     assert got[0].any()
@@ -255,14 +257,10 @@ class Interrupts(nn.Module):
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("kind", ["layer", "neuron"])
 def test_hooks_are_removed_after_an_exception(kind, n, error):
-    if kind == "neuron":
-        network = Interrupts(error, 1)
-        network.layer.forward = lambda x: (_ for _ in ()).throw(error)
-        explainer = igfast.NeuronIntegratedGradients(network, network.layer)
-    else:
-        network = Interrupts(error, n)
-        explainer = igfast.LayerIntegratedGradients(network, network.layer)
-    if kind == "layer" and n == 1:
+    network = Interrupts(error, n)
+    of = igfast.NeuronIntegratedGradients if kind == "neuron" else igfast.LayerIntegratedGradients
+    explainer = of(network, network.layer)
+    if n == 1:
         network.layer.forward = lambda x: (_ for _ in ()).throw(error)
     with pytest.raises(type(error)):
         explainer.attribute(torch.randn(2, 3, dtype=torch.float64), 0, **({} if kind == "neuron" else {"target": 0}))

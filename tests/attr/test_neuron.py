@@ -1,5 +1,6 @@
 """NeuronIntegratedGradients against a naive loop and against Captum, and what it refuses."""
 
+from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 
 import captum.attr
@@ -150,3 +151,107 @@ def test_threads_of_every_kind_share_a_model():
     with ThreadPoolExecutor(12) as threads:
         parallel = list(threads.map(lambda call: call(), calls))
     assert all(relative_difference(a, b) <= 1e-12 for a, b in zip(serial, parallel, strict=True))
+
+
+class Forces(nn.Module):
+    """Returns the gradient of an energy, computed behind its layer."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.head = nn.Linear(6, 5).double(), nn.Linear(5, 1).double()
+
+    def forward(self, x):
+        with torch.enable_grad():
+            x = x if x.requires_grad else x.clone().requires_grad_()
+            energy = self.head(torch.tanh(self.layer(x))).sum()
+            return torch.autograd.grad(energy, x, create_graph=True)[0]
+
+
+ROWS = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def test_models_that_differentiate_behind_the_layer():
+    network = Forces()
+    with pytest.warns(igfast.IgfastWarning, match="differentiates inside its forward pass"):
+        got = igfast.NeuronIntegratedGradients(network, network.layer).attribute(ROWS, 2)
+    wanted = captum.attr.NeuronIntegratedGradients(network, network.layer).attribute(ROWS, 2)
+    assert relative_difference(got, wanted) <= 1e-7
+
+
+class Slopes(Forces):
+    """Returns the gradient of an energy to what its layer gives out."""
+
+    def forward(self, x):
+        h = self.layer(x)
+        with torch.enable_grad():
+            h = h if h.requires_grad else h.clone().requires_grad_()
+            return torch.autograd.grad(self.head(torch.tanh(h)).sum(), h, create_graph=True)[0]
+
+
+def test_layers_of_models_that_differentiate_behind_them():
+    network = Slopes()
+    with pytest.warns(igfast.IgfastWarning, match="differentiates inside its forward pass"):
+        got = igfast.LayerIntegratedGradients(network, network.layer).attribute(ROWS, target=1)
+    wanted = captum.attr.LayerIntegratedGradients(network, network.layer).attribute(ROWS, target=1)
+    assert relative_difference(got, wanted) <= 1e-6
+
+
+Stats = namedtuple("Stats", "mean spread count")
+
+
+class Encoder(nn.Module):
+    """Gives out a named tuple, one part of which holds integers."""
+
+    def forward(self, x):
+        return Stats(x.tanh(), x.square(), (x > 0).sum(1))
+
+
+def test_layers_that_give_out_named_tuples_and_integers():
+    encoder, head = Encoder(), nn.Linear(6, 2).double()
+    network = nn.Sequential(nn.Linear(6, 6).double(), encoder)
+    got, wanted = (
+        library.NeuronIntegratedGradients(network, encoder).attribute(ROWS, lambda s: s[0][:, 1] + s[1][:, 0])
+        for library in (igfast, captum.attr)
+    )
+    assert relative_difference(got, wanted) <= 1e-7
+
+    class Floats(Encoder):
+        def forward(self, x):
+            return Stats(x.tanh(), x.square(), x.cos())
+
+    floats = Floats()
+
+    def forward(x):
+        found = floats(x)
+        return head(found.mean + found.spread * found.count)
+
+    def by_index(x):
+        found = floats(x)
+        return head(found[0] + found[1] * found[2])
+
+    got = igfast.LayerIntegratedGradients(forward, floats).attribute(ROWS, target=1)
+    theirs = captum.attr.LayerIntegratedGradients(by_index, floats).attribute(
+        ROWS, target=1
+    )  # which puts a tuple there
+    assert relative_difference(got, theirs) <= 1e-6
+
+
+def test_an_index_for_a_layer_that_pools_all_places():
+    pool = nn.AdaptiveAvgPool2d(1)
+    network = nn.Sequential(models.convnet()[0], nn.Tanh(), pool)
+    got, wanted = (
+        library.NeuronIntegratedGradients(network, pool).attribute(X, 2) for library in (igfast, captum.attr)
+    )
+    assert relative_difference(got, wanted) <= 1e-7
+    with pytest.raises(igfast.SelectorError, match="neuron_selector has 1 indices"):
+        igfast.NeuronIntegratedGradients(network, network[1]).attribute(X, 2)
+
+
+def test_the_result_has_a_graph_to_the_inputs_as_captums():
+    network, found = models.mlp(), []
+    for library in (igfast, captum.attr):
+        x = torch.full((2, 3), 0.7, dtype=torch.float64, requires_grad=True)
+        library.NeuronIntegratedGradients(network, network[1]).attribute(x, 5).square().sum().backward()
+        found.append(x.grad)
+    assert relative_difference(*found) <= 1e-6

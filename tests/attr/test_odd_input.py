@@ -113,25 +113,27 @@ def test_layouts(change, baseline, dtype, bound):
 
 
 class Views(nn.Module):
-    """Flattens by `view`, which refuses channels-last path points."""
+    """Flattens by `view`, which refuses channels-last path points. A convolution would gain from them."""
 
-    def __init__(self):
+    def __init__(self, convolves=False):
         super().__init__()
         torch.manual_seed(0)
-        self.linear = nn.Linear(3 * 64, 4)
-        self.layouts = []
+        self.linear, self.convolution = nn.Linear(3 * 64, 4), nn.Conv2d(3, 4, 3)
+        self.convolves, self.layouts = convolves, []
 
     def forward(self, x):
         self.layouts.append(x.is_contiguous())
-        return self.linear(torch.tanh(x.view(x.shape[0], -1)))
+        convolved = self.convolution(x).mean((2, 3)) if self.convolves else 0
+        return self.linear(torch.tanh(x.view(x.shape[0], -1))) + convolved
 
 
-def test_model_that_views_its_input_keeps_its_layout():
-    network, x = Views(), torch.randn(1, 3, 8, 8)
+@pytest.mark.parametrize("convolves", [False, True])
+def test_model_that_views_its_input_keeps_its_layout(convolves):
+    network, x = Views(convolves), torch.randn(1, 3, 8, 8)
     got = igfast.IntegratedGradients(network).attribute(x, target=0, n_steps=12, internal_batch_size=1)
+    assert (False in network.layouts) is convolves  # tried where a convolution would gain
     wanted = naive_integrated_gradients(lambda x: network(x)[:, 0], (x,), (x * 0,), 12)
     assert relative_difference(got, wanted[0]) <= FLOAT32
-    assert network.layouts.count(False) == 0  # it has no convolution that would gain from another layout
 
 
 class ViewsWithGradient(Views):
@@ -143,7 +145,7 @@ class ViewsWithGradient(Views):
 
 @pytest.mark.parametrize("lean", ["auto", True, False])
 def test_model_that_views_its_input_after_the_comparison_of_layouts(lean):
-    network, x = ViewsWithGradient(), torch.randn(1, 3, 8, 8)
+    network, x = ViewsWithGradient(convolves=True), torch.randn(1, 3, 8, 8)
     explainer = igfast.IntegratedGradients(network, lean=lean)
     got = explainer.attribute(x, target=0, n_steps=12, internal_batch_size=1)
     wanted = naive_integrated_gradients(lambda x: network(x)[:, 0], (x,), (x * 0,), 12)
@@ -151,7 +153,7 @@ def test_model_that_views_its_input_after_the_comparison_of_layouts(lean):
 
 
 def test_model_that_views_its_input_and_the_ends():
-    network, x = Views(), torch.randn(4, 3, 8, 8)
+    network, x = Views(convolves=True), torch.randn(4, 3, 8, 8)
     explainer = igfast.IntegratedGradients(network)
     got, delta = explainer.attribute(x, target=0, n_steps=3, internal_batch_size=4, return_convergence_delta=True)
     wanted = naive_integrated_gradients(lambda x: network(x)[:, 0], (x,), (x * 0,), 3)
@@ -170,13 +172,38 @@ def reads_by_strides(x):
     return (rows.sin() * torch.arange(3 * 64, dtype=x.dtype)).sum(1)
 
 
-@pytest.mark.parametrize("forward", [checks_layout, reads_by_strides])
-def test_models_that_rely_on_the_callers_layout(forward):
+@pytest.mark.parametrize("reads", [checks_layout, reads_by_strides])
+def test_models_that_rely_on_the_callers_layout(reads):
+    weight = torch.randn(4, 3, 3, 3)
+
+    def forward(x):
+        return reads(x) + F.conv2d(x, weight).sum((1, 2, 3))  # a convolution would gain from another layout
+
     x = torch.randn(1, 3, 8, 8)
     for _ in range(2):  # the second call uses what the first one remembered
-        got = igfast.IntegratedGradients(forward).attribute(x, n_steps=12, internal_batch_size=1)
+        got, report = igfast.IntegratedGradients(forward).attribute(
+            x, n_steps=12, internal_batch_size=1, return_report=True
+        )
+        assert not report.channels_last
         wanted = naive_integrated_gradients(forward, (x,), (x * 0,), 12)
         assert relative_difference(got, wanted[0]) <= FLOAT32
+
+
+def test_channels_last_without_memory_to_compare_is_said():
+    weight = torch.randn(4, 3, 3, 3)
+
+    def forward(x):
+        h = F.conv2d(x, weight)
+        if not torch.is_grad_enabled():
+            raise MemoryError("not enough memory")
+        return h.sin().sum((1, 2, 3))
+
+    x = torch.randn(1, 3, 8, 8)
+    with pytest.warns(igfast.IgfastWarning, match="channels-last path points, without memory to compare"):
+        got, report = igfast.IntegratedGradients(forward).attribute(x, n_steps=12, return_report=True)
+    assert report.channels_last
+    wanted = naive_integrated_gradients(forward, (x,), (x * 0,), 12)
+    assert relative_difference(got, wanted[0]) <= FLOAT32
 
 
 def test_a_float64_image_beside_a_float32_one_keeps_its_layout():

@@ -297,3 +297,27 @@ def test_a_callers_own_call_that_does_not_fit():
         assert relative_difference(got, wanted) <= 1e-12
         assert report.notes[0].startswith("the inputs do not fit in one forward pass")
         assert report.notes[1] == "no memory to compare outputs with those of a step alone: stacked"
+
+
+def test_a_comparison_that_had_no_memory_is_made_by_a_later_call():
+    class NoRoomForASecond(nn.Module):
+        """Has no memory for the second pass without a graph, which compares a step alone."""
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.norm, self.head, self.calls = nn.BatchNorm1d(6).double(), nn.Linear(6, 2).double(), 0
+
+        def forward(self, x):
+            if not torch.is_grad_enabled():
+                self.calls += 1
+                if self.calls == 2:
+                    raise MemoryError("not enough memory")
+            return self.head(self.norm(x))
+
+    model, x = NoRoomForASecond().train(), torch.randn(4, 6, dtype=torch.float64)
+    explainer = igfast.IntegratedGradients(model)
+    _, report = explainer.attribute(x, target=1, n_steps=5, return_report=True)
+    assert report.notes == ("no memory to compare outputs with those of a step alone: stacked",)
+    with pytest.warns(igfast.IgfastWarning, match="depends on the others in its batch"):
+        explainer.attribute(x, target=1, n_steps=5)

@@ -28,6 +28,7 @@ def convolutions():
 
 
 X = torch.randn(3, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+DATA = torch.randn(7, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 IMAGES = torch.randn(3, 3, 12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
@@ -114,6 +115,24 @@ def test_with_a_tolerance():
         assert ((one - fine).norm(dim=1) <= 0.015 * fine.norm(dim=1)).all()
         assert delta.abs().max() < 1e-12
     assert all(report.convergence.converged)
+
+
+@pytest.mark.parametrize(("several", "tolerance"), [(False, None), (True, None), (False, 0.01)])
+def test_several_inputs_of_one_shape(several, tolerance):
+    """Inputs and targets are told apart where their tensors are alike."""
+    model = net()
+    halves = X[:, :3], X[:, 3:]
+    data = (DATA[:, :3], DATA[:, 3:]) if several else (0, 0)
+    baselines = igfast.Baselines(data) if several else data
+    explainer = igfast.IntegratedGradients(lambda a, b: model(torch.cat([a, b], dim=1)))
+    options = {"n_steps": 20} if tolerance is None else {"tolerance": tolerance}
+    found = explainer.attribute_targets(halves, [0, 2], baselines, **options)
+    whole = igfast.IntegratedGradients(model)
+    for parts, target in zip(found, [0, 2], strict=True):
+        n_steps = 20 if tolerance is None else 500
+        exact = whole.attribute(X, igfast.Baselines(DATA) if several else 0, target=target, n_steps=n_steps)
+        error = (torch.cat(parts, dim=1) - exact).norm(dim=1)
+        assert (error <= (1e-12 if tolerance is None else 0.015) * exact.norm(dim=1)).all()
 
 
 def test_rows_that_belong_together_and_several_inputs():
@@ -234,6 +253,8 @@ def test_the_largest_classes_of_inputs_with_other_numbers_of_rows():
 def test_the_largest_classes_of_no_examples():
     found = igfast.IntegratedGradients(net()).attribute_targets(X[:0], "top3")
     assert [tuple(part.shape) for part in found] == [(0, 6)] * 3
+    found = igfast.IntegratedGradients(net()).attribute_targets(X[:0], [[], []])
+    assert [tuple(part.shape) for part in found] == [(0, 6)] * 2
 
 
 def test_the_largest_classes_where_memory_does_not_hold_all():

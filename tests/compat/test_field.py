@@ -67,6 +67,10 @@ def test_what_is_left_to_captum_is_in_the_report():
     _, report = explainer.attribute(X, target=1, return_report=True)
     assert report.notes == ("computed by Captum's own code: gradient_func was replaced",)
     assert "gradient_func was replaced" in str(report)
+    attributions, delta, report = explainer.attribute(X, target=1, return_convergence_delta=True, return_report=True)
+    assert attributions.shape == X.shape
+    assert delta.shape == (len(X),)
+    assert report.notes
     with pytest.raises(igfast.ArgumentError, match="'trapezoid' is not one of Captum's rules"):
         explainer.attribute(X, target=1, method="trapezoid")
     explainer = igfast.IntegratedGradients(network(), lean=True)

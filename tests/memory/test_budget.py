@@ -4,6 +4,7 @@ import torch
 import igfast
 from igfast.memory import budget as budgets
 from igfast.memory.machine import available_bytes, total_bytes
+from igfast.memory.scope import memory_scope
 
 
 @pytest.mark.parametrize(
@@ -43,3 +44,30 @@ def test_a_budget_of_none_is_most_of_what_is_free():
     allowed = budgets.allowed_bytes(None, torch.device("cpu"))
     assert 0.5 * available_bytes() < allowed < available_bytes()
     assert budgets.allowed_bytes(0.25, torch.device("cpu")) == total_bytes() // 4
+
+
+def test_a_budget_where_none_can_be_kept_is_said():
+    model = torch.nn.Linear(3, 2, device="meta")
+    with pytest.warns(igfast.IgfastWarning, match="memory_budget cannot be kept on meta"):
+        got = igfast.IntegratedGradients(model, memory_budget="1GiB").attribute(
+            torch.empty(2, 3, device="meta"), target=1
+        )
+    assert got.is_meta
+
+
+def raises(*_):
+    raise RuntimeError("CUDAPluggableAllocator does not yet support getDeviceStats")
+
+
+def test_an_allocator_that_counts_nothing(monkeypatch):
+    """As RAPIDS puts one in the place of PyTorch's."""
+    device = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 2000))
+    for name in ("memory_reserved", "memory_allocated", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, raises)
+    assert budgets.allowed_bytes(None, device) == 900
+    with memory_scope(device, None) as use:
+        assert use.peak() is None
+    warns = pytest.warns(igfast.IgfastWarning, match="memory_budget cannot be kept on cuda")
+    with warns, memory_scope(device, 500) as use:
+        assert use.allowed is None

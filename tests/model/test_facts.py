@@ -9,6 +9,7 @@ from torch import nn
 
 import igfast
 from igfast.model import facts
+from igfast.model.tap import LayerTap
 from igfast.run import integration
 
 _BEFORE = (
@@ -164,3 +165,18 @@ def test_a_small_state_that_changes_from_call_to_call_is_told():
 
     with pytest.warns(igfast.IgfastWarning, match="changes from call to call"):
         igfast.IntegratedGradients(Warms()).attribute(torch.randn(1, 4), target=1)
+
+
+def test_replicas_are_put_together_in_the_order_of_the_devices():
+    layer = nn.Linear(2, 2)
+    tap = LayerTap([layer], False, [0, 1])
+
+    class Copy(torch.Tensor):
+        """A part of a batch that counts as being on the first device already."""
+
+        def to(self, *_):
+            return self.as_subclass(torch.Tensor)
+
+    first, second = torch.zeros(1, 2).as_subclass(Copy), torch.ones(2, 2).as_subclass(Copy)
+    (found,) = tap._gather({torch.device("cuda", 1): (second,), torch.device("cuda", 0): (first,)})
+    assert found[:, 0].tolist() == [0.0, 1.0, 1.0]

@@ -262,15 +262,6 @@ def test_arguments_that_are_worked_on_in_place_stay_the_callers():
     assert torch.isfinite(got).all()
 
 
-def test_the_random_generator_is_as_without_the_comparison():
-    network, x = nn.Linear(3, 2).double(), torch.randn(2, 3, dtype=DOUBLE)
-    torch.manual_seed(5)
-    igfast.IntegratedGradients(network).attribute(x, target=0)
-    after = torch.rand(1)
-    torch.manual_seed(5)
-    assert torch.equal(torch.rand(1), after)
-
-
 def test_stacking_is_checked_where_chunks_grow_to_it():
     """The first chunk is one step of four images, those after it are of two."""
     torch.manual_seed(0)
@@ -342,28 +333,6 @@ def test_a_step_that_sets_the_scale_of_all_is_not_compared_alone():
     x = torch.rand(1, 6, dtype=DOUBLE)
     with pytest.warns(igfast.IgfastWarning, match="depends on the others"):
         igfast.IntegratedGradients(lambda x: x / x.max()).attribute(x, target=1)
-
-
-def test_first_and_later_calls_draw_the_same_random_numbers():
-    model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(), nn.Linear(8, 3)).double().train()
-    x, found = torch.randn(2, 6, dtype=DOUBLE), []
-    explainer = igfast.IntegratedGradients(model)
-    for call in range(2):
-        torch.manual_seed(3)
-        if call == 0:
-            with pytest.warns(igfast.IgfastWarning, match="changes from call to call"):
-                found.append(explainer.attribute(x, target=1, n_steps=4))
-        else:
-            found.append(explainer.attribute(x, target=1, n_steps=4))
-    assert torch.equal(*found)
-
-
-def test_an_output_that_drops_its_dimension_and_changes():
-    model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(), nn.Linear(8, 1)).double().train()
-    x = torch.randn(1, 6, dtype=DOUBLE)
-    with pytest.warns(igfast.IgfastWarning, match="changes from call to call"):
-        got = igfast.IntegratedGradients(lambda x: model(x).squeeze()).attribute(x, n_steps=4)
-    assert got.shape == x.shape
 
 
 def test_a_transformer_with_padding_that_has_a_path_without_gradients():

@@ -1,0 +1,203 @@
+"""Compares rows that are stacked or split with what they are in a step of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from igfast.errors import IgfastError
+from igfast.memory.recovery import is_out_of_memory
+from igfast.model.forward import ForwardFunction
+from igfast.model.independence import WORTH_A_CLOSER_LOOK, RowsDependError, distance, rounding
+from igfast.rng import random_state
+
+_SAME_KERNELS = 1e-2  # of the rounding that is allowed between kernels: between two calls that are alike
+STACKED, SPLIT, MIXED, CHANNELS_LAST = "stacked", "split", "mixed", "channels-last"
+_DEPENDS = "the output of forward_func for one example depends on the others in its batch"
+_CHANGES = "the output of forward_func changes from call to call (dropout, or a state that it keeps)"
+
+
+@dataclass
+class Guard:
+    """Ensures that rows are stacked or split only where that leaves the outputs as they are.
+
+    Each way is checked once, with the first chunk of its kind. Layouts were compared before (`discover`). Gradients in
+    another layout are a way of their own only because a model may refuse that.
+
+    Attributes:
+        evaluator: the model; its inputs are not one joint example.
+        own: the caller's own call: steps are of its examples. The evaluator itself, or that with noisy copies of them.
+        in_steps: whether chunks have the examples in the caller's order, step after step.
+        agrees: the ways that were checked.
+        pending: the ways of the present chunk that are not checked yet.
+        unchecked: the ways for which there was no memory to compare.
+    """
+
+    evaluator: ForwardFunction
+    own: ForwardFunction
+    in_steps: bool
+    agrees: set[str]
+    pending: set[str] = field(default_factory=set)
+    unchecked: set[str] = field(default_factory=set)
+
+    def before(self, n_rows: int, channels_last: bool) -> None:
+        """Checks, before a chunk, that a part of the examples keeps its outputs; raises RowsDependError otherwise."""
+        batch = self.own.inputs.batch
+        ways = {STACKED} if n_rows > batch else {SPLIT} if n_rows < batch else set()
+        if not self.in_steps:
+            ways = {MIXED} if max(n_rows, batch) > 1 else set()
+        elif n_rows == self.evaluator.inputs.batch:  # all copies at once, as Captum has them
+            ways = set()
+        self.pending = (ways | ({CHANNELS_LAST} if channels_last else set())) - self.agrees
+        if SPLIT in self.pending:
+            self._check_split(n_rows)
+            self._found({SPLIT})
+        self.evaluator.keeps_output = bool({STACKED, MIXED} & self.pending)
+
+    def after(self, points: tuple[Tensor, ...], example: Tensor) -> None:
+        """Checks, after a chunk, that a step alone has its outputs in the chunk; raises RowsDependError otherwise."""
+        if STACKED in self.pending:
+            self._check_step(points)
+        if MIXED in self.pending:
+            self._check_row(points, example)
+        self._found(self.pending.copy())
+        self.evaluator.keeps_output, self.evaluator.kept_output = False, None
+
+    def _found(self, ways: set[str]) -> None:
+        self.agrees |= ways
+        self.pending -= ways
+
+    def _check_split(self, n_rows: int) -> None:
+        """Compares the first and the last examples: a row may depend on those before it alone, or after it."""
+        evaluator = self.own
+        x, example = evaluator.inputs.x, evaluator.all_examples()
+
+        def among_others(part: slice) -> Tensor:  # in a batch of the same size, with one of them for the others
+            index = torch.full_like(example, part.start)
+            index[part] = example[part]
+            return evaluator.comparable(evaluator.output(tuple(p.index_select(0, index) for p in x), index))[part]
+
+        before = random_state(evaluator.inputs.device)
+        try:
+            together = evaluator.comparable(evaluator.output(x, example))
+        except Exception as error:
+            before.restore()
+            if is_out_of_memory(error):  # no output to compare with: only parts fit
+                self.unchecked.add(SPLIT)
+                return
+            raise
+        try:
+            for part in (slice(0, n_rows), slice(len(example) - n_rows, len(example))):
+                apart = evaluator.comparable(evaluator.output(tuple(p[part] for p in x), example[part]))
+                if not _same(together[part], apart, partial(among_others, part), x):
+                    again = evaluator.comparable(evaluator.output(x, example))
+                    steady = distance(again, together) <= rounding((together, *x))
+                    raise RowsDependError(_DEPENDS if steady else _CHANGES)
+        except Exception as error:
+            if isinstance(error, (IgfastError, RowsDependError, Warning)) or is_out_of_memory(error):
+                raise
+            raise RowsDependError(f"forward_func does not take {n_rows} of the examples alone") from error
+        finally:
+            before.restore()
+
+    def _check_row(self, points: tuple[Tensor, ...], examples: Tensor) -> None:
+        """Compares rows with the outputs that their examples have in the caller's own batch."""
+        first, *others = _compared(points[0].shape[0])
+        self._check_one_row(first, points, examples, twice=True)
+        for row in others:
+            self._check_one_row(row, points, examples, twice=False)
+
+    def _check_one_row(self, row: int, points: tuple[Tensor, ...], examples: Tensor, twice: bool) -> None:
+        evaluator = self.evaluator
+        n_rows, place = points[0].shape[0], int(examples[row])
+
+        def in_own_batch(evaluate: Callable[..., Any]) -> Tensor:
+            batch = tuple(x.clone() for x in evaluator.inputs.x)
+            for x, point in zip(batch, points, strict=True):
+                x[place] = point[row]
+            return evaluator.comparable(evaluate(batch, evaluator.all_examples()))[place : place + 1]
+
+        def among_others() -> Tensor:  # the row repeated, in a chunk of the same size
+            index = torch.full((n_rows,), row, device=examples.device)
+            repeated = tuple(torch.empty_like(point).copy_(point.index_select(0, index)) for point in points)
+            return evaluator.comparable(evaluator.output_with_graph(repeated, examples[index]))[row : row + 1]
+
+        self._compare(slice(row, row + 1), in_own_batch, among_others, points, MIXED, twice)
+
+    def _check_step(self, points: tuple[Tensor, ...]) -> None:
+        n_each = min(points[0].shape[0], self.own.inputs.batch)
+        first, *others = (slice(n * n_each, (n + 1) * n_each) for n in _compared(points[0].shape[0] // n_each))
+        self._check_one_step(first, points, twice=True)
+        for step in others:
+            self._check_one_step(step, points, twice=False)
+
+    def _check_one_step(self, step: slice, points: tuple[Tensor, ...], twice: bool) -> None:
+        evaluator = self.own
+        n_rows, n_each = points[0].shape[0], step.stop - step.start
+        example = evaluator.all_examples()[:n_each]
+
+        def alone(evaluate: Callable[..., Any]) -> Tensor:
+            return evaluator.comparable(evaluate(tuple(point[step].clone() for point in points), example))
+
+        def among_others() -> Tensor:  # the step repeated, in a chunk of the same size
+            index = torch.arange(n_rows, device=example.device) % n_each
+            repeated = tuple(torch.empty_like(point).copy_(point[step].index_select(0, index)) for point in points)
+            return evaluator.comparable(evaluator.output_with_graph(repeated, example[index]))[step]
+
+        self._compare(step, alone, among_others, points, STACKED, twice)
+
+    def _compare(
+        self,
+        rows: slice,
+        alone: Callable[..., Tensor],
+        among_others: Callable[[], Tensor],
+        points: tuple[Tensor, ...],
+        way: str,
+        twice: bool,
+    ) -> None:
+        """Raises RowsDependError if rows of the kept output are not what they are alone; or, `twice`, change there."""
+        evaluator, kept = self.own, self.evaluator.kept_output
+        before = random_state(evaluator.inputs.device)
+        try:
+            wanted = alone(evaluator.output)
+            allowed = rounding((wanted, *points))
+            # The same kernels on the same numbers: on a CPU, a state that fades away shows below what rounding may be.
+            steady = allowed * (_SAME_KERNELS if wanted.device.type == "cpu" else 1)
+            if twice and distance(alone(evaluator.output), wanted) > steady:
+                raise RowsDependError(_CHANGES)
+            if distance(kept[rows], wanted) <= allowed:
+                return
+            if not _same(kept[rows], alone(evaluator.output_with_graph), among_others, points):
+                raise RowsDependError(_DEPENDS)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self.unchecked.add(way)
+        finally:
+            before.restore()
+
+
+def _compared(count: int) -> list[int]:
+    """Returns which of a chunk's steps or rows are compared with what they are alone.
+
+    One has others before it and after it, as each may depend on either. It is neither the last nor in the middle, where
+    a largest value, or a mean, that the chunk shares may leave it unchanged. Of three or fewer, the first and the last.
+    """
+    third = (count - 1) // 3
+    return [third] if third else [0, count - 1][: min(count, 2)]
+
+
+def _same(output: Any, alone: Any, among_others: Callable[[], Any], inputs: tuple[Tensor, ...]) -> bool:
+    """Returns whether rows have the outputs of a step of their own, up to rounding.
+
+    Kernels for another number of rows may round differently. Close but unequal outputs are therefore compared again,
+    among other rows in a batch of the same size. The kernels are then the same, and a difference shows dependence.
+    """
+    allowed = rounding((alone, output, *inputs))
+    apart = distance(output, alone)
+    return apart <= allowed or (apart <= WORTH_A_CLOSER_LOOK and distance(among_others(), output) <= allowed)
