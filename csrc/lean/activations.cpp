@@ -25,10 +25,22 @@ Activation activation_of(std::string_view name) {
 struct GateBackward final : Node {
   GateArgs args;
   Shape shape;
+  c10::VariableVersion version;  // of the result, where PyTorch's gradient reads the result
+  uint32_t version_then = 0;
 
-  GateBackward(const GateArgs& args, const Tensor& input, const Tensor& bits) : args(args), shape(input) { save(bits); }
+  // `kept` is the result if PyTorch would save it, as for ReLUs and leaky ReLUs in place, and null if it saves another
+  // tensor. PyTorch's gradient refuses to read a tensor that was written to since.
+  GateBackward(const GateArgs& args, const Tensor& input, const Tensor& bits, const Tensor* kept)
+      : args(args), shape(input) {
+    save(bits);
+    if (kept == nullptr) return;
+    version = torch::autograd::impl::version_counter(*kept);
+    version_then = version.current_version();
+  }
 
   Tensor input_gradient(Tensor grad) override {
+    TORCH_CHECK(!version.enabled() || version.current_version() == version_then,
+                "igfast: the result of an activation was written to before its gradient was taken");
     Tensor bits = unpack(0);
     Tensor to;
     // The bits are in the input's memory order. A gradient in another order, such as an expanded one, is copied first.
@@ -83,7 +95,7 @@ Tensor gate(const Tensor& x, std::string_view activation, double low, double hig
         bits = gate_forward(args, dense ? x : y, y);
         return y;
       },
-      [&] { return make_node<GateBackward>(args, y, bits); });
+      [&] { return make_node<GateBackward>(args, y, bits, args.activation == Activation::kRelu ? &y : nullptr); });
 }
 
 Tensor& gate_(Tensor& x, std::string_view activation, double low, double high, double slope) {
@@ -97,7 +109,10 @@ Tensor& gate_(Tensor& x, std::string_view activation, double low, double high, d
         bits = gate_forward(args, y, y);
         if (!dense) x.copy_(y);
       },
-      [&] { return make_node<GateBackward>(args, y, bits); });
+      [&] {
+        const bool keeps = args.activation == Activation::kRelu || args.activation == Activation::kLeakyRelu;
+        return make_node<GateBackward>(args, y, bits, keeps ? &x : nullptr);
+      });
 }
 
 void implement(torch::Library& m) {

@@ -1,6 +1,7 @@
 // Lean execution of batch normalisation in eval mode: the gradient saves only constants of the channels. On the CPU the
 // forward pass is PyTorch's; CUDA has a kernel.
 #include <ATen/ATen.h>
+#include <ATen/OpMathType.h>
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <torch/library.h>
 
@@ -73,10 +74,12 @@ struct BatchNormBackward final : Node {
     }
     at::DimVector per_channel(grad.dim(), 1);
     per_channel[1] = -1;
-    Tensor scale = at::rsqrt(variance + eps);
+    // Not in half precision, which would round the constants of a channel for all of its elements alike.
+    const auto precise = at::toOpMathType(grad.scalar_type());
+    Tensor scale = at::rsqrt(variance.to(precise) + eps);
     if (has_weight) scale.mul_(*weight);
     scale = scale.view(per_channel);
-    return is_ours(grad) ? grad.mul_(scale) : grad.mul(scale);
+    return is_ours(grad) ? grad.mul_(scale) : grad.mul(scale).to(grad.scalar_type());
   }
 };
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
 
 from igfast.errors import LeanError, warn
 from igfast.lean.lending import acting
@@ -20,6 +21,7 @@ from igfast.ops._load import kernels_loaded
 from igfast.rng import random_state
 
 _Result = TypeVar("_Result")
+_OWN_MODES = {"LeanMode", "DeviceContext"}  # the latter is of torch.set_default_device, and makes new tensors alone
 
 
 class LeanExecution:
@@ -61,7 +63,7 @@ class LeanExecution:
         self.recomputes = recomputes
         self._tried_recomputing = False
         self._offloads = False
-        self._rerun = dict.fromkeys(() if off_because else rerun_modules(module), rerun)
+        self._rerun = [] if off_because else rerun_modules(module)
 
     @property
     def swapped(self) -> Mapping[str, int]:
@@ -124,7 +126,7 @@ class LeanExecution:
 
     @contextmanager
     def _with_reruns(self, mode: Any) -> Iterator[None]:
-        with mode, acting(self._rerun):
+        with mode, acting(dict.fromkeys(self._rerun, functools.partial(rerun, mode))):
             yield
 
     @contextmanager
@@ -209,7 +211,11 @@ def why_not(forward_func: Callable[..., Any], module: nn.Module | None) -> str:
         forward_func: the function that is attributed.
         module: the module behind `forward_func`, if there is one.
     """
-    return compiled(forward_func, module) if kernels_loaded() else "igfast's compiled operators are not built"
+    if not kernels_loaded():
+        return "igfast's compiled operators are not built"
+    if any(type(mode).__name__ not in _OWN_MODES for mode in _get_current_function_mode_stack()):
+        return "a TorchFunctionMode is active"  # lean operators would not pass through it
+    return compiled(forward_func, module)
 
 
 def compiled(forward_func: Callable[..., Any], module: nn.Module | None) -> str:

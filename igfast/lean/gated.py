@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _ACTIVATIONS = {"SiluBackward0", "GeluBackward0"}
@@ -13,24 +14,26 @@ _ACTIVATIONS = {"SiluBackward0", "GeluBackward0"}
 def gated_product(input: Any, other: Any) -> Tensor | None:
     """Returns `input * other` if one of them is an activation that just ran; None if none is.
 
-    Autograd would save both factors, and the activation its own input too. Here it saves the activation's input and
-    the other factor, and computes the activation again.
+    Autograd would save both factors, and the activation its own input too. Here the product saves that input, which the
+    activation's node holds anyway, and the other factor, and computes the activation again. That node stays in the
+    graph, with the hooks that a user may have put on the activation.
     """
     for activated, gate in ((input, other), (other, input)):
         if type(activated) is not Tensor or type(gate) is not Tensor or not gate.requires_grad:
             continue
         node: Any = activated.grad_fn
         alike = activated.shape == gate.shape and activated.dtype == gate.dtype
-        if alike and type(node).__name__ in _ACTIVATIONS:
+        is_as_computed = activated._version == 0  # not written to, as an ablation does under torch.no_grad()
+        if alike and type(node).__name__ in _ACTIVATIONS and is_as_computed:
             kind = getattr(node, "_saved_approximate", "silu")
-            product: Tensor = _Product.apply(node._saved_self, gate, activated.detach(), kind)
+            product: Tensor = _Product.apply(activated, gate, node._saved_self.detach(), kind)
             return product
     return None
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gate: Tensor, activated: Tensor, kind: str) -> Tensor:
+    def forward(ctx: Any, activated: Tensor, gate: Tensor, x: Tensor, kind: str) -> Tensor:
         """Returns the product; keeps the gate and the activation's input."""
         ctx.save_for_backward(x, gate)
         ctx.kind = kind
@@ -39,13 +42,8 @@ class _Product(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        """Returns the gradients of the activation's input and of the gate."""
+        """Returns the gradients of the activation and of the gate."""
         x, gate = ctx.saved_tensors
-        of_x = grad * gate
-        if ctx.kind == "silu":
-            torch.ops.aten.silu_backward.grad_input(of_x, x, grad_input=of_x)
-            of_gate = torch.nn.functional.silu(x)
-        else:
-            torch.ops.aten.gelu_backward.grad_input(of_x, x, approximate=ctx.kind, grad_input=of_x)
-            of_gate = torch.nn.functional.gelu(x, approximate=ctx.kind)
-        return of_x, of_gate.mul_(grad), None, None
+        is_silu = ctx.kind == "silu"
+        activated = F.silu(x) if is_silu else F.gelu(x, approximate=ctx.kind)
+        return grad * gate, activated.mul_(grad), None, None

@@ -21,16 +21,20 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return lean_linear(input, weight, bias)  # type: ignore[no-any-return]
 
 
-def _matmul(input: Tensor, other: Tensor) -> Tensor | Plain:
+def _matmul(input: Tensor, other: Tensor, **options: Any) -> Tensor | Plain:
     """Handles products with a matrix of weights on the right; a product of two activations must save both."""
-    if not is_parameter(other) or other.dim() != 2 or input.dim() < 2:
+    if options or not is_parameter(other) or other.dim() != 2 or input.dim() < 2:
         return NOTHING_TO_SAVE
     why = refuses(input, other)
     return lean_matmul(input, other) if why is None else why
 
 
-def _addmm(input: Tensor, mat1: Tensor, mat2: Tensor, **scales: Any) -> Tensor | Plain:
-    if scales or not is_parameter(mat2) or not is_parameter(input):
+def _mm(input: Tensor, mat2: Tensor, *out_dtype: Any, **options: Any) -> Tensor | Plain:
+    return NOTHING_TO_SAVE if out_dtype else _matmul(input, mat2, **options)
+
+
+def _addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *out_dtype: Any, **options: Any) -> Tensor | Plain:
+    if out_dtype or options or not is_parameter(mat2) or not is_parameter(input):
         return NOTHING_TO_SAVE
     why = refuses(mat1, mat2)
     return lean_addmm(input, mat1, mat2) if why is None else why
@@ -51,8 +55,8 @@ TABLE: dict[Callable[..., Any], Callable[..., Any]] = {
     F.linear: _linear,
     torch.matmul: _matmul,
     Tensor.matmul: _matmul,
-    torch.mm: _matmul,
-    Tensor.mm: _matmul,
+    torch.mm: _mm,
+    Tensor.mm: _mm,
     torch.addmm: _addmm,
     Tensor.addmm: _addmm,
     torch.mul: _mul,

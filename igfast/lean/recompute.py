@@ -122,7 +122,7 @@ class Tape:
             with mode():
                 return [value for value in tree_flatten(forward(*its_args, **its_kwargs))[0] if _is_real(value)]
 
-        with torch.no_grad():
+        with torch.no_grad(), _failures():
             given, given_shape = tree_flatten(forward(*args, **kwargs))
         _check_plain(given, "gives out")
         if versions != [value._version for value in inputs]:
@@ -161,12 +161,8 @@ class Tape:
         try:
             if call.input_versions != [value._version for value in call.inputs]:
                 raise NotRecomputableError("the input of a block was written to")
-            with torch.enable_grad(), self.again():
+            with torch.enable_grad(), self.again(), _failures():
                 outputs = call.run(inputs)
-        except Exception as error:  # a model may raise anything when it runs again
-            if isinstance(error, NotRecomputableError) or is_out_of_memory(error):
-                raise
-            raise NotRecomputableError(f"{type(error).__name__}: {error}") from error
         finally:
             if now is not None:
                 now.restore()
@@ -182,6 +178,17 @@ class Tape:
             through = torch.autograd.grad(total, inputs, allow_unused=True, retain_graph=number < len(found) - 1)
             used = [(value, grad) for value, grad in zip(call.inputs, through, strict=True) if grad is not None]
             _add(of_target, [value for value, _ in used], [grad for _, grad in used], before)
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """Raises NotRecomputableError for what a model raises in the block: without a graph, or when it runs again."""
+    try:
+        yield
+    except Exception as error:  # a model may raise anything
+        if isinstance(error, NotRecomputableError) or is_out_of_memory(error):
+            raise
+        raise NotRecomputableError(f"{type(error).__name__}: {error}") from error
 
 
 def _add(into: dict[int, Tensor], values: list[Tensor], grads: list[Tensor] | None, leaves: tuple[Tensor, ...]) -> None:

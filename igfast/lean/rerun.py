@@ -29,12 +29,18 @@ def rerun_modules(module: nn.Module | None) -> list[nn.Module]:
     return [part for part in parts if _is_activation(part) or _is_norm(part)]
 
 
-def rerun(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Runs a module so that autograd keeps its input alone; in single precision, a norm keeps no more than that."""
+def rerun(mode: Any, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Runs a module so that autograd keeps its input alone; in single precision, a norm keeps no more than that.
+
+    Not under hooks on saved tensors, as the lean `mode` has it: a checkpoint would find other tensors when it runs again.
+    """
     if kwargs or len(args) != 1 or type(args[0]) is not Tensor:
         return forward(*args, **kwargs)
     (x,) = args
     if not (torch.is_grad_enabled() and x.requires_grad) or torch.is_autocast_enabled(x.device.type):
+        return forward(x)
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    if hooks is not None and not mode.ignores_hooks:
         return forward(x)
     if _is_norm(getattr(forward, "__self__", None)) and x.dtype.itemsize >= 4:
         return forward(x)

@@ -348,15 +348,30 @@ def test_other_numbers_are_seen_in_half_precision():
 def test_errors_of_the_second_run():
     class Fails(Block):
         def forward(self, x):
-            y = super().forward(x)
+            y = super().forward(x) + torch.rand(4, 6, dtype=torch.float64)
             if self.calls > 1:
                 raise KeyError("once only")
             return y
 
+    torch.manual_seed(0)
+    torch.rand(3, 4, 6, dtype=torch.float64)  # as the forward pass of three blocks draws
     state = torch.get_rng_state()
+    network = Network(chain, Fails).train()
+    torch.manual_seed(0)
     with pytest.raises(NotRecomputableError, match="once only"):
-        gradients(Network(chain, Fails).train(), torch.ones(4, 6, dtype=torch.float64), 1, True)
-    assert len(state) == len(torch.get_rng_state())
+        gradients(network, torch.ones(4, 6, dtype=torch.float64), 1, True)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_errors_of_the_first_run_without_a_graph():
+    class Keeps(Block):
+        def forward(self, x):
+            y = super().forward(x)
+            y.retain_grad()
+            return y
+
+    with pytest.raises(NotRecomputableError, match="can't retain_grad"):
+        gradients(Network(chain, Keeps), torch.ones(4, 6, dtype=torch.float64), 1, True)
 
 
 def test_inputs_that_were_written_to_after_the_block():
