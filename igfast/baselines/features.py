@@ -265,7 +265,7 @@ def random_inputs(inputs: Tensor, data: Tensor, *, seed: int = 0) -> Tensor:
         tensor([1.])
     """
     rows = _rows_of(data, inputs)
-    drawn = torch.randint(len(rows), (inputs.shape[0],), generator=torch.Generator().manual_seed(seed))
+    drawn = torch.randint(len(rows), (inputs.shape[0],), generator=torch.Generator().manual_seed(seed), device="cpu")
     return rows[drawn.to(rows.device)].to(inputs.device, inputs.dtype)
 
 
@@ -299,7 +299,7 @@ def _bounds(inputs: Tensor, low: float | None, high: float | None) -> tuple[Tens
     """Returns the bounds, or the smallest and the largest number of each example, in a shape that expands."""
     if low is not None and high is not None and low > high:
         raise ArgumentError(f"low must not be above high; got {low} and {high}")
-    flat = _checked(inputs).flatten(1) if inputs.dim() > 1 else inputs.unsqueeze(1)
+    flat = _checked(inputs).unsqueeze(-1).flatten(1)
     shape = (-1,) + (1,) * (inputs.dim() - 1)
     bottom = flat.amin(dim=1) if low is None else inputs.new_full((inputs.shape[0],), low)
     top = flat.amax(dim=1) if high is None else inputs.new_full((inputs.shape[0],), high)
@@ -307,7 +307,8 @@ def _bounds(inputs: Tensor, low: float | None, high: float | None) -> tuple[Tens
 
 
 def _noise(draw: Callable[..., Tensor], inputs: Tensor, seed: int) -> Tensor:
-    return draw(inputs.shape, generator=torch.Generator().manual_seed(seed)).to(inputs.device, inputs.dtype)
+    drawn = draw(inputs.shape, generator=torch.Generator().manual_seed(seed), device="cpu")
+    return drawn.to(inputs.device, inputs.dtype)
 
 
 def _blurred_along(images: Tensor, dim: int, sigma: float) -> Tensor:

@@ -32,6 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run_app(given)
     except KeyboardInterrupt:
         print("igfast: stopped", file=sys.stderr)
-    except (IgfastError, ModuleNotFoundError) as error:
+    except (IgfastError, ModuleNotFoundError, OSError) as error:  # a folder that cannot be written, say
         print(f"igfast: {error}", file=sys.stderr)
     return NOTHING_STARTED

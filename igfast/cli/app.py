@@ -13,7 +13,7 @@ import igfast
 from igfast.cli.folder import ALL_DONE, NOTHING_STARTED, SOME_FAILED, as_line, jobs_of, run_jobs
 from igfast.cli.images import ENDINGS, image_request
 from igfast.cli.models import load_model, targets_of
-from igfast.errors import CommandError
+from igfast.errors import CommandError, MissingPackageError
 from igfast.explanation.files import written
 
 _statuses: list[int] = []  # of the commands that ran to their end
@@ -115,21 +115,24 @@ def text(
     loaded, tokenizer = load_text_model(model, weights, device)
     console, n_failed = Console(), 0
     for number, line in enumerate(lines, 1):
+        files = [] if out is None else [out / f"{number:04d}{ending}" for ending in (".safetensors", ".html")]
+        for path in files:
+            path.unlink(missing_ok=True)  # of an earlier run
         try:
             explanation = explain_text(
                 loaded, tokenizer, line, target=target, baseline=baseline, n_steps=steps, device=device
             )
-        except CommandError:
-            raise  # an option is wrong, for every text
+            tokens = igfast.viz.tokens_of(explanation)
+            if files:
+                _write(files[1], igfast.viz.report(explanation, title=line))
+                explanation.save(files[0])
+        except (CommandError, MissingPackageError, OSError):
+            raise  # an option is wrong or a file cannot be written, for every text
         except Exception as error:  # a model may raise anything for a text that it does not take
             n_failed += 1
             said = f"{type(error).__name__}: {error}".splitlines()[0]
             print(as_line({"text": line, "error": said}) if as_json else f"{line}: {said}", flush=True)
             continue
-        tokens = igfast.viz.tokens_of(explanation)
-        if out is not None:
-            explanation.save(out / f"{number:04d}.safetensors")
-            _write(out / f"{number:04d}.html", igfast.viz.report(explanation, title=line))
         if as_json:
             words = [{"word": word, "score": score} for word, score in zip(tokens.words, tokens.scores, strict=True)]
             print(as_line({"text": line, **_numbers(explanation), "words": words}), flush=True)

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -129,10 +130,13 @@ def _one(
                 remove_unfinished(path)
             explanation = explain(job.source)
             explanation = replace(explanation, meta={**explanation.meta, "request": request})
-            job.result.unlink(missing_ok=True)  # no result stands beside a picture of another request
-            with written(job.picture) as temporary:
-                draw(explanation, temporary)
-            explanation.save(job.result)
+            with _lockable(job.result.parent) as lock:
+                with written(job.picture) as temporary:
+                    draw(explanation, temporary)
+                    lock()
+                    _check_source(job, request)  # again: another process may have explained a file of this name
+                    job.result.unlink(missing_ok=True)  # no result stands beside a picture of another request
+                explanation.save(job.result)
             return "done", _said(explanation, job)
     except Exception as error:  # a broken file may make a reader or a model raise anything
         return "failed", {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
@@ -163,6 +167,22 @@ def _claimed(path: Path, patient: bool) -> Iterator[bool]:
         except OSError:  # a file system without locks: a file may be explained twice, with the same result
             pass
         yield True
+
+
+@contextmanager
+def _lockable(folder: Path) -> Iterator[Callable[[], None]]:
+    """Gives a function that locks a folder against other processes of this command until the block ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    opened = os.open(folder, os.O_RDONLY)
+
+    def lock() -> None:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(opened, fcntl.LOCK_EX)
+
+    try:
+        yield lock
+    finally:
+        os.close(opened)
 
 
 def _known(job: Job, request: Mapping[str, Any]) -> Explanation | None:

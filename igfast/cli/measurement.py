@@ -67,7 +67,8 @@ def measure(job: Job) -> Measurement:
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.npz"
         command = [sys.executable, "-m", "igfast.cli.measurement", json.dumps(asdict(job)), str(result)]
-        finished = subprocess.run(command, check=False)
+        imported_from = Path(igfast.__file__).parents[1]  # `-m` looks in the current folder first
+        finished = subprocess.run(command, check=False, cwd=imported_from)
         if finished.returncode != 0 or not result.exists():
             raise DemoError(f"the measurement {job} failed with exit status {finished.returncode}")
         with np.load(result) as stored:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import igfast
 from igfast.cli.models import load_factory, prepared, target_of
-from igfast.errors import ArgumentError, CommandError
+from igfast.errors import ArgumentError, CommandError, InputError
 from igfast.explanation import Explanation
 from igfast.packages import needed
 
@@ -61,15 +61,15 @@ def load_text_model(name: str, weights: Path | None, device: str) -> tuple[nn.Mo
 def explain_text(
     model: nn.Module, tokenizer: Any, text: str, *, target: str, baseline: str, n_steps: int, device: str
 ) -> Explanation:
-    """Returns the explanation of a text, with its tokens as feature names; raises CommandError for an empty text."""
+    """Returns the explanation of a text, with its tokens as feature names; raises InputError if it has no tokens."""
     if baseline not in BASELINES:
         raise CommandError(f"--baseline must be one of {', '.join(BASELINES)}; got {baseline!r}")
     encoded = tokenizer(text, return_tensors="pt", truncation=True).to(device)
     ids, mask = encoded["input_ids"], encoded["attention_mask"]
     if ids.shape[1] == 0:
-        raise CommandError(f"{text!r} has no tokens")
+        raise InputError(f"{text!r} has no tokens")
     with torch.no_grad():
-        picked = target_of(target, model(ids, mask))
+        picked = target_of(target, model(ids.clone(), mask.clone()))  # some models work in place
     explainer = igfast.LayerIntegratedGradients(model, _embedding(model))
     tokens = tokenizer.convert_ids_to_tokens(ids[0].tolist())
     try:
@@ -84,7 +84,7 @@ def sentences_of(texts: Sequence[str], file: Path | None) -> list[str]:
     lines = list(texts)
     if file is not None:
         try:
-            lines += [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+            lines += [line for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise CommandError(f"--file {file}: {error}") from error
     if not lines:

@@ -19,6 +19,7 @@ from igfast.explanation.files import written
 from igfast.packages import needed
 
 _BLOCK = 4096  # rows, between which the bar moves
+_COMPRESSION = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
 
 
 def explain_table(
@@ -37,8 +38,9 @@ def explain_table(
     Args:
         model: from (rows, columns) of the model's dtype to one number for each row, or for each class.
         data: a CSV file, or a Parquet file by its ending.
-        out: where the result goes, in the same format. Columns `attribution:<name>`, `prediction`, `delta`
-            and, unless `target` is "none", `target` are new: the class, the output for it, and its delta.
+        out: where the result goes, in the same format; compressed as its ending says. Columns `attribution:<name>`,
+            `prediction`, `delta` and, unless `target` is "none", `target` are new: the class, the output for it, and
+            its delta.
         columns: what the model takes, in this order; all columns with numbers if empty.
         target: as --target has it; "top1" is each row's own.
         baseline: "mean" (of the columns), "zero" or a number.
@@ -46,13 +48,15 @@ def explain_table(
         progress: show a bar that knows the time left.
 
     Raises:
-        CommandError: there is no such file or column, or a value is missing.
+        CommandError: there is no such file or column, a value is missing, or rows have more values than the header.
         MissingPackageError: pandas is not installed, or pyarrow for Parquet.
     """
     pandas = needed("pandas", "to explain tables", "tables")
     is_parquet = _is_parquet(data)
     if is_parquet != _is_parquet(out):
         raise CommandError(f"--out must have the format of {data}; got {out}")
+    if out.suffix.lower() in (".zip", ".tar"):
+        raise CommandError(f"--out may be compressed as {', '.join(_COMPRESSION)}; got {out}")
     try:
         table = pandas.read_parquet(data) if is_parquet else pandas.read_csv(data)
         # What is not explained is copied as it is written: 00123 stays 00123.
@@ -61,6 +65,8 @@ def explain_table(
         raise MissingPackageError(f'pyarrow reads Parquet: pip install "igfast[tables]" ({error})') from None
     except Exception as error:  # readers raise many kinds of errors for broken files
         raise CommandError(f"{data} cannot be read: {type(error).__name__}: {error}") from error
+    if not is_parquet and not isinstance(result.index, pandas.RangeIndex):  # pandas took the first column as names
+        raise CommandError(f"{data} has rows with more values than the header has names")
     names = list(columns) or [str(name) for name in table.select_dtypes("number").columns]
     numbers = _numbers(table, names, data)
     new = [*(f"attribution:{name}" for name in names), "prediction", "delta", *(["target"] * (target != "none"))]
@@ -72,14 +78,17 @@ def explain_table(
     parameter = next(model.parameters(), torch.zeros(1))
     x = torch.tensor(numbers).to(parameter.device, parameter.dtype)
     start = _start(baseline, x)
-    blocks = track(x.split(_BLOCK), "igfast", console=Console(stderr=True), disable=not progress)
-    parts = [_explained(model, block, start, target, n_steps) for block in blocks]
-    found, picked = torch.cat([values for values, _ in parts]), [place for _, places in parts for place in places]
-    columns_of = [*found.double().cpu().T.numpy(), *([picked] if picked else [])]
-    for name, column in zip(new, columns_of, strict=True):
-        result[name] = column
-    with written(out) as temporary:
-        result.to_parquet(temporary) if is_parquet else result.to_csv(temporary, index=False, compression=None)
+    with written(out) as temporary:  # before the work, which a folder that cannot be written would waste
+        blocks = track(x.split(_BLOCK), "igfast", console=Console(stderr=True), disable=not progress)
+        parts = [_explained(model, block, start, target, n_steps) for block in blocks]
+        found, picked = torch.cat([values for values, _ in parts]), [place for _, places in parts for place in places]
+        columns_of = [*found.double().cpu().T.numpy(), *([picked] if picked else [])]
+        for name, column in zip(new, columns_of, strict=True):
+            result[name] = column
+        if is_parquet:
+            result.to_parquet(temporary)
+        else:
+            result.to_csv(temporary, index=False, compression=_COMPRESSION.get(out.suffix.lower()))
     return len(result)
 
 
@@ -88,7 +97,7 @@ def _explained(
 ) -> tuple[torch.Tensor, list[int]]:
     """Returns for each row its attributions, prediction and delta, (rows, columns + 2), and the targets, if any."""
     with torch.no_grad():
-        picked = targets_of(target, model(x))
+        picked = targets_of(target, model(x.clone()))  # some models work in place
     explanation = igfast.IntegratedGradients(model).explain(x, start, picked, n_steps=n_steps)
     ends = (explanation.predictions[:, None], explanation.deltas[:, None])
     return torch.cat([explanation.attributions, *ends], dim=1), picked or []

@@ -95,8 +95,17 @@ def _diagnosed(subject: Subject, n_steps: int, max_steps: int) -> Diagnosis:
     alphas, values, gradients = along_path(subject)
     findings.append(check_saturation(values))
     with torch.no_grad():
-        findings += [check(subject, n_steps) for check in _AXIOMS.values()]
+        findings += [_tried(name, subject, n_steps) for name in _AXIOMS]
     return Diagnosis(tuple(findings), tuple(alphas), tuple(values), tuple(gradients))
+
+
+def _tried(name: str, subject: Subject, n_steps: int) -> Finding:
+    """Returns what an axiom's check finds, or that the model does not take the check's inputs."""
+    try:
+        return _AXIOMS[name](subject, n_steps)
+    except Exception as error:  # a model may raise anything for other inputs, or for more rows
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        return Finding(name, "skipped", f"The model does not take the check's inputs ({said}).", {})
 
 
 def _why_not_alone(subject: Subject, findings: list[Finding]) -> str:

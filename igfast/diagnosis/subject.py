@@ -112,9 +112,10 @@ class Subject:
             grads = torch.autograd.grad(value, points, allow_unused=True)
         return float(value.detach()), [0.0 if grad is None else float(grad.double().norm()) for grad in grads]
 
-    def picked(self, output: Tensor) -> Tensor:
+    def picked(self, output: Any) -> Tensor:
         """Returns the attributed number of each entry of an output, (entries,)."""
-        return parse_target(self.target).select_of_step(output)
+        target = parse_target(self.target)
+        return target.select_of_step(target.with_entry(output) if self.batch == 1 else output)
 
     def first(self) -> Subject:
         """Returns the subject with its first example alone; arguments with one entry for each example likewise."""

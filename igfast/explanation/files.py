@@ -74,21 +74,35 @@ def load(path: Path, make: Callable[..., Made]) -> Made:
 
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside a path, and renames that file to the path when the block ends without an error."""
+    """Gives a temporary path beside a path, and renames that file to the path when the block ends without an error.
+
+    A link stays a link, and what is written to a device (/dev/null, /dev/stdout) goes there.
+
+    Raises:
+        IsADirectoryError: the path is a folder.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, not a file that can be written")
+    is_device = path.exists() and not path.is_file()
+    path = path if is_device else path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+    folder = None if is_device else path.parent
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.name}.", delete=False) as file:
         temporary = Path(file.name)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
+        if is_device:
+            path.write_bytes(temporary.read_bytes())
+        else:
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def remove_unfinished(path: Path) -> None:
     """Removes what a process left that was killed while it wrote a file; nobody else may be writing that file."""
-    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*"):
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.????????"):
         temporary.unlink(missing_ok=True)
 
 

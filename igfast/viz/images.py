@@ -12,8 +12,8 @@ from torch import Tensor
 
 from igfast.errors import ArgumentError, InputError
 from igfast.explanation import Explanation
-from igfast.model.forward import as_tuple
-from igfast.model.state import modules_behind
+from igfast.model.forward import as_tuple, copied
+from igfast.model.state import buffers_restored, modules_behind
 from igfast.packages import needed
 from igfast.request.target import parse_target
 from igfast.viz.figures import GREEN, RED, Array, as_array, described_target, new_figure, row_of
@@ -143,12 +143,17 @@ def path_strip(
     """
     if n_images < 2:
         raise ArgumentError(f"n_images must be at least 2; got {n_images}")
-    if explanation.meta.get("averaged_over") or explanation.meta.get("baselines_at_layer"):
-        raise ArgumentError("a strip shows a path from one baseline of the inputs; the explanation has others")
+    if explanation.meta.get("averaged_over") or explanation.meta.get("layer"):
+        raise ArgumentError(
+            "a strip shows the path of inputs from one baseline to the model's output; the explanation has several "
+            "baselines, or is of a layer or neuron"
+        )
     x = row_of(explanation.inputs, row, "inputs").unsqueeze(0)
+    x = x if x.is_floating_point() else x.float()  # as path points are
     _, shown = _taken(explanation, None, row)
     given = explanation.baselines
     baseline = given[row % len(given)].unsqueeze(0) if isinstance(given, Tensor) else torch.full_like(x, float(given))
+    baseline = baseline.to(x.dtype)
     alphas = torch.linspace(0, 1, n_images).tolist()
     device = next((p.device for module in modules_behind(forward_func) for p in module.parameters()), x.device)
     points = [(baseline + alpha * (x - baseline)).to(device) for alpha in alphas]
@@ -157,8 +162,9 @@ def path_strip(
     first = torch.tensor([row if target.places is not None else 0])
     figure = new_figure(1.5 * n_images, 1.4 * shown.shape[0] / shown.shape[1] + 0.5)
     for axes, alpha, point in zip(figure.subplots(1, n_images), alphas, points, strict=True):
-        with torch.no_grad():
-            value = float(target.select(forward_func(point.clone(), *as_tuple(additional_forward_args)), first))
+        with torch.no_grad(), buffers_restored(forward_func):
+            output = forward_func(point.clone(), *map(copied, as_tuple(additional_forward_args)))
+        value = float(target.select(target.with_entry(output), first))
         axes.imshow(_as_picture(as_array(point[0], "inputs"), (low, high)))
         axes.set_axis_off()
         axes.set_title(f"alpha {alpha:.2g}\nF {value:.3g}", fontsize=8)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from igfast.errors import ArgumentError, InputError
 from igfast.packages import needed
 from igfast.viz.figures import GREEN, RED, as_array, largest, new_figure
-from igfast.viz.texts import readable
+from igfast.viz.texts import one_line, readable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,18 +47,15 @@ def token_matrix(
         given = result.token_attr
         if given is None:
             raise ArgumentError("the result has no token_attr: call attribute with per_token=True")
-        input_tokens = result.input_tokens if input_tokens is None else input_tokens
-        output_tokens = result.output_tokens if output_tokens is None else output_tokens
     values = as_array(given, "attributions")
     if values.ndim != 2:
         raise InputError(f"attributions must be (outputs, inputs); got shape {values.shape}")
-    if input_tokens is None or output_tokens is None:
+    rows = _shown(output_tokens, getattr(result, "output_tokens", None))
+    columns = _shown(input_tokens, getattr(result, "input_tokens", None))
+    if rows is None or columns is None:
         raise ArgumentError("attributions alone need input_tokens and output_tokens")
-    if values.shape != (len(output_tokens), len(input_tokens)):
-        raise ArgumentError(
-            f"attributions are {values.shape}, for {len(output_tokens)} output and {len(input_tokens)} input tokens"
-        )
-    rows, columns = ([readable(token) for token in tokens] for tokens in (output_tokens, input_tokens))
+    if values.shape != (len(rows), len(columns)):
+        raise ArgumentError(f"attributions are {values.shape}, for {len(rows)} output and {len(columns)} input tokens")
     longest = max(map(len, rows), default=0)
     figure = new_figure(_CELL * len(columns) + 0.11 * longest + 1.2, _CELL * len(rows) + 1.4 + (0.3 if title else 0))
     axes = figure.subplots()
@@ -78,6 +75,13 @@ def token_matrix(
     if title:
         figure.suptitle(title, fontsize=10, parse_math=False)
     return figure
+
+
+def _shown(given: Sequence[str] | None, of_result: Sequence[str] | None) -> list[str] | None:
+    """Returns the caller's tokens, which may be as a tokenizer writes them, or a result's, which are decoded."""
+    if given is not None:
+        return readable(given)
+    return None if of_result is None else [one_line(token) for token in of_result]
 
 
 def _places(shape: tuple[int, ...]) -> list[tuple[int, int]]:

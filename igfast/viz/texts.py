@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 _SPECIAL = re.compile(r"^(\[[A-Z]+\d*\]|</?s>|<(pad|unk|mask|bos|eos|cls|sep)>|<\|[a-z_]+\|>)$")
 _STARTS = ("Ġ", "▁", "Ċ")
+_PIECE = re.compile(r"##\w")  # the mark of BERT's tokenizer; "###" is a text's own
+# Letters of scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese.
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff]")
+_CONTROL = re.compile(r"[\x00-\x20\x7f-\x9f]")
+_CONTROL_BUT_SPACES = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _MOST_COLOUR = 0.72  # of the full colour, so that black text on it can be read
 _NEUTRAL = (0.93, 0.93, 0.93)
 _VISIBLE = (*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1))
@@ -158,26 +163,57 @@ def text_terminal(rows: Tokens | Sequence[Tokens]) -> Text:
 def _joined(pieces: Sequence[tuple[str, float, bool]]) -> list[tuple[str, float, bool]]:
     """Returns words of pieces; a score of a word is the sum of the scores of its pieces."""
     words: list[tuple[str, float, bool]] = []
-    marks_starts = any(token[:1] in _STARTS for token, _, _ in pieces)  # whether the tokenizer marks new words
+    tokens = [token for token, _, _ in pieces]
+    marks_pieces, bytewise = _marks_pieces(tokens), _is_bytewise(tokens)
+    marks_starts = any(token[:1] in _STARTS for token in tokens)
     for token, score, special in pieces:
-        starts = token[:1] in _STARTS
-        goes_on = token.startswith("##") or (marks_starts and not starts)
-        text = token.removeprefix("##").lstrip("Ġ▁")
-        if goes_on and words and not special and not words[-1][2]:
+        is_piece = bool(_PIECE.match(token)) if marks_pieces else marks_starts and token[:1] not in _STARTS
+        text = _without_mark(token, marks_pieces)
+        if is_piece and words and not special and not words[-1][2] and not _are_words(words[-1][0], text, bytewise):
             before, total, _ = words.pop()
             words.append((before + text, total + score, False))
         else:
-            words.append((text or token, score, special))
-    return [(_letters(word), score, special) for word, score, special in words]
+            words.append((text, score, special))
+    return [(_letters(word, bytewise), score, special) for word, score, special in words]
 
 
-def readable(token: str) -> str:
-    """Returns a token without the mark of a word's start, and with the letters that its bytes stand for."""
-    return _letters(token.removeprefix("##").lstrip("Ġ▁") or token)
+def _are_words(before: str, text: str, bytewise: bool) -> bool:
+    """Returns whether two neighbours are words of a script that has no spaces between words."""
+    letters = _letters(before, bytewise)[-1:], _letters(text, bytewise)[:1]
+    return all(map(_UNSPACED.match, letters))
 
 
-def _letters(word: str) -> str:
+def readable(tokens: Sequence[str]) -> list[str]:
+    """Returns tokens without the marks of words' starts, and with the letters that their bytes stand for."""
+    marks_pieces, bytewise = _marks_pieces(tokens), _is_bytewise(tokens)
+    return [_letters(_without_mark(token, marks_pieces), bytewise) for token in tokens]
+
+
+def one_line(text: str) -> str:
+    """Returns a text with signs in the place of line breaks."""
+    return text.replace("\n", "⏎")
+
+
+def _without_mark(token: str, marks_pieces: bool) -> str:
+    if marks_pieces:
+        return token[2:] if _PIECE.match(token) else token
+    return token.lstrip("Ġ▁") or token
+
+
+def _marks_pieces(tokens: Sequence[str]) -> bool:
+    """Returns whether the tokenizer marks pieces that go on a word, and not words' starts."""
+    return any(map(_PIECE.match, tokens))
+
+
+def _is_bytewise(tokens: Sequence[str]) -> bool:
+    """Returns whether the tokenizer writes each byte as a letter, as far as spaces and line breaks tell."""
+    return any(token[:1] in ("Ġ", "Ċ") for token in tokens) and not _marks_pieces(tokens)
+
+
+def _letters(word: str, bytewise: bool) -> str:
     """Returns a word with the letters that it stands for, where the tokenizer writes each byte as a letter, as GPT-2's.
+
+    Letters such as ą stand for control characters there. A word that would have these is of another tokenizer.
 
     Source: Radford and others 2019, "Language Models are Unsupervised Multitask Learners", section 2.2.
     """
@@ -185,7 +221,7 @@ def _letters(word: str) -> str:
         text = bytes(_BYTES[letter] for letter in word).decode()
     except (KeyError, UnicodeDecodeError):  # of another tokenizer, or a part of a letter
         text = word
-    return text.replace("\n", "⏎")
+    return one_line(word if (_CONTROL_BUT_SPACES if bytewise else _CONTROL).search(text) else text)
 
 
 def _colour(strength: float) -> str:

@@ -118,3 +118,17 @@ def test_data():
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_other_default_devices():
+    x = torch.rand(2, 3)
+    with torch.device("meta"):
+        assert igfast.baselines.uniform(x).device.type == "cpu"
+        assert igfast.baselines.gaussian(x, 0.1).device.type == "cpu"
+        assert igfast.baselines.random_inputs(x, x).device.type == "cpu"
+
+
+@pytest.mark.parametrize("inputs", [np.ones((2, 3)), torch.arange(3)])
+def test_bounds_of_other_types(inputs):
+    with pytest.raises(igfast.InputTypeError, match="inputs must be a floating tensor"):
+        igfast.baselines.uniform(inputs)

@@ -275,3 +275,32 @@ def test_it_renders():
 def test_bad_input(arguments, error, message):
     with pytest.raises(error, match=message):
         igfast.diagnose(**{"model": mlp(), "inputs": X, "target": 0, **arguments})
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("n_classes", [1, 3])
+def test_outputs_that_drop_the_dimension_of_one_example(n_classes, rows):
+    model = mlp()
+    model[-1] = nn.Linear(16, n_classes).double()
+    target = None if n_classes == 1 else 1
+    diagnosis = igfast.diagnose(lambda x: model(x).squeeze(), X[:rows], target=target)
+    assert diagnosis.good
+    assert diagnosis["sensitivity"].verdict == "good"
+    assert diagnosis["saturation"].verdict == "good"
+
+
+@pytest.mark.filterwarnings("ignore:forward_func does not take other numbers of path points")
+def test_a_model_of_a_fixed_batch():
+    weight = torch.rand(6, 3, dtype=torch.float64)
+    diagnosis = igfast.diagnose(lambda x: x.reshape(1, 6) @ weight, X[:1], target=0)
+    assert diagnosis["completeness"].verdict == "good"
+    assert diagnosis["sensitivity"].verdict == "skipped"
+    assert "does not take the check's inputs (RuntimeError" in diagnosis["sensitivity"].text
+
+
+def test_classes_that_are_masked_with_infinities():
+    model = mlp()
+    mask = torch.tensor([0.0, 0.0, -torch.inf], dtype=torch.float64)
+    diagnosis = igfast.diagnose(lambda x: model(x) + mask, X, target=1)
+    assert diagnosis["rows"].verdict == "good"
+    assert diagnosis["sensitivity"].verdict == "good"

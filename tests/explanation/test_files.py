@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 import igfast
+from igfast.explanation.files import written
 
 TENSORS = [
     torch.tensor([[0.1, -0.0, float("nan"), float("inf")]]),
@@ -188,3 +190,32 @@ def test_files_of_the_first_version_are_read(ending):
     assert total == pytest.approx(float(read.deltas), abs=1e-6)
     assert read.report.n_rows == 3
     assert read.meta["n_steps"] == 3
+
+
+def test_what_is_written_to_a_link_goes_where_it_leads(tmp_path):
+    (tmp_path / "there").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "there" / "file")
+    for content in ("first", "second"):
+        with written(link) as temporary:
+            temporary.write_text(content)
+        assert link.is_symlink()
+        assert (tmp_path / "there" / "file").read_text() == content
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "there"]
+
+
+def test_a_device_stays_one(tmp_path):
+    """Renaming a file to /dev/null would leave a file in its place."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE, text=True)
+    with written(pipe) as temporary:
+        temporary.write_text("all of it")
+    assert reader.communicate()[0] == "all of it"
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(IsADirectoryError, match="is a folder, not a file"), written(tmp_path):
+        pass

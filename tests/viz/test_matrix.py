@@ -35,3 +35,11 @@ def test_bad_input():
         igfast.viz.token_matrix([[1.0, 2.0]], ["a"], ["b"])
     with pytest.raises(igfast.InputError, match=r"must be \(outputs, inputs\); got shape \(1,\)"):
         igfast.viz.token_matrix([1.0], ["a"], ["b"])
+
+
+def test_a_results_own_tokens_are_decoded_already():
+    network, layer = model("gpt2")
+    result = ours(network, layer, prompt())
+    result.output_tokens = ["są", "###", *result.output_tokens[2:]]
+    axes = igfast.viz.token_matrix(result).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == result.output_tokens

@@ -161,7 +161,7 @@ def test_path_strip_needs_one_baseline_of_the_inputs():
     _, net = image_explanation()
     several = igfast.Baselines(torch.rand(3, 3, 16, 16))
     explanation = igfast.IntegratedGradients(net).explain(torch.rand(2, 3, 16, 16), several, 1, n_steps=5)
-    with pytest.raises(igfast.ArgumentError, match="from one baseline of the inputs"):
+    with pytest.raises(igfast.ArgumentError, match="path of inputs from one baseline"):
         viz.path_strip(explanation, net)
 
 
@@ -313,3 +313,56 @@ def test_notebooks_show_a_fragment():
     assert "<html" not in html
     assert html.count("data:image/png;base64,") == 3
     assert "Examples not shown: 1." in html
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [
+        (["są", "noć", "dağ"], ("są", "noć", "dağ")),
+        (["▁něco", "▁ĉu"], ("něco", "ĉu")),
+        (["###", "play", "##ing"], ("###", "playing")),
+        (["Ġozo", "##x"], ("Ġozox",)),
+        (["▁今天", "天气", "很", "好"], ("今天", "天气", "很", "好")),
+        (["▁hel", "lo", "▁w"], ("hello", "w")),
+        (["ä½łå", "¥½", "å¥½", "Ġcaf", "Ã©", "Ċ"], ("你好", "好", "café", "⏎")),
+    ],
+)
+def test_words_of_other_scripts_and_tokenizers(tokens, words):
+    assert viz.tokens_of([1.0] * len(tokens), tokens).words == words
+
+
+def test_a_strip_of_pixels_and_of_models_that_drop_a_dimension():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(48), torch.nn.Linear(48, 1)).train()
+    pixels, start = torch.full((1, 3, 4, 4), 10, dtype=torch.uint8), torch.full((1, 3, 4, 4), 255, dtype=torch.uint8)
+    net.eval()
+
+    def forward(x):
+        return net(x).squeeze()
+
+    explanation = igfast.IntegratedGradients(forward).explain(pixels, start)
+    figure = viz.path_strip(explanation, forward, n_images=3)
+    shown = [float(axes.get_title().split("F ")[1]) for axes in figure.axes]
+    ends = [float(net(torch.full((1, 3, 4, 4), value)).detach()) for value in (255.0, 132.5, 10.0)]
+    assert shown == pytest.approx(ends, rel=1e-2)
+    assert pixels_of(figure, 2).max() <= pixels_of(figure, 0).min()
+
+
+def test_a_strip_is_of_the_models_output():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.Flatten(), torch.nn.Linear(48, 4))
+    x = torch.rand(1, 3, 4, 4)
+    neuron = igfast.NeuronIntegratedGradients(net, net[2]).explain(x, 1)
+    layer = igfast.LayerIntegratedGradients(net, net[0]).explain(x, target=1)
+    for explanation in (neuron, layer):
+        with pytest.raises(igfast.ArgumentError, match="or is of a layer or neuron"):
+            viz.path_strip(explanation, net)
+
+
+@pytest.mark.filterwarnings("ignore:the output of forward_func for one example depends")
+def test_a_strip_leaves_running_statistics():
+    net = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Flatten(), torch.nn.Linear(48, 2)).train()
+    explanation = igfast.IntegratedGradients(net).explain(torch.rand(1, 3, 4, 4), target=1, n_steps=4)
+    before = net[0].running_mean.clone()
+    viz.path_strip(explanation, net, n_images=2)
+    assert torch.equal(before, net[0].running_mean)

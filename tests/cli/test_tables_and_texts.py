@@ -1,0 +1,135 @@
+"""Tables and texts as people have them: compressed, with a stray column, in other scripts, with one that fails."""
+
+import gzip
+import json
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import igfast
+from igfast.cli import folder, main
+from tests.cli import factories
+
+
+class InPlace(nn.Module):
+    """Normalises its argument in place."""
+
+    def forward(self, x):
+        x -= 1
+        x *= 2
+        return x.sum(1, keepdim=True)
+
+
+def table(tmp_path, content, *options, name="t.csv", out="o.csv", target="none"):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    arguments = ["table", str(tmp_path / name), "--out", str(tmp_path / out), "--target", target]
+    return main([*arguments, "--model", "tests.cli.factories:table", "--baseline", "zero", *options])
+
+
+@pytest.mark.parametrize("target", ["none", "0"])
+def test_a_model_that_works_in_place(target, tmp_path, monkeypatch):
+    monkeypatch.setattr(factories, "table", lambda: InPlace().double())
+    assert table(tmp_path, "a,b\n3,5\n", target=target) == 0
+    values = (tmp_path / "o.csv").read_text().splitlines()[1].split(",")
+    assert [float(value) for value in values[2:5]] == pytest.approx([6, 10, 12])  # 2 a, 2 b and F, not done twice
+
+
+@pytest.mark.parametrize("content", ["a,b,c\n1,2,3,\n4,5,6,\n", "a,b,c\nr1,1,2,3\nr2,4,5,6\n"])
+@pytest.mark.parametrize("options", [[], ["--columns", "a,b,c"]])
+def test_rows_with_more_values_than_the_header(content, options, tmp_path, capsys):
+    assert table(tmp_path, content, *options) == 1
+    assert "has rows with more values than the header has names" in capsys.readouterr().err
+
+
+def test_compressed_tables(tmp_path, capsys):
+    with gzip.open(tmp_path / "t.csv.gz", "wt") as file:
+        file.write("a,b,c\n1,2,3\n")
+    assert table(tmp_path, None, name="t.csv.gz", out="o.csv.gz") == 0
+    with gzip.open(tmp_path / "o.csv.gz", "rt") as file:
+        assert file.readline().startswith("a,b,c,attribution:a")
+    assert table(tmp_path, None, name="t.csv.gz", out="o.csv.zip") == 1
+    assert "--out may be compressed as .gz" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_work(tmp_path, capsys, monkeypatch):
+    calls = []
+    monkeypatch.setattr("igfast.cli.table._explained", lambda *_: calls.append(1))
+    (tmp_path / "o.csv").mkdir()
+    assert table(tmp_path, "a,b,c\n1,2,3\n") == 1
+    assert "is a folder, not a file" in capsys.readouterr().err
+    assert not calls
+
+
+def text(capsys, *arguments):
+    status = main(["text", *map(str, arguments), "--model", "tests.cli.factories:text", "--steps", "5", "--json"])
+    return status, [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_lines_end_where_line_breaks_are(tmp_path, capsys):
+    (tmp_path / "lines.txt").write_bytes("\ufeffone\u2028line\x0bof\x85all\r\ntwo\n".encode())
+    status, lines = text(capsys, "--file", tmp_path / "lines.txt")
+    assert status == 0
+    assert [line["text"] for line in lines] == ["one\u2028line\x0bof\x85all", "two"]
+
+
+def test_a_text_that_fails_leaves_the_others_and_no_file_of_an_earlier_run(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    assert text(capsys, "one", "two", "three", "--out", out)[0] == 0
+
+    class Fails(factories.Classifier):
+        def forward(self, ids, attention_mask):
+            output = super().forward(ids, attention_mask)
+            return output * float("nan") if ids.shape[1] == 6 else output  # of "four"
+
+    monkeypatch.setattr(factories, "text", lambda: (Fails(), factories.Tokenizer()))
+    with pytest.warns(igfast.IgfastWarning):
+        status, lines = text(capsys, "one", "four", "three", "--out", out)
+    assert status == 2
+    assert ["error" in line for line in lines] == [False, True, False]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "0001.html", "0001.safetensors", "0003.html", "0003.safetensors"
+    ]  # fmt: skip
+
+
+def test_a_text_without_tokens_is_one_of_several(capsys, monkeypatch):
+    class Bare(factories.Tokenizer):
+        def __call__(self, text, **options):
+            encoded = super().__call__(text, **options)
+            return factories.Encoded({name: ids[:, 1:-1] for name, ids in encoded.items()})
+
+        def convert_ids_to_tokens(self, ids):
+            return [str(i) for i in ids]
+
+    monkeypatch.setattr(factories, "text", lambda: (factories.Classifier(), Bare()))
+    status, lines = text(capsys, "", "good")
+    assert status == 2
+    assert "has no tokens" in lines[0]["error"]
+    assert "words" in lines[1]
+
+
+def test_files_of_one_name_explained_at_the_same_time(tmp_path):
+    """The second process finds the first one's result when it comes to write its own."""
+    explanation = igfast.IntegratedGradients(factories.table()).explain(torch.rand(1, 3).double())
+    began, found = threading.Barrier(2), []
+
+    def explain(_):
+        began.wait(30)
+        return explanation
+
+    def run(name):
+        (tmp_path / name).touch()
+        job = folder.Job(tmp_path / name, tmp_path / "out" / "x.safetensors", tmp_path / "out" / "x.png")
+        request_of, draw = (lambda path: {"source": str(path)}), (lambda _, path: path.write_text("picture"))
+        found.append(folder._one(job, request_of, explain, draw, True))
+
+    threads = [threading.Thread(target=run, args=(name,)) for name in ("a", "b")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(status for status, _ in found) == ["done", "failed"]
+    assert "choose another --out" in next(said["error"] for status, said in found if status == "failed")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["x.png", "x.safetensors"]
