@@ -20,6 +20,11 @@ from types import ModuleType
 import pybind11
 from setuptools import setup
 
+OLDEST = "2.11"  # of the releases of torch that igfast works with
+
+if not sys.platform.startswith("linux"):
+    raise SystemExit(f"igfast is for Linux, and this is {sys.platform}")
+
 
 def torch_of_environment() -> ModuleType:
     """Returns the torch that igfast is compiled for: that of the environment which igfast is installed into.
@@ -38,6 +43,11 @@ def torch_of_environment() -> ModuleType:
                 "`pip install torch`. Tools that hide the environment from a build (uv, python -m build) need "
                 "`--no-build-isolation`, or `--no-isolation`, with ninja and pybind11 installed too"
             ) from None
+    if tuple(map(int, torch.__version__.split(".")[:2])) < tuple(map(int, OLDEST.split("."))):
+        raise SystemExit(
+            f"igfast is compiled for the torch that it runs with, {OLDEST} or later. This is {torch.__version__}: "
+            "upgrade torch first"
+        )
     return torch
 
 
@@ -145,7 +155,10 @@ class BuildExtension(cpp_extension.BuildExtension):
         if missing := missing_for_cpp():
             raise SystemExit(f"igfast compiles C++ code, and these are missing: {'; '.join(missing)}")
         for extension in self.extensions:
-            extension.define_macros.append(("IGFAST_VERSION", f'"{self.distribution.get_version()}"'))
+            extension.define_macros += [
+                ("IGFAST_VERSION", f'"{self.distribution.get_version()}"'),
+                ("IGFAST_FOR_TORCH", f'"{torch.__version__}"'),  # another torch: every object is compiled anew
+            ]
             extension.extra_objects += self.compiled_by_nvcc(extension.cuda_sources)
         super().build_extensions()
 
@@ -213,10 +226,11 @@ def local_version(extension: cpp_extension.CppExtension) -> str:
     return f"+pt{''.join(RELEASE.split('.')[:2])}{device}"
 
 
+REQUIRED_TORCH = f"torch=={RELEASE}" if FOR_WHEEL else f"torch>={OLDEST}"
 EXTENSION = make_extension()
 setup(
     version=f"0.1.0{local_version(EXTENSION)}",
-    install_requires=[f"torch=={RELEASE}" if FOR_WHEEL else "torch>=2.11", "numpy", "captum>=0.8", "tqdm", "psutil"],
+    install_requires=[REQUIRED_TORCH, "numpy", "captum>=0.9", "tqdm", "psutil"],
     ext_modules=[EXTENSION],
     cmdclass={"build_ext": BuildExtension},
 )

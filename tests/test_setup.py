@@ -142,3 +142,39 @@ def test_a_wheel_names_the_torch_that_it_was_built_for():
     finished = setup("0", IGFAST_WHEEL="1")
     major, minor = torch.__version__.split(".")[:2]
     assert finished.stdout.splitlines()[-1] == f"0.1.0+pt{major}{minor}cpu"
+
+
+def test_an_older_torch_is_an_error_before_the_build():
+    code = """
+import runpy, sys, torch
+torch.__version__ = "2.8.0"
+sys.argv = ["setup.py", "--version"]
+runpy.run_path("setup.py", run_name="__main__")
+"""
+    finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.returncode != 0
+    assert "2.11 or later. This is 2.8.0: upgrade torch first" in finished.stderr
+
+
+def test_another_system_is_an_error():
+    code = "import runpy, sys, setuptools, pybind11; sys.platform = 'darwin'; runpy.run_path('setup.py')"
+    finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "igfast is for Linux, and this is darwin" in finished.stderr
+
+
+def test_the_torch_that_objects_were_compiled_for_is_in_the_command():
+    code = """
+import runpy, sys
+sys.argv = ["setup.py", "--version"]
+command = runpy.run_path("setup.py")["BuildExtension"]
+from torch.utils import cpp_extension
+cpp_extension.BuildExtension.build_extensions = lambda self: print(self.extensions[0].define_macros)
+from setuptools.dist import Distribution
+import types
+extension = types.SimpleNamespace(define_macros=[], extra_objects=[], cuda_sources=[])
+made = command(Distribution({"version": "1"}))
+made.extensions = [extension]
+made.build_extensions()
+"""
+    finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert f"('IGFAST_FOR_TORCH', '\"{torch.__version__}\"')" in finished.stdout

@@ -13,7 +13,13 @@ import torch
 
 from igfast.errors import KernelsError, warn
 
-_REBUILD = "pip install --no-deps --force-reinstall --no-cache-dir . (or `make clean setup`) in igfast's source folder"
+_FOLDER = Path(__file__).parents[2]
+_IN_SOURCES = (_FOLDER / "setup.py").exists()
+_REBUILD = (  # Python that is started in the source folder imports that folder, which only `-e` compiles for
+    f"pip install --no-deps -e . in {_FOLDER}, from where Python imports igfast"
+    if _IN_SOURCES
+    else "pip install --no-deps --force-reinstall --no-cache-dir . in igfast's source folder"
+)
 _NEWEST_TESTED = (2, 15)
 _MARK = re.compile(rb"igfast-built-for-torch=([^;]+);")
 
@@ -54,7 +60,7 @@ def kernels_loaded() -> bool:
     """
     found = importlib.util.find_spec("igfast._C")
     if found is None or found.origin is None:
-        message = f"igfast's compiled operators are not built; rebuild: {_REBUILD}"
+        message = f"igfast's compiled operators are not built; build them: {_REBUILD}"
         if os.environ.get("IGFAST_REQUIRE_KERNELS") == "1":
             raise KernelsError(message)
         warn(f"{message}. Until then slower plain PyTorch is used.")

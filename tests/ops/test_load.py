@@ -119,7 +119,7 @@ def test_without_kernels_plain_pytorch_is_used_and_said_once():
 def test_without_kernels_but_required_is_an_error():
     finished = run_without_kernels(IGFAST_REQUIRE_KERNELS="1")
     assert finished.returncode != 0
-    assert "KernelsError: igfast's compiled operators are not built; rebuild" in finished.stderr
+    assert "KernelsError: igfast's compiled operators are not built; build them: pip" in finished.stderr
 
 
 def run_tests(names, **environment):
