@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import subprocess
+import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -197,7 +199,8 @@ def measure_choices(device: torch.device, workload: Workload) -> Records:
                 calls[name] = partial(call_of(workload, network, laid_out)(igfast, lean=lean), **options)
     with layout_kept():
         figures = compared(device, calls, next(iter(calls)), rounds=2)
-    return [shown(workload, provider, figures[provider]) | {"choice": True} for provider in calls]
+    records = [shown(workload, provider, figures[provider]) for provider in calls]
+    return [{**record, "case": f"{record['case']}, choices", "choice": True} for record in records]
 
 
 def largest_side(fits: Callable[[int], bool], first: int, unit: int) -> int:
@@ -318,9 +321,16 @@ def main() -> None:
     device = device_of(parser, options.cpu)
     where = gpu_origin(device)
     name = where["gpu"].replace(" ", "-").replace("/", "-")
+    failures = 0
     for measure in measurements(options, device):
-        records = [{"benchmark": "gpu", **record, **where} for record in measure()]
-        harness.update(name, records, options.out)
+        try:
+            records = measure()
+        except Exception:  # the others are to be measured all the same
+            traceback.print_exc()
+            failures += 1
+            continue
+        harness.update(name, [{"benchmark": "gpu", **record, **where} for record in records], options.out)
+    sys.exit(failures > 0)
 
 
 if __name__ == "__main__":

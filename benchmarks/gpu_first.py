@@ -1,12 +1,14 @@
 """Runs all tests and measurements of the GPU in parts of limited length, on a machine available for minutes only.
 
-A part that fails or takes too long does not keep the next from running. Each part writes its own log and record files
-at once. build/gpu-package (`make gpu-package`) is used if that folder exists and loads; otherwise igfast is built.
+A part that fails or takes too long does not keep the next from running. Each part adds to one log, and writes its
+records at once. All parts together end within a time. build/gpu-package (`make gpu-package`) is used if that folder
+exists and loads; otherwise igfast is built.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
@@ -14,8 +16,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "build" / "gpu-package"
@@ -35,9 +38,10 @@ print("difference from Captum:", float((got - wanted).norm() / wanted.norm()))
 PRECOMPILE = """
 import sys, torch
 from benchmarks.gpu_cases import Workload, compiled_call
-device, steps, name = torch.device("cuda"), int(sys.argv[1]), sys.argv[2]
-compiled_call(Workload(name, 1, torch.float32), device, steps)()
+device, steps, name, dtype = torch.device("cuda"), int(sys.argv[1]), sys.argv[2], getattr(torch, sys.argv[3])
+compiled_call(Workload(name, 1, dtype), device, steps)()
 """
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -72,39 +76,66 @@ def parts(out: Path, on_cpu: bool, compiled: Sequence[str], networks: Sequence[s
         Part("smoke", 40, [python, "-c", SMOKE]),
         Part("tests", 150, gpu_tests, required),
         Part("operators", 40, [*bench, "--parts", "operators", *small]),
-        Part("choices", 110, [*bench, "--parts", "choices", *small, *some]),
         Part("networks", 150, [*bench, "--parts", "networks", *small, *some, "--compiled", *compiled]),
+        *([] if on_cpu else [Part("image", 60, [*bench, "--parts", "image"])]),
         Part(
             "sanitizer",
             100,
             [*([] if on_cpu else sanitizer), *kernels, *one_each],
             (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"), *required),
         ),
-        *([] if on_cpu else [Part("image", 60, [*bench, "--parts", "image"])]),
+        Part("choices", 110, [*bench, "--parts", "choices", *small, *some]),
     ]
 
 
-def run(part: Part, out: Path, environment: dict[str, str]) -> bool:
-    """Runs a part with its output in a log; whether it succeeded."""
-    began, log = time.monotonic(), out / f"{part.name}.log"
-    with log.open("w") as file:
+@dataclass
+class Runner:
+    """Runs parts one after the other, with their output in one log.
+
+    Attributes:
+        log: the file.
+        environment: of all parts.
+        deadline: when the last part is stopped, of `time.monotonic`.
+    """
+
+    log: Path
+    environment: dict[str, str]
+    deadline: float
+
+    def run(self, part: Part) -> bool:
+        """Runs a part; whether it succeeded. Its processes end with it, also where this one is told to end."""
+        began = time.monotonic()
+        seconds = min(part.seconds, self.deadline - began)
+        if seconds <= 0:
+            print(f"== {part.name}: no time left", flush=True)
+            return False
+        with self.log.open("a") as file:
+            print(f"\n== {part.name}: {' '.join(map(str, part.command))}", file=file, flush=True)
+            try:
+                status = self._status(part, seconds, file)
+            except OSError as error:  # there is no such command
+                status = f"{type(error).__name__}: {error}"
+        print(f"== {part.name}: {status}, {time.monotonic() - began:.0f} s", flush=True)
+        print("\n".join(self.log.read_text(errors="replace").splitlines()[-3:]), flush=True)
+        return status == "exit 0"
+
+    def _status(self, part: Part, seconds: float, file: Any) -> str:
         process = subprocess.Popen(
             part.command,
             cwd=ROOT,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env={**environment, **dict(part.environment)},
+            env={**self.environment, **dict(part.environment)},
             start_new_session=True,
         )
         try:
-            status = f"exit {process.wait(part.seconds)}"
+            return f"exit {process.wait(seconds)}"
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            return f"stopped after {seconds:.0f} s"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            status = f"stopped after {part.seconds} s"
-    print(f"== {part.name}: {status}, {time.monotonic() - began:.0f} s", flush=True)
-    print("\n".join(log.read_text(errors="replace").splitlines()[-3:]), flush=True)
-    return status == "exit 0"
 
 
 def use_package(environment: dict[str, str]) -> None:
@@ -116,26 +147,34 @@ def use_package(environment: dict[str, str]) -> None:
         shutil.copy(built, ROOT / "igfast")
 
 
-def precompile(compiled: Sequence[str], out: Path, environment: dict[str, str]) -> list[subprocess.Popen[bytes]]:
+def precompile(compiled: Sequence[str], environment: dict[str, str]) -> list[subprocess.Popen[bytes]]:
     """Fills the cache of torch.compile while tests run, so that the measurement need not wait for it."""
-    processes = []
-    for name in compiled:
-        command = [sys.executable, "-c", PRECOMPILE, "50", name]
-        with (out / f"precompile-{name.split(',')[0].replace('/', '-')}.txt").open("w") as log:
-            processes.append(subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment))
-    return processes
+    commands = ([sys.executable, "-c", PRECOMPILE, "50", name, dtype] for name in compiled for dtype in DTYPES)
+    return [subprocess.Popen(command, cwd=ROOT, env=environment) for command in commands]
+
+
+def wait_for(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
+    """Waits for processes to end, and kills those that take too long."""
+    deadline = time.monotonic() + seconds
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def main() -> None:
     """Runs all parts, or some."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="the folder of logs and records")
+    parser.add_argument("--out", type=Path, required=True, help="the folder of the log and the records")
     parser.add_argument("--parts", nargs="+", help="their names; all without")
     parser.add_argument("--seconds", nargs="*", default=[], help="other limits, as part=seconds")
+    parser.add_argument("--within", type=float, default=570, help="seconds that all parts together may take")
     parser.add_argument("--compiled", nargs="*", default=[], help="networks that Captum has compiled, too")
     parser.add_argument("--networks", nargs="*", default=[], help="those to measure; all without")
     parser.add_argument("--cpu", action="store_true", help="to try it out, with small sizes")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an exception, so that the parts' processes end too
     options.out.mkdir(parents=True, exist_ok=True)
     out = options.out.resolve()
     limits = dict(pair.split("=") for pair in options.seconds)
@@ -143,27 +182,21 @@ def main() -> None:
     if not options.cpu:
         environment["IGFAST_REQUIRE_KERNELS"] = "1"
     use_package(environment)
-    chosen = [
-        part
-        for part in parts(out, options.cpu, options.compiled, options.networks)
-        if options.parts is None or part.name in options.parts
-    ]
-    smoke = parts(out, options.cpu, (), ())[0]
-    if not run(smoke, out, environment) and not options.cpu:
+    runner = Runner(out / "log.txt", environment, time.monotonic() + options.within)
+    all_parts = parts(out, options.cpu, options.compiled, options.networks)
+    smoke, chosen = all_parts[0], [part for part in all_parts[1:] if part.name in (options.parts or [part.name])]
+    if not runner.run(smoke) and not options.cpu:
         build = [sys.executable, "setup.py", "--quiet", "egg_info", "build_ext", "--inplace", "--force"]
-        run(Part("build", 150, build, (("IGFAST_CUDA", "1"), ("TORCH_CUDA_ARCH_LIST", "9.0"))), out, environment)
-        run(smoke, out, environment)
-    compiling = precompile([] if options.cpu else options.compiled, out, environment)
-    for part in chosen:
-        if part.name in ("operators", "choices", "networks"):
-            for process in compiling:
-                process.wait()
-        if part.name != "smoke":
-            run(
-                Part(part.name, int(limits.get(part.name, part.seconds)), part.command, part.environment),
-                out,
-                environment,
-            )
+        runner.run(Part("build", 150, build, (("IGFAST_CUDA", "1"), ("TORCH_CUDA_ARCH_LIST", "9.0"))))
+        runner.run(smoke)
+    compiling = precompile([] if options.cpu else options.compiled, environment)
+    try:
+        for part in chosen:
+            if part.name in ("operators", "choices", "networks"):  # which must have the GPU for themselves
+                wait_for(compiling, 120)
+            runner.run(replace(part, seconds=int(limits.get(part.name, part.seconds))))
+    finally:
+        wait_for(compiling, 0)
 
 
 if __name__ == "__main__":

@@ -169,8 +169,9 @@ def in_own_process(module: str, *arguments: str) -> dict[str, Any]:
 def write(name: str, records: Sequence[Mapping[str, Any]], folder: Path = RESULTS) -> Path:
     """Replaces <name>.jsonl; every record carries its origin, one that was read from a file its own."""
     path, where = folder / f"{name}.jsonl", origin()
-    path.write_text("".join(json.dumps({**where, **record}) + "\n" for record in records))
-    return path
+    temporary = path.with_suffix(".part")  # a process that is stopped while it writes leaves the old records
+    temporary.write_text("".join(json.dumps({**where, **record}) + "\n" for record in records))
+    return temporary.replace(path)
 
 
 def update(name: str, records: Sequence[Mapping[str, Any]], folder: Path = RESULTS) -> Path:
