@@ -137,11 +137,12 @@ def gradient_shap() -> list[str]:
     """Many baselines: time and memory of igfast and Captum."""
     records = [r for r in harness.read("many") if "peak_bytes" in r]
     case = records[0]["case"].split(", ", 1)[1].removesuffix(", float32")
-    lines = [f"| {case} | igfast | captum | time and memory, captum / igfast |", "|---|---|---|---|"]
+    lines = [f"| {case} | igfast | captum | time and memory, captum / igfast | difference |", "|---|---|---|---|---|"]
     for ours, theirs in zip(records[::2], records[1::2], strict=True):
         each = (f"{r['seconds']['p50']:.1f} s, {r['peak_bytes'] / 2**20:.0f} MiB" for r in (ours, theirs))
         ratios = f"{theirs['time_ratio']:.1f} x, {theirs['peak_bytes'] / ours['peak_bytes']:.1f} x"
-        lines.append(f"| `{ours['case'].split(',')[0]}` | {' | '.join(each)} | {ratios} |")
+        difference = f"{theirs['difference']:.0e}"
+        lines.append(f"| `{ours['case'].split(',')[0]}` | {' | '.join(each)} | {ratios} | {difference} |")
     return lines
 
 
