@@ -32,7 +32,8 @@ def rerun_modules(module: nn.Module | None) -> list[nn.Module]:
 def rerun(mode: Any, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Runs a module so that autograd keeps its input alone; in single precision, a norm keeps no more than that.
 
-    Not under hooks on saved tensors, as the lean `mode` has it: a checkpoint would find other tensors when it runs again.
+    Not under hooks on saved tensors, unless the lean `mode` ignores them: a checkpoint would find other tensors when it
+    runs again.
     """
     if kwargs or len(args) != 1 or type(args[0]) is not Tensor:
         return forward(*args, **kwargs)
