@@ -9,27 +9,24 @@ import torch
 
 @dataclass(frozen=True)
 class RandomState:
-    """Saved states of PyTorch's generators on the CPU and, optionally, on a CUDA device.
+    """Saved states of PyTorch's generators.
 
     Attributes:
         cpu: the state of the CPU's generator.
-        device: a CUDA device, or None.
-        cuda: the state of that device's generator, or None.
+        cuda: the state of each CUDA device's generator; empty where CUDA is not in use.
     """
 
     cpu: torch.Tensor
-    device: torch.device | None = None
-    cuda: torch.Tensor | None = None
+    cuda: tuple[torch.Tensor, ...] = ()
 
     def restore(self) -> None:
         """Sets the generators to the saved states."""
         torch.set_rng_state(self.cpu)
-        if self.device is not None and self.cuda is not None:
-            torch.cuda.set_rng_state(self.cuda, self.device)
+        for index, state in enumerate(self.cuda):
+            torch.cuda.set_rng_state(state, index)
 
 
-def random_state(device: torch.device) -> RandomState:
-    """Returns the current states of the generators that a model on a device draws from."""
-    if device.type != "cuda":
-        return RandomState(torch.get_rng_state())
-    return RandomState(torch.get_rng_state(), device, torch.cuda.get_rng_state(device))
+def random_state() -> RandomState:
+    """Returns the current states of all generators: a model's layers may be on other devices than its inputs."""
+    cuda = tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else ()
+    return RandomState(torch.get_rng_state(), cuda)

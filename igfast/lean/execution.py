@@ -16,6 +16,7 @@ from igfast.errors import LeanError, warn
 from igfast.lean.lending import acting
 from igfast.lean.recompute import Gradients, NotRecomputableError, Tape, repeated_blocks
 from igfast.lean.rerun import rerun, rerun_modules
+from igfast.memory.offload import Offload
 from igfast.memory.recovery import is_out_of_memory
 from igfast.ops._load import kernels_loaded
 from igfast.rng import random_state
@@ -32,7 +33,6 @@ class LeanExecution:
         required: raise LeanError instead of falling back to plain autograd.
         module: the module behind the forward function; its repeated blocks can be recomputed.
         hooked: modules whose hooks a recomputation would miss.
-        device: the device of the inputs; None means the CPU.
         recomputes: whether repeated blocks may be recomputed.
 
     Attributes:
@@ -47,7 +47,6 @@ class LeanExecution:
         required: bool = False,
         module: nn.Module | None = None,
         hooked: Sequence[nn.Module] = (),
-        device: torch.device | None = None,
         recomputes: bool = True,
     ) -> None:
         if off_because and required:
@@ -58,7 +57,6 @@ class LeanExecution:
         self._mode = None if off_because else _new_mode()
         self._module = module
         self._hooked = hooked
-        self._device = device or torch.device("cpu")
         self._tape: Tape | None = None
         self.recomputes = recomputes
         self._tried_recomputing = False
@@ -79,7 +77,7 @@ class LeanExecution:
         """Returns the context manager to enter around the forward pass."""
         if self._tape is None and not self._offloads:
             return self._leanly()
-        return self._saving()
+        return self._saving(self._mode, self._tape)
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
@@ -130,20 +128,26 @@ class LeanExecution:
             yield
 
     @contextmanager
-    def _saving(self) -> Iterator[None]:
+    def _saving(self, mode: Any, tape: Tape | None) -> Iterator[None]:
         with ExitStack() as stack:
             if self._offloads:
-                stack.enter_context(torch.autograd.graph.save_on_cpu(pin_memory=True))
-            stack.enter_context(self._leanly())
-            if self._mode is not None and not self.off_because:
-                stack.enter_context(self._mode.ignoring_hooks())
-            if self._tape is not None:
-                stack.enter_context(self._tape.recording())
+                offload = Offload(self._weights())
+                stack.enter_context(offload)
+                if mode is not None:
+                    mode.ignored = offload.pack_hook
+            stack.enter_context(self._leanly(mode))
+            if tape is not None:
+                stack.enter_context(tape.recording())
             yield
+
+    def _weights(self) -> Iterator[Tensor]:
+        if self._module is not None:
+            yield from self._module.parameters()
+            yield from self._module.buffers()
 
     def _again(self) -> AbstractContextManager[Any]:
         """Returns the context in which a block runs again: it counts nothing."""
-        return nullcontext() if self.off_because else self._leanly(_new_mode())
+        return self._saving(None if self.off_because else _new_mode(), None)
 
     def attempt(self, evaluate: Callable[[], _Result]) -> _Result:
         """Evaluates a chunk, and falls back to plain autograd from then on if only lean execution raises.
@@ -155,7 +159,7 @@ class LeanExecution:
             evaluate = functools.partial(self._evaluate_recomputing, evaluate, self._tape)
         if self.off_because:
             return evaluate()
-        before = random_state(self._device)
+        before = random_state()
         try:
             return evaluate()
         except Exception as error:  # a model may raise any type
@@ -184,7 +188,7 @@ class LeanExecution:
 
         Raises MemoryError then, unless later measures were taken too.
         """
-        before = random_state(self._device)
+        before = random_state()
         try:
             return evaluate()
         except NotRecomputableError as error:

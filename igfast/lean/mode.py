@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,24 +30,20 @@ class LeanMode(TorchFunctionMode):
     Attributes:
         swapped: how many calls of each function were replaced.
         plain: how many calls of functions in the table were not replaced, by function and reason.
-        ignores_hooks: whether to replace calls under saved-tensor hooks too. The hooks then see other tensors, and a
-            checkpoint must also recompute under a lean mode.
+        ignored: the hook on saved tensors under which calls are replaced all the same: it packs whatever is saved. A
+            checkpoint's hook must find the same tensors when it runs again, without the mode.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.swapped: Counter[str] = Counter()
         self.plain: Counter[tuple[str, str]] = Counter()
-        self.ignores_hooks = False
+        self.ignored: Callable[..., Any] | None = None
 
-    @contextmanager
-    def ignoring_hooks(self) -> Iterator[None]:
-        """Replaces calls under saved-tensor hooks too, during the block."""
-        before, self.ignores_hooks = self.ignores_hooks, True
-        try:
-            yield
-        finally:
-            self.ignores_hooks = before
+    def is_hooked(self) -> bool:
+        """Returns whether a hook on saved tensors is active that is not ignored."""
+        hooks = _saved_tensors_hooks(True)
+        return hooks is not None and hooks[0] is not self.ignored
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -60,7 +55,7 @@ class LeanMode(TorchFunctionMode):
             return func(*args, **kwargs) if kwargs else func(*args)
         if not _ORDINARY.issuperset(types):
             result = Plain("a tensor subclass")
-        elif _saved_tensors_hooks(True) is not None and not self.ignores_hooks:
+        elif self.is_hooked():
             result = Plain("hooks on saved tensors")
         else:
             result = handler(*args, **kwargs) if kwargs else handler(*args)

@@ -40,8 +40,7 @@ def rerun(mode: Any, forward: Callable[..., Any], args: tuple[Any, ...], kwargs:
     (x,) = args
     if not (torch.is_grad_enabled() and x.requires_grad) or torch.is_autocast_enabled(x.device.type):
         return forward(x)
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    if hooks is not None and not mode.ignores_hooks:
+    if mode.is_hooked():
         return forward(x)
     if _is_norm(getattr(forward, "__self__", None)) and x.dtype.itemsize >= 4:
         return forward(x)

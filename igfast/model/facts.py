@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from igfast.errors import IgfastError, InputError
 from igfast.lean import compiled
+from igfast.memory.offload import storage_of
 from igfast.memory.recovery import free_memory, is_out_of_memory
 from igfast.model.channels_last import ConvolutionWatch, in_channels_last
 from igfast.model.forward import ForwardFunction
@@ -105,7 +106,7 @@ def discover(evaluator: ForwardFunction) -> tuple[Facts, Any]:
     why_whole = evaluator.why_whole_steps()
     is_compiled = compiled(evaluator.forward_func, module_of(evaluator.forward_func))
     watch = ConvolutionWatch()
-    output, before = None, random_state(evaluator.inputs.device)
+    output, before = None, random_state()
     try:
         with nullcontext() if is_compiled else watch:
             output = evaluator.own_output()
@@ -138,18 +139,18 @@ def plain_bytes(evaluator: ForwardFunction, limit: int) -> int:
     Returns `UNKNOWN` if these are more than `limit`, or if the call fails under hooks on saved tensors. The evaluator
     must not be in lean execution.
     """
-    weights = {_storage_of(weight) for part in modules_behind(evaluator.forward_func) for weight in part.parameters()}
+    weights = {storage_of(weight) for part in modules_behind(evaluator.forward_func) for weight in part.parameters()}
     kept: dict[object, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        storage = _storage_of(tensor)
+        storage = storage_of(tensor)
         if storage is None or storage not in weights:
             kept[storage or object()] = tensor.nbytes if storage is None else tensor.untyped_storage().nbytes()
             if sum(kept.values()) > limit:
                 raise MemoryError("more than that")
         return tensor.detach()  # the tensor itself would be held by its own graph
 
-    before = random_state(evaluator.inputs.device)
+    before = random_state()
     try:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             evaluator.output_with_graph(evaluator.inputs.x, evaluator.all_examples())
@@ -160,14 +161,6 @@ def plain_bytes(evaluator: ForwardFunction, limit: int) -> int:
     return sum(kept.values())
 
 
-def _storage_of(tensor: Tensor) -> int | None:
-    """Returns the address of a tensor's memory; None for tensors without, such as lazy weights and some subclasses."""
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except Exception:  # subclasses raise what they like
-        return None
-
-
 def _takes_channels_last(evaluator: ForwardFunction, output: Any) -> bool:
     """Returns whether channels-last images give the caller's own call the same output, up to rounding.
 
@@ -176,7 +169,7 @@ def _takes_channels_last(evaluator: ForwardFunction, output: Any) -> bool:
     images = tuple(map(in_channels_last, evaluator.inputs.x))
     if all(image is x for image, x in zip(images, evaluator.inputs.x, strict=True)):
         return False
-    before = random_state(evaluator.inputs.device)
+    before = random_state()
     try:
         other = evaluator.comparable(evaluator.output(images, evaluator.all_examples()))
     except Exception as error:  # a model may raise anything for another layout: `view` does
@@ -213,7 +206,7 @@ def _drops_one_row(evaluator: ForwardFunction, output: Tensor) -> bool:
     if evaluator.inputs.batch > 1 or (output.dim() > 0 and output.shape[0] == 1):
         return False
     twice = tuple(x.expand(2, *x.shape[1:]).contiguous() for x in evaluator.inputs.x)
-    before = random_state(evaluator.inputs.device)
+    before = random_state()
     try:
         of_two = evaluator.output(twice, torch.zeros(2, dtype=torch.int64, device=evaluator.inputs.device))
     except Exception:  # a model may raise anything for two rows

@@ -223,7 +223,7 @@ class Run:
         forward_func, lean = self.evaluator.forward_func, self.options.lean
         module, device = module_of(forward_func), self.evaluator.inputs.device
         if lean is False:
-            return LeanExecution("lean=False", False, module, self.hooked, device, facts.recomputes), facts
+            return LeanExecution("lean=False", False, module, self.hooked, facts.recomputes), facts
         because = (facts.not_lean if lean == "auto" else "") or why_not(forward_func, module)
         if not because and lean == "auto" and not facts.why_whole and self._may_be_small(n_steps):
             known = facts.plain_bytes
@@ -231,7 +231,7 @@ class Run:
             facts = replace(facts, plain_bytes=kept)
             if self._is_small(kept * n_steps):
                 because = f"plain autograd keeps little here, and is faster on {device}"
-        return LeanExecution(because, lean is True, module, self.hooked, device, facts.recomputes), facts
+        return LeanExecution(because, lean is True, module, self.hooked, facts.recomputes), facts
 
     def _may_be_small(self, n_steps: int) -> bool:
         """Returns whether plain autograd may be faster and need little memory; it keeps the inputs at least."""
@@ -249,7 +249,7 @@ class Run:
             self._take(facts)
             if facts.why_whole:
                 self._notes.append(f"whole steps, one at a time: {facts.why_whole}")
-            plan, before = self._planned(quadrature, facts), random_state(self.evaluator.inputs.device)
+            plan, before = self._planned(quadrature, facts), random_state()
             try:
                 facts = self._run(quadrature, sums, plan, facts)
             except RowsDependError as error:

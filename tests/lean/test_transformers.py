@@ -62,10 +62,10 @@ def kept_bytes(network):
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    lean._mode.ignored = keep
     with (
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         lean.active(),
-        lean._mode.ignoring_hooks(),
     ):
         output = network(inputs_embeds=x, use_cache=False).last_hidden_state
     assert output.requires_grad
@@ -102,11 +102,17 @@ def test_products_with_activations(activation, turned):
     results = []
     for mode in (None, lean):
         saved = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=saved: s.append(t.data_ptr()) or t, lambda t: t):
+
+        def keep(tensor, saved=saved):
+            saved.append(tensor.data_ptr())
+            return tensor
+
+        lean._mode.ignored = keep
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             if mode is None:
                 y = activation(x) * up if not turned else up * activation(x)
             else:
-                with mode.active(), mode._mode.ignoring_hooks():
+                with mode.active():
                     y = activation(x) * up if not turned else up * activation(x)
         results.append((y, *torch.autograd.grad(y.sin().sum(), (x, up)), len(set(saved))))
     for wanted, got in zip(*(r[:3] for r in results), strict=True):

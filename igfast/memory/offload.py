@@ -1,0 +1,43 @@
+"""Keeps in main memory what the backward pass needs, in the place of a GPU's memory; weights stay where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def storage_of(tensor: Tensor) -> int | None:
+    """Returns the address of a tensor's memory; None for tensors without, such as lazy weights and some subclasses."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except Exception:  # subclasses raise what they like
+        return None
+
+
+class Offload(torch.autograd.graph.saved_tensors_hooks):
+    """A block in which tensors that autograd saves are copied to main memory, and back when they are needed.
+
+    Args:
+        weights: tensors that are not copied, because the model holds their memory anyway.
+    """
+
+    def __init__(self, weights: Iterable[Tensor]) -> None:
+        kept = {storage_of(weight) for weight in weights} - {None}
+
+        def pack(tensor: Tensor) -> Any:
+            if storage_of(tensor) in kept:
+                return tensor
+            copy = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+            return tensor.device, copy.copy_(tensor)
+
+        def unpack(packed: Any) -> Tensor:
+            if isinstance(packed, Tensor):
+                return packed
+            device, copy = packed
+            back: Tensor = copy.to(device, non_blocking=True)
+            return back
+
+        super().__init__(pack, unpack)
