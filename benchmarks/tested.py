@@ -17,8 +17,14 @@ from typing import Any
 from benchmarks import harness
 
 ROOT = Path(__file__).parent.parent
-TESTS = ("tests/attr", "tests/lean", "tests/model", "tests/ops", "tests/properties", "tests/test_patching.py")
-PACKAGES = ("pytest", "pytest-benchmark", "hypothesis")
+FOLDERS = ("attr", "baselines", "diagnosis", "explanation", "lean", "llm", "memory", "model", "ops", "run", "viz")
+TESTS = (
+    *(f"tests/{folder}" for folder in FOLDERS),
+    "tests/properties",
+    "tests/test_alibi.py",
+    "tests/test_patching.py",
+)
+PACKAGES = ("pytest", "pytest-benchmark", "pytest-xdist", "hypothesis")
 
 
 def environment(python: str, torch: str) -> Path:
@@ -42,11 +48,11 @@ def tested(python: str, torch: str) -> dict[str, Any]:
     shutil.copytree(ROOT / "tests", copy / "tests")
     shutil.copy(ROOT / "pyproject.toml", copy)
     began = time.monotonic()
-    command = [interpreter, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
+    command = [interpreter, "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", "-p", "no:cacheprovider", *TESTS]
     run = subprocess.run(
         command,
         cwd=copy,
-        env={**os.environ, "IGFAST_REQUIRE_KERNELS": "1"},
+        env={**os.environ, "IGFAST_REQUIRE_KERNELS": "1", "OMP_WAIT_POLICY": "passive"},
         stdout=subprocess.PIPE,
         text=True,
         check=False,
