@@ -18,7 +18,7 @@ from igfast.memory.recovery import free_memory, is_out_of_memory
 from igfast.model.channels_last import ConvolutionWatch, in_channels_last
 from igfast.model.forward import ForwardFunction
 from igfast.model.independence import distance, is_autocast, rounding
-from igfast.model.state import Remembered, module_of, modules_behind, number_of
+from igfast.model.state import Remembered, lasting_parts, module_of, modules_behind, number_of
 from igfast.rng import random_state
 
 UNKNOWN = sys.maxsize
@@ -69,7 +69,7 @@ def key_of(evaluator: ForwardFunction, kind: Hashable) -> Hashable:
     forward_func = evaluator.forward_func
     of_inputs = tuple((x.shape, x.stride(), x.dtype, x.device) for x in evaluator.inputs.x)
     modules = modules_behind(forward_func)
-    parts = tuple(_key_of_part(part) for module in modules for part in module.modules())
+    parts = tuple(_key_of_part(part) for module in modules for part in lasting_parts(module))
     differentiates = any(weight.requires_grad for module in modules for weight in module.parameters())
     autocast = is_autocast(evaluator.inputs.device.type)
     function = getattr(forward_func, "__func__", None)  # bound methods have one
@@ -79,11 +79,13 @@ def key_of(evaluator: ForwardFunction, kind: Hashable) -> Hashable:
 
 def _key_of_part(part: nn.Module) -> Hashable:
     """Returns what of a module decides whether its rows are independent, as far as that is seen."""
-    missing = tuple(buffer is None for buffer in part._buffers.values())  # batch norm without statistics, say
-    hooks: list[int] = []
+    key: tuple[Hashable, ...] = number_of(part), part.training
+    if part._buffers:
+        key += tuple(buffer is None for buffer in part._buffers.values())  # batch norm without statistics, say
     for given in (part._forward_pre_hooks, part._forward_hooks):
-        hooks += [number for number, hook in given.items() if not _is_ours(hook)]
-    return number_of(part), part.training, missing, *hooks
+        if given:
+            key += tuple(number for number, hook in given.items() if not _is_ours(hook))
+    return key
 
 
 def _is_ours(hook: Any) -> bool:

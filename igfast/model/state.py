@@ -72,11 +72,17 @@ def _lasting(module: Any) -> Any:
 
 
 def number_of(module: nn.Module) -> int:
-    """Returns a number that no other lasting module has or had."""
-    module = _lasting(module)
-    if module not in _numbers:
-        _numbers[module] = next(_next_number)
-    return _numbers[module]
+    """Returns a number that no other module has or had."""
+    number = _numbers.get(module)
+    if number is None:
+        number = _numbers[module] = next(_next_number)
+    return number
+
+
+def lasting_parts(module: nn.Module) -> Iterator[nn.Module]:
+    """Yields a module and its parts; in the place of a module that is made for one call, what it names."""
+    yield _lasting(module)
+    yield from (part for part in module.modules() if part is not module)
 
 
 def _holder(forward_func: Callable[..., Any]) -> Any:
