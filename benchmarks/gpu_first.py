@@ -193,7 +193,7 @@ def main() -> None:
     try:
         for part in chosen:
             if part.name in ("operators", "choices", "networks"):  # which must have the GPU for themselves
-                wait_for(compiling, 120)
+                wait_for(compiling, min(120, runner.deadline - time.monotonic()))
             runner.run(replace(part, seconds=int(limits.get(part.name, part.seconds))))
     finally:
         wait_for(compiling, 0)

@@ -9,24 +9,27 @@ import torch
 
 @dataclass(frozen=True)
 class RandomState:
-    """Saved states of PyTorch's generators.
+    """Saved states of PyTorch's generators on the CPU and, optionally, on a CUDA device.
 
     Attributes:
         cpu: the state of the CPU's generator.
-        cuda: the state of each CUDA device's generator; empty where CUDA is not in use.
+        device: a CUDA device, or None.
+        cuda: the state of that device's generator, or None.
     """
 
     cpu: torch.Tensor
-    cuda: tuple[torch.Tensor, ...] = ()
+    device: torch.device | None = None
+    cuda: torch.Tensor | None = None
 
     def restore(self) -> None:
         """Sets the generators to the saved states."""
         torch.set_rng_state(self.cpu)
-        for index, state in enumerate(self.cuda):
-            torch.cuda.set_rng_state(state, index)
+        if self.device is not None and self.cuda is not None:
+            torch.cuda.set_rng_state(self.cuda, self.device)
 
 
-def random_state() -> RandomState:
-    """Returns the current states of all generators: a model's layers may be on other devices than its inputs."""
-    cuda = tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else ()
-    return RandomState(torch.get_rng_state(), cuda)
+def random_state(device: torch.device) -> RandomState:
+    """Returns the current states of the generators that a model on a device draws from."""
+    if device.type != "cuda":
+        return RandomState(torch.get_rng_state())
+    return RandomState(torch.get_rng_state(), device, torch.cuda.get_rng_state(device))

@@ -266,7 +266,7 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains):
         n_rows = len(alphas)
         with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
             points = points_at(parse_inputs(inputs, baselines), alphas)
-            before = random_state()
+            before = random_state(alphas.device)
             try:
                 values, output = self._values(points, args, at_input)
                 if Target().n_entries(output) != n_rows:

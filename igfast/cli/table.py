@@ -19,7 +19,7 @@ from igfast.explanation.files import written
 from igfast.packages import needed
 
 _BLOCK = 4096  # rows, between which the bar moves
-_COMPRESSION = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
+_COMPRESSION = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz"}
 
 
 def explain_table(
@@ -55,7 +55,7 @@ def explain_table(
     is_parquet = _is_parquet(data)
     if is_parquet != _is_parquet(out):
         raise CommandError(f"--out must have the format of {data}; got {out}")
-    if out.suffix.lower() in (".zip", ".tar"):
+    if out.suffix.lower() in (".zip", ".tar", ".zst"):
         raise CommandError(f"--out may be compressed as {', '.join(_COMPRESSION)}; got {out}")
     try:
         table = pandas.read_parquet(data) if is_parquet else pandas.read_csv(data)

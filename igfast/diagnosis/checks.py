@@ -71,7 +71,7 @@ def diagnose(
     if n_steps < 2 or max_steps < n_steps:
         raise ArgumentError(f"n_steps must be at least 2 and max_steps at least n_steps; got {n_steps} and {max_steps}")
     subject = Subject.of(model, inputs, target, baselines, additional_forward_args)
-    before = random_state()
+    before = random_state(subject.inputs[0].device)
     try:
         with buffers_restored(model):
             return _diagnosed(subject, n_steps, max_steps)

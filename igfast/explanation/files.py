@@ -83,7 +83,7 @@ def written(path: Path) -> Iterator[Path]:
     """
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, not a file that can be written")
-    is_device = path.exists() and not path.is_file()
+    is_device = str(path.absolute()).startswith(("/dev/", "/proc/")) or (path.exists() and not path.is_file())
     path = path if is_device else path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = None if is_device else path.parent
@@ -92,7 +92,8 @@ def written(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         if is_device:
-            path.write_bytes(temporary.read_bytes())
+            with path.open("ab") as device:  # not "wb", which would empty a file that a shell has put there
+                device.write(temporary.read_bytes())
         else:
             temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)

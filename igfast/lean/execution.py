@@ -33,7 +33,9 @@ class LeanExecution:
         required: raise LeanError instead of falling back to plain autograd.
         module: the module behind the forward function; its repeated blocks can be recomputed.
         hooked: modules whose hooks a recomputation would miss.
+        device: the device of the inputs; None means the CPU.
         recomputes: whether repeated blocks may be recomputed.
+        weighty: all modules behind the forward function, whose weights stay where they are.
 
     Attributes:
         recomputes: False from the start, or once a block did something else when it ran again.
@@ -47,7 +49,9 @@ class LeanExecution:
         required: bool = False,
         module: nn.Module | None = None,
         hooked: Sequence[nn.Module] = (),
+        device: torch.device | None = None,
         recomputes: bool = True,
+        weighty: Sequence[nn.Module] = (),
     ) -> None:
         if off_because and required:
             raise LeanError(f"lean=True, but lean execution is not possible: {off_because}")
@@ -57,6 +61,8 @@ class LeanExecution:
         self._mode = None if off_because else _new_mode()
         self._module = module
         self._hooked = hooked
+        self._device = device or torch.device("cpu")
+        self._weighty = weighty
         self._tape: Tape | None = None
         self.recomputes = recomputes
         self._tried_recomputing = False
@@ -141,9 +147,8 @@ class LeanExecution:
             yield
 
     def _weights(self) -> Iterator[Tensor]:
-        if self._module is not None:
-            yield from self._module.parameters()
-            yield from self._module.buffers()
+        for module in self._weighty:
+            yield from module.parameters()
 
     def _again(self) -> AbstractContextManager[Any]:
         """Returns the context in which a block runs again: it counts nothing."""
@@ -159,7 +164,7 @@ class LeanExecution:
             evaluate = functools.partial(self._evaluate_recomputing, evaluate, self._tape)
         if self.off_because:
             return evaluate()
-        before = random_state()
+        before = random_state(self._device)
         try:
             return evaluate()
         except Exception as error:  # a model may raise any type
@@ -188,7 +193,7 @@ class LeanExecution:
 
         Raises MemoryError then, unless later measures were taken too.
         """
-        before = random_state()
+        before = random_state(self._device)
         try:
             return evaluate()
         except NotRecomputableError as error:

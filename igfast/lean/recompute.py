@@ -111,7 +111,7 @@ class Tape:
         if not torch.is_grad_enabled() or not places:
             return forward(*args, **kwargs)
         inputs = [values[place] for place in places]
-        before, versions = _random_state_for(block), [value._version for value in inputs]
+        before, versions = _random_state_for(block, inputs[0].device), [value._version for value in inputs]
         mode = _autocast(inputs[0].device.type)
 
         def run(given: Sequence[Tensor]) -> list[Tensor]:
@@ -155,7 +155,7 @@ class Tape:
         """Passes the gradients of a call's outputs on to what its inputs were computed from."""
         arrived = [[of_target.pop(id(end), None) for end in call.ends] for of_target in found]
         inputs = [value.detach().requires_grad_() for value in call.inputs]
-        now = random_state() if call.random is not None else None
+        now = random_state(inputs[0].device) if call.random is not None else None
         if call.random is not None:
             call.random.restore()
         try:
@@ -182,11 +182,16 @@ class Tape:
 
 @contextmanager
 def _failures() -> Iterator[None]:
-    """Raises NotRecomputableError for what a model raises in the block: without a graph, or when it runs again."""
+    """Raises NotRecomputableError for what a model raises in the block: without a graph, or when it runs again.
+
+    Lean execution refuses by a NotImplementedError, and a warning is an error where the user has it so.
+    """
     try:
         yield
+    except (NotRecomputableError, NotImplementedError, Warning):
+        raise
     except Exception as error:  # a model may raise anything
-        if isinstance(error, NotRecomputableError) or is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise
         raise NotRecomputableError(f"{type(error).__name__}: {error}") from error
 
@@ -306,8 +311,8 @@ def _parts(value: Tensor) -> tuple[Tensor, ...]:
     return value.tensor_split(min(len(value), _PARTS)) if value.dim() else (value,)
 
 
-def _random_state_for(block: nn.Module) -> RandomState | None:
-    return random_state() if any(part.training for part in block.modules()) else None
+def _random_state_for(block: nn.Module, device: torch.device) -> RandomState | None:
+    return random_state(device) if any(part.training for part in block.modules()) else None
 
 
 def _autocast(device: str) -> Callable[[], AbstractContextManager[object]]:

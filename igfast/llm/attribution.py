@@ -186,7 +186,7 @@ class LLMGradientAttribution(captum.attr.LLMGradientAttribution):
     def _found(self, method: Method, question: Question, asked: Asked, one_pass: Literal["auto", True, False]) -> Found:
         """Returns the attributions from one pass for all tokens, or token by token where that gives other numbers."""
         if one_pass is not False:
-            before = random_state()
+            before = random_state(self.device)
             try:
                 return question.at_once(method, asked)
             except OnePassError as error:

@@ -21,23 +21,27 @@ class Offload(torch.autograd.graph.saved_tensors_hooks):
     """A block in which tensors that autograd saves are copied to main memory, and back when they are needed.
 
     Args:
-        weights: tensors that are not copied, because the model holds their memory anyway.
+        weights: tensors that are not copied, because the model holds their memory anyway. Writing to one before the
+            backward pass raises RuntimeError then.
     """
 
     def __init__(self, weights: Iterable[Tensor]) -> None:
         kept = {storage_of(weight) for weight in weights} - {None}
 
-        def pack(tensor: Tensor) -> Any:
+        def pack(tensor: Tensor) -> tuple[Tensor, Any]:
             if storage_of(tensor) in kept:
-                return tensor
+                return tensor, tensor._version
+            if tensor.layout is not torch.strided:
+                return tensor.cpu(), tensor.device
             copy = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
-            return tensor.device, copy.copy_(tensor)
+            return copy.copy_(tensor), tensor.device
 
-        def unpack(packed: Any) -> Tensor:
-            if isinstance(packed, Tensor):
-                return packed
-            device, copy = packed
-            back: Tensor = copy.to(device, non_blocking=True)
-            return back
+        def unpack(packed: tuple[Tensor, Any]) -> Tensor:
+            tensor, origin = packed
+            if isinstance(origin, torch.device):
+                return tensor.to(origin, non_blocking=True)
+            if tensor._version != origin:
+                raise RuntimeError("igfast: a weight was modified by an inplace operation before the backward pass")
+            return tensor
 
         super().__init__(pack, unpack)

@@ -108,7 +108,7 @@ def discover(evaluator: ForwardFunction) -> tuple[Facts, Any]:
     why_whole = evaluator.why_whole_steps()
     is_compiled = compiled(evaluator.forward_func, module_of(evaluator.forward_func))
     watch = ConvolutionWatch()
-    output, before = None, random_state()
+    output, before = None, random_state(evaluator.inputs.device)
     try:
         with nullcontext() if is_compiled else watch:
             output = evaluator.own_output()
@@ -152,7 +152,7 @@ def plain_bytes(evaluator: ForwardFunction, limit: int) -> int:
                 raise MemoryError("more than that")
         return tensor.detach()  # the tensor itself would be held by its own graph
 
-    before = random_state()
+    before = random_state(evaluator.inputs.device)
     try:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             evaluator.output_with_graph(evaluator.inputs.x, evaluator.all_examples())
@@ -171,7 +171,7 @@ def _takes_channels_last(evaluator: ForwardFunction, output: Any) -> bool:
     images = tuple(map(in_channels_last, evaluator.inputs.x))
     if all(image is x for image, x in zip(images, evaluator.inputs.x, strict=True)):
         return False
-    before = random_state()
+    before = random_state(evaluator.inputs.device)
     try:
         other = evaluator.comparable(evaluator.output(images, evaluator.all_examples()))
     except Exception as error:  # a model may raise anything for another layout: `view` does
@@ -208,7 +208,7 @@ def _drops_one_row(evaluator: ForwardFunction, output: Tensor) -> bool:
     if evaluator.inputs.batch > 1 or (output.dim() > 0 and output.shape[0] == 1):
         return False
     twice = tuple(x.expand(2, *x.shape[1:]).contiguous() for x in evaluator.inputs.x)
-    before = random_state()
+    before = random_state(evaluator.inputs.device)
     try:
         of_two = evaluator.output(twice, torch.zeros(2, dtype=torch.int64, device=evaluator.inputs.device))
     except Exception:  # a model may raise anything for two rows

@@ -319,7 +319,7 @@ def with_top_targets(evaluator: _Forward, targets: object) -> _Forward:
         return evaluator
     if evaluator.inputs.batch == 0:
         return replace(evaluator, targets=(Target((0,)),) * targets)
-    before = random_state()
+    before = random_state(evaluator.inputs.device)
     try:
         output = evaluator.own_output()
     except Exception as error:

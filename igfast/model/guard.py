@@ -82,7 +82,7 @@ class Guard:
             index[part] = example[part]
             return evaluator.comparable(evaluator.output(tuple(p.index_select(0, index) for p in x), index))[part]
 
-        before = random_state()
+        before = random_state(evaluator.inputs.device)
         try:
             together = evaluator.comparable(evaluator.output(x, example))
         except Exception as error:
@@ -162,7 +162,7 @@ class Guard:
     ) -> None:
         """Raises RowsDependError if rows of the kept output are not what they are alone; or, `twice`, change there."""
         evaluator, kept = self.own, self.evaluator.kept_output
-        before = random_state()
+        before = random_state(evaluator.inputs.device)
         try:
             wanted = alone(evaluator.output)
             allowed = rounding((wanted, *points))

@@ -189,6 +189,8 @@ def select_neuron(values: Values, selector: Any, what: str) -> Tensor:
             f"neuron_selector must be an int, a tuple of ints and slices, or a function; got {describe(selector)}"
         )
     tensor = values[0]
+    if tensor.dim() == 0:
+        raise SelectorError(f"the layer's {what} is {describe(tensor)}, with no examples: pass a function that selects")
     rest = tensor.shape[len(place) + 1 :]  # of sizes 1, as after a global pooling: (batch, channels, 1, 1)
     if len(place) > tensor.dim() - 1 or math.prod(rest) != 1:
         raise SelectorError(

@@ -137,10 +137,11 @@ class LayerTap:
         for position, v in enumerate(values):
             if not isinstance(v, Tensor) or (self._is_path and not _has_path(v)):
                 where = f"element {position} of the {self.what}" if len(values) > 1 else f"the {self.what}"
+                needs = "a path needs floating-point tensors with the examples as their first dimension"
+                needs = needs if self._is_path else "a neuron is selected from tensors, or from a flat tuple of tensors"
                 raise LayerError(
-                    f"{where} of {self._name(index)} is {describe(v)}; a path needs floating-point tensors with the "
-                    "examples as their first dimension. Name a layer inside of it, or the other side of it "
-                    "(attribute_to_layer_input)"
+                    f"{where} of {self._name(index)} is {describe(v)}; {needs}. Name a layer inside of it, or the "
+                    "other side of it (attribute_to_layer_input)"
                 )
         if not values:
             raise LayerError(

@@ -171,7 +171,7 @@ def _per_example(places: list[tuple[int, ...]]) -> Target:
     if len({len(place) for place in places}) > 1:
         raise TargetTypeError("target must be a list of ints or of tuples of one length; got several lengths")
     found = torch.tensor(places, dtype=torch.int64, device="cpu")
-    return Target(places=found.reshape(len(places), -1) if places else found.reshape(0, 1))
+    return Target(places=found if places else found.reshape(0, 1))
 
 
 def parse_target(target: Any) -> Target:

@@ -131,7 +131,7 @@ class Loop:
         while start < n_rows:
             chunk = slice(start, start + self.plan.next_rows(n_rows - start))
             said: str | None = None
-            before = random_state()
+            before = random_state(self.memory.device)
             try:
                 self.n_evaluations += chunk.stop - start
                 result = evaluate(chunk)

@@ -23,7 +23,7 @@ from igfast.model.facts import Facts, discover, key_of, plain_bytes, remembered
 from igfast.model.forward import ForwardFunction
 from igfast.model.guard import Guard
 from igfast.model.independence import RowsDependError
-from igfast.model.state import module_of
+from igfast.model.state import module_of, modules_behind
 from igfast.model.weights import weight_bytes
 from igfast.ops._load import kernels_for
 from igfast.request.inputs import warn_if_not_finite
@@ -222,8 +222,9 @@ class Run:
         """Returns how the chunks are executed, and the facts with what was found out for that."""
         forward_func, lean = self.evaluator.forward_func, self.options.lean
         module, device = module_of(forward_func), self.evaluator.inputs.device
+        given = (module, self.hooked, device, facts.recomputes, modules_behind(forward_func))
         if lean is False:
-            return LeanExecution("lean=False", False, module, self.hooked, facts.recomputes), facts
+            return LeanExecution("lean=False", False, *given), facts
         because = (facts.not_lean if lean == "auto" else "") or why_not(forward_func, module)
         if not because and lean == "auto" and not facts.why_whole and self._may_be_small(n_steps):
             known = facts.plain_bytes
@@ -231,7 +232,7 @@ class Run:
             facts = replace(facts, plain_bytes=kept)
             if self._is_small(kept * n_steps):
                 because = f"plain autograd keeps little here, and is faster on {device}"
-        return LeanExecution(because, lean is True, module, self.hooked, facts.recomputes), facts
+        return LeanExecution(because, lean is True, *given), facts
 
     def _may_be_small(self, n_steps: int) -> bool:
         """Returns whether plain autograd may be faster and need little memory; it keeps the inputs at least."""
@@ -249,7 +250,7 @@ class Run:
             self._take(facts)
             if facts.why_whole:
                 self._notes.append(f"whole steps, one at a time: {facts.why_whole}")
-            plan, before = self._planned(quadrature, facts), random_state()
+            plan, before = self._planned(quadrature, facts), random_state(self.evaluator.inputs.device)
             try:
                 facts = self._run(quadrature, sums, plan, facts)
             except RowsDependError as error:

@@ -255,3 +255,17 @@ def test_the_result_has_a_graph_to_the_inputs_as_captums():
         library.NeuronIntegratedGradients(network, network[1]).attribute(x, 5).square().sum().backward()
         found.append(x.grad)
     assert relative_difference(*found) <= 1e-6
+
+
+def test_layers_that_no_neuron_is_selected_from():
+    lstm = nn.LSTM(6, 4).double()
+    with pytest.raises(igfast.LayerError, match="a neuron is selected from tensors, or from a flat tuple of tensors"):
+        igfast.NeuronIntegratedGradients(lambda x: lstm(x)[0], lstm).attribute(ROWS, 1)
+
+    class Total(nn.Module):
+        def forward(self, x):
+            return x.sum()
+
+    total = Total()
+    with pytest.raises(igfast.SelectorError, match="with no examples: pass a function that selects"):
+        igfast.NeuronIntegratedGradients(lambda x: total(x).expand(len(x)), total).attribute(ROWS, 1)

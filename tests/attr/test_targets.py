@@ -270,3 +270,9 @@ def test_the_largest_classes_where_memory_does_not_hold_all():
     for one, target in zip(found, model(X).topk(2, dim=1).indices.T, strict=True):
         single = igfast.IntegratedGradients(model).attribute(X, target=target, n_steps=3)
         torch.testing.assert_close(one, single, rtol=1e-12, atol=1e-14)
+
+
+def test_a_target_without_indices_for_each_example():
+    model = net()
+    explainer = igfast.IntegratedGradients(lambda x: model(x)[:, 1])
+    assert torch.equal(explainer.attribute(X, target=[(), (), ()]), explainer.attribute(X))

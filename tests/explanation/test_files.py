@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -219,3 +220,15 @@ def test_a_device_stays_one(tmp_path):
 def test_a_folder_is_no_file(tmp_path):
     with pytest.raises(IsADirectoryError, match="is a folder, not a file"), written(tmp_path):
         pass
+
+
+def test_a_file_that_a_shell_has_put_at_the_end_of_a_command_is_added_to(tmp_path):
+    """As `>> all.csv` does with --out /dev/stdout."""
+    code = (
+        "from pathlib import Path; from igfast.explanation.files import written\n"
+        "with written(Path('/dev/stdout')) as temporary: temporary.write_text('new\\n')"
+    )
+    (tmp_path / "all.csv").write_text("old\n")
+    with (tmp_path / "all.csv").open("a") as file:
+        subprocess.run([sys.executable, "-c", code], stdout=file, check=True)
+    assert (tmp_path / "all.csv").read_text() == "old\nnew\n"

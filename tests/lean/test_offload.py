@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import igfast
 from igfast.lean import LeanExecution
 from igfast.memory.offload import Offload
 from tests.lean.test_recompute import Network, chain
@@ -18,7 +19,7 @@ def counting(shapes):
 
             def keep(tensor):
                 packed = pack(tensor)
-                if packed is not tensor:
+                if packed[0] is not tensor:
                     shapes.append(tuple(tensor.shape))
                 return packed
 
@@ -32,7 +33,7 @@ def test_what_is_saved_is_copied_but_for_weights(recomputes, monkeypatch):
     shapes = []
     monkeypatch.setattr("igfast.lean.execution.Offload", counting(shapes))
     network, x = Network(chain), torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
-    lean = LeanExecution("", module=network, recomputes=recomputes)
+    lean = LeanExecution("", module=network, recomputes=recomputes, weighty=[network])
     while lean.save_more(torch.device("cuda")):
         pass
     with lean.active():
@@ -43,11 +44,40 @@ def test_what_is_saved_is_copied_but_for_weights(recomputes, monkeypatch):
     assert lean.swapped["linear"] == (0 if recomputes else 6)  # a block that runs again counts nothing
 
 
-def test_views_and_layouts_come_back_as_they_were():
-    weight, found = torch.randn(3, 5), []
-    with Offload([weight]) as _:
-        for tensor in (weight.T, torch.randn(2, 3, 4).permute(2, 0, 1), torch.randn(3)[::2]):
-            x = tensor.clone().requires_grad_()
-            found.append((x, (x * tensor).sum()))
-    for (x, y), tensor in zip(found, (weight.T,), strict=False):
-        assert torch.equal(torch.autograd.grad(y, x)[0], tensor)
+def test_the_weights_of_a_model_behind_a_function_are_known(monkeypatch):
+    network, seen = Network(chain), []
+
+    class Records(LeanExecution):
+        def __init__(self, *given):
+            super().__init__(*given)
+            seen.append(list(self._weights()))
+
+    monkeypatch.setattr("igfast.run.integration.LeanExecution", Records)
+    x = torch.randn(4, 6, dtype=torch.float64)
+    igfast.IntegratedGradients(lambda x: network(x)).attribute(x, target=1, n_steps=2)
+    assert list(map(id, seen[0])) == list(map(id, network.parameters()))
+
+
+@pytest.mark.parametrize("tensor", [torch.randn(2, 3, 4).permute(2, 0, 1), torch.randn(6)[::2], torch.zeros(0, 3)])
+def test_tensors_come_back_as_they_were(tensor):
+    with Offload([]):
+        x = torch.ones_like(tensor).requires_grad_()
+        y = (x * tensor).sum()
+    assert torch.equal(torch.autograd.grad(y, x)[0], tensor)
+
+
+def test_sparse_matrices_come_back():
+    matrix = torch.randn(3, 4).relu().to_sparse()
+    x = torch.randn(4, 2, requires_grad=True)
+    with Offload([]):
+        y = torch.sparse.mm(matrix, x).sum()
+    torch.testing.assert_close(torch.autograd.grad(y, x)[0], matrix.to_dense().sum(0)[:, None].expand(4, 2))
+
+
+def test_a_weight_that_changes_before_the_backward_pass_is_an_error():
+    weight, x = torch.randn(3), torch.randn(3, requires_grad=True)
+    with Offload([weight]):
+        y = (x * weight).sum()
+    weight.add_(1)
+    with pytest.raises(RuntimeError, match="a weight was modified by an inplace operation"):
+        torch.autograd.grad(y, x)

@@ -383,3 +383,13 @@ def test_inputs_that_were_written_to_after_the_block():
 
     with pytest.raises(NotRecomputableError, match="was written to"):
         gradients(Network(run), torch.randn(4, 6, dtype=torch.float64), 1, True)
+
+
+@pytest.mark.parametrize("error", [NotImplementedError("lean only"), UserWarning("mine")])
+def test_what_lean_execution_or_the_user_raises_is_no_failure_of_the_recomputation(error):
+    class Raises(Block):
+        def forward(self, x):
+            raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        gradients(Network(chain, Raises), torch.ones(4, 6, dtype=torch.float64), 1, True)
