@@ -24,7 +24,7 @@ from igfast.explanation import Explanation as _Result
 from igfast.explanation.explain import flattened, tensors_of
 from igfast.explanation.result import as_arrays
 from igfast.model.forward import copied
-from igfast.model.state import buffers_restored, modules_behind
+from igfast.model.state import buffers_restored, floating_dtype
 from igfast.request.inputs import describe, one_for_each
 from igfast.run.quadrature import quadrature_rule
 
@@ -255,8 +255,7 @@ def _floating(x: Any, model: Any) -> Any:
     """Returns a tensor of integers in the dtype of the model's weights; anything else as it is."""
     if not isinstance(x, Tensor) or x.is_floating_point() or x.is_complex() or x.dtype is torch.bool:
         return x
-    weights = (weight.dtype for module in modules_behind(model) for weight in module.parameters())
-    return x.to(next((dtype for dtype in weights if dtype.is_floating_point), torch.get_default_dtype()))
+    return x.to(floating_dtype(model) or torch.get_default_dtype())
 
 
 def _as_array(output: Any) -> Array:

@@ -107,10 +107,8 @@ class Guard:
 
     def _check_row(self, points: tuple[Tensor, ...], examples: Tensor) -> None:
         """Compares rows with the outputs that their examples have in the caller's own batch."""
-        first, *others = _compared(points[0].shape[0])
-        self._check_one_row(first, points, examples, twice=True)
-        for row in others:
-            self._check_one_row(row, points, examples, twice=False)
+        for number, row in enumerate(_compared(points[0].shape[0])):
+            self._check_one_row(row, points, examples, twice=number == 0)
 
     def _check_one_row(self, row: int, points: tuple[Tensor, ...], examples: Tensor, twice: bool) -> None:
         evaluator = self.evaluator
@@ -131,10 +129,8 @@ class Guard:
 
     def _check_step(self, points: tuple[Tensor, ...]) -> None:
         n_each = min(points[0].shape[0], self.own.inputs.batch)
-        first, *others = (slice(n * n_each, (n + 1) * n_each) for n in _compared(points[0].shape[0] // n_each))
-        self._check_one_step(first, points, twice=True)
-        for step in others:
-            self._check_one_step(step, points, twice=False)
+        for number, step in enumerate(_compared(points[0].shape[0] // n_each)):
+            self._check_one_step(slice(step * n_each, (step + 1) * n_each), points, twice=number == 0)
 
     def _check_one_step(self, step: slice, points: tuple[Tensor, ...], twice: bool) -> None:
         evaluator = self.own

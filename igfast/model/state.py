@@ -52,6 +52,12 @@ def modules_behind(forward_func: Callable[..., Any]) -> list[nn.Module]:
     return list(dict.fromkeys(value for value in values if isinstance(value, nn.Module)))
 
 
+def floating_dtype(forward_func: Callable[..., Any]) -> torch.dtype | None:
+    """Returns the dtype of the first floating parameter that a forward function is seen to use; None without one."""
+    weights = (weight.dtype for module in modules_behind(forward_func) for weight in module.parameters())
+    return next((dtype for dtype in weights if dtype.is_floating_point), None)
+
+
 def _reached_by(function: Any) -> Iterator[Any]:
     """Yields what a function's global names, closure and defaults are."""
     yield from (function.__globals__[name] for name in function.__code__.co_names if name in function.__globals__)
