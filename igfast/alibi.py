@@ -24,7 +24,8 @@ from igfast.explanation import Explanation as _Result
 from igfast.explanation.explain import flattened, tensors_of
 from igfast.explanation.result import as_arrays
 from igfast.model.forward import copied
-from igfast.model.state import buffers_restored, floating_dtype
+from igfast.model.modules import floating_dtype
+from igfast.model.state import buffers_restored
 from igfast.request.inputs import describe, one_for_each
 from igfast.run.quadrature import quadrature_rule
 

@@ -20,6 +20,9 @@ bool is_transformed(const Tensor& tensor) {
       c10::DispatchKeySet({DispatchKey::FuncTorchBatched, DispatchKey::FuncTorchGradWrapper}));
 }
 
+// Whether only __torch_dispatch__ of a Python class can compute with the tensor, which may have no memory of its own.
+bool is_wrapper(const Tensor& tensor) { return tensor.key_set().has(c10::DispatchKey::Python); }
+
 bool is_strided(const Tensor& tensor) { return tensor.layout() == at::kStrided; }
 
 int refusal(const Tensor& x, const pybind11::args& weights) {
@@ -27,14 +30,15 @@ int refusal(const Tensor& x, const pybind11::args& weights) {
   if (!x.requires_grad() || !at::GradMode::is_enabled()) return kNothingToSave;
   const auto dtype = x.scalar_type();
   const bool is_floating = dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16;
-  if (!is_floating || !is_strided(x)) return kType;
+  if (!is_floating || !is_strided(x) || x.is_neg() || is_wrapper(x)) return kType;
   if (!x.is_cpu() && !x.is_cuda()) return kDevice;
   if (at::autocast::is_autocast_enabled(x.device().type())) return kAutocast;
   for (const auto& item : weights) {
+    if (item.is_none()) continue;
     if (!THPVariable_Check(item.ptr())) return kWeightType;
     const Tensor& weight = THPVariable_Unpack(item.ptr());
     if (is_transformed(weight)) return kTransform;
-    if (weight.scalar_type() != dtype || !is_strided(weight)) return kWeightType;
+    if (weight.scalar_type() != dtype || !is_strided(weight) || is_wrapper(weight)) return kWeightType;
     if (weight.requires_grad() && weight.grad_fn() != nullptr) return kWeightIsComputed;
   }
   return kNone;

@@ -13,8 +13,8 @@ from igfast.diagnosis.result import Finding
 from igfast.diagnosis.subject import Subject
 from igfast.errors import IgfastError
 from igfast.model.independence import distance
+from igfast.model.modules import parts_behind
 from igfast.model.probabilities import are_probabilities
-from igfast.model.state import modules_behind
 
 _SAME = 1e-3  # of the largest output: rounding is below, dependence of rows above
 
@@ -56,7 +56,7 @@ def check_scale(output: Tensor) -> Finding:
 
 def check_mode(subject: Subject, output: object) -> Finding:
     """Returns whether parts of the model are in training mode, and the output is another one for that."""
-    modules = [part for module in modules_behind(subject.model) for part in module.modules()]
+    modules = parts_behind(subject.model)
     if not modules:
         return Finding("mode", "skipped", "The forward function shows no module.", {})
     training = [type(module).__name__ for module in modules if module.training]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from igfast.attr import IntegratedGradients, LayerIntegratedGradients
 from igfast.errors import ArgumentTypeError, InputError
 from igfast.model.forward import as_tuple, copied
-from igfast.model.state import modules_behind
+from igfast.model.modules import modules_behind, parts_behind
 from igfast.request.inputs import describe, one_for_each
 from igfast.request.model_inputs import parse_model_inputs
 from igfast.request.target import parse_target
@@ -78,8 +78,7 @@ class Subject:
 
     def moved_embeddings(self) -> list[nn.Module]:
         """Returns the embedding layers whose values differ between inputs and baselines; those of positions do not."""
-        parts = [part for module in modules_behind(self.model) for part in module.modules()]
-        layers = list(dict.fromkeys(part for part in parts if isinstance(part, (nn.Embedding, nn.EmbeddingBag))))
+        layers = [part for part in parts_behind(self.model) if isinstance(part, (nn.Embedding, nn.EmbeddingBag))]
         seen: dict[int, list[Tensor]] = {id(layer): [] for layer in layers}
         hooks = [layer.register_forward_hook(lambda part, _, value: seen[id(part)].append(value)) for layer in layers]
         try:

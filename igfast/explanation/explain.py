@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from igfast.errors import ArgumentError, ArgumentTypeError, InputTypeError
 from igfast.explanation.result import Explanation
-from igfast.model.state import floating_dtype, modules_behind
+from igfast.model.modules import floating_dtype, modules_behind, weights_behind
 from igfast.request.model_inputs import AtLayer
 from igfast.request.samples import Baselines
 from igfast.run.attributions import convergence_delta
@@ -123,8 +123,7 @@ def tensors_of(forward_func: Callable[..., Any], asked: Mapping[str, Any]) -> di
     Raises:
         InputTypeError: an array of texts or objects.
     """
-    parameters = [p for module in modules_behind(forward_func) for p in module.parameters()]
-    device = parameters[0].device if parameters else None
+    device = next((weight.device for weight in weights_behind(forward_func)), None)
     floating = floating_dtype(forward_func)
 
     def converted(value: Any, name: str) -> Any:

@@ -8,5 +8,4 @@ Prior art: Bhatia, Dangel 2024, "Lowering PyTorch's Memory Consumption for Selec
 """
 
 from igfast.lean.execution import LeanExecution as LeanExecution
-from igfast.lean.execution import compiled as compiled
 from igfast.lean.execution import why_not as why_not

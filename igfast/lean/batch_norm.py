@@ -26,7 +26,7 @@ def _batch_norm(
 ) -> Tensor | Plain:
     if training or running_mean is None or running_var is None:
         return Plain("batch norm in training mode")
-    why = refuses(input, running_mean, running_var, *([] if weight is None else [weight]))
+    why = refuses(input, running_mean, running_var, weight, bias)
     if why is not None:
         return why
     if not (input.is_cpu or kernels_for(input.device)):

@@ -26,7 +26,7 @@ def _convolution(n: int) -> Callable[..., Any]:
         dilation: _Size = 1,
         groups: int = 1,
     ) -> Tensor | Plain:
-        why = refuses(input, weight)
+        why = refuses(input, weight, bias)
         if why is not None or input.dim() != n + 2:
             return NOTHING_TO_SAVE if why is None else why
         dilation = sizes(dilation, n)
@@ -53,7 +53,7 @@ def _transposed_convolution(n: int) -> Callable[..., Any]:
         groups: int = 1,
         dilation: _Size = 1,
     ) -> Tensor | Plain:
-        why = refuses(input, weight)
+        why = refuses(input, weight, bias)
         if why is not None or input.dim() != n + 2:
             return NOTHING_TO_SAVE if why is None else why
         return lean_convolution(  # type: ignore[no-any-return]

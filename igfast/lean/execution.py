@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from igfast.errors import LeanError, warn
 from igfast.lean.lending import acting
@@ -22,7 +23,7 @@ from igfast.ops._load import kernels_loaded
 from igfast.rng import random_state
 
 _Result = TypeVar("_Result")
-_OWN_MODES = {"LeanMode", "DeviceContext"}  # the latter is of torch.set_default_device, and makes new tensors alone
+_OWN_MODES = {"LeanMode", "ConvolutionWatch", "AllocationWatch", "DeviceContext"}  # the last makes new tensors alone
 
 
 class LeanExecution:
@@ -35,7 +36,7 @@ class LeanExecution:
         hooked: modules whose hooks a recomputation would miss.
         device: the device of the inputs; None means the CPU.
         recomputes: whether repeated blocks may be recomputed.
-        weighty: all modules behind the forward function, whose weights stay where they are.
+        weights: returns the weights of all modules behind the forward function, which stay where they are.
 
     Attributes:
         recomputes: False from the start, or once a block did something else when it ran again.
@@ -51,18 +52,19 @@ class LeanExecution:
         hooked: Sequence[nn.Module] = (),
         device: torch.device | None = None,
         recomputes: bool = True,
-        weighty: Sequence[nn.Module] = (),
+        weights: Callable[[], Iterator[Tensor]] = lambda: iter(()),
     ) -> None:
         if off_because and required:
             raise LeanError(f"lean=True, but lean execution is not possible: {off_because}")
         self.off_because = off_because
         self.failed_because = ""
         self._required = required
-        self._mode = None if off_because else _new_mode()
+        self._refusals: list[str] = []
+        self._mode = None if off_because else self._new_mode()
         self._module = module
         self._hooked = hooked
         self._device = device or torch.device("cpu")
-        self._weighty = weighty
+        self._weights = weights
         self._tape: Tape | None = None
         self.recomputes = recomputes
         self._tried_recomputing = False
@@ -82,7 +84,7 @@ class LeanExecution:
     def active(self) -> AbstractContextManager[Any]:
         """Returns the context manager to enter around the forward pass."""
         if self._tape is None and not self._offloads:
-            return self._leanly()
+            return self._leanly(self._mode)
         return self._saving(self._mode, self._tape)
 
     @contextmanager
@@ -117,13 +119,13 @@ class LeanExecution:
         """
         if self._tape is not None:
             yield from self._tape.gradients(values, leaves)
+            return
         while values:
             # Of the sum, because grad_outputs= (a one for each row) imports 45 MB of symbolic shapes.
             total = values.pop(0).sum()
             yield torch.autograd.grad(total, leaves, allow_unused=True, retain_graph=bool(values))
 
-    def _leanly(self, mode: Any = None) -> AbstractContextManager[Any]:
-        mode = mode or self._mode
+    def _leanly(self, mode: Any) -> AbstractContextManager[Any]:
         if self.off_because or mode is None:
             return nullcontext()
         return self._with_reruns(mode) if self._rerun else mode
@@ -146,13 +148,14 @@ class LeanExecution:
                 stack.enter_context(tape.recording())
             yield
 
-    def _weights(self) -> Iterator[Tensor]:
-        for module in self._weighty:
-            yield from module.parameters()
-
     def _again(self) -> AbstractContextManager[Any]:
         """Returns the context in which a block runs again: it counts nothing."""
-        return self._saving(None if self.off_because else _new_mode(), None)
+        return self._saving(None if self.off_because else self._new_mode(), None)
+
+    def _new_mode(self) -> Any:
+        from igfast.lean.mode import LeanMode  # the import needs the compiled operators, which why_not loads
+
+        return LeanMode(self._refusals)
 
     def attempt(self, evaluate: Callable[[], _Result]) -> _Result:
         """Evaluates a chunk, and falls back to plain autograd from then on if only lean execution raises.
@@ -166,7 +169,10 @@ class LeanExecution:
             return evaluate()
         before = random_state(self._device)
         try:
-            return evaluate()
+            result = evaluate()
+            if not self._refusals:
+                return result
+            raise NotImplementedError(self._refusals[0])  # the model caught it
         except Exception as error:  # a model may raise any type
             if is_out_of_memory(error):
                 raise
@@ -174,6 +180,7 @@ class LeanExecution:
         before.restore()
         because = f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
         self.off_because = because
+        self._refusals.clear()
         try:
             result = evaluate()
         except BaseException:
@@ -207,31 +214,13 @@ class LeanExecution:
         return evaluate()
 
 
-def _new_mode() -> Any:
-    from igfast.lean.mode import LeanMode  # the import needs the compiled operators, which why_not loads
-
-    return LeanMode()
-
-
-def why_not(forward_func: Callable[..., Any], module: nn.Module | None) -> str:
-    """Returns why lean execution cannot be used for a forward function; empty if it can.
-
-    Args:
-        forward_func: the function that is attributed.
-        module: the module behind `forward_func`, if there is one.
-    """
+def why_not() -> str:
+    """Returns why lean execution cannot be used; empty if it can."""
     if not kernels_loaded():
         return "igfast's compiled operators are not built"
+    # Lean operators would not pass through modes.
     if any(type(mode).__name__ not in _OWN_MODES for mode in _get_current_function_mode_stack()):
-        return "a TorchFunctionMode is active"  # lean operators would not pass through it
-    return compiled(forward_func, module)
-
-
-def compiled(forward_func: Callable[..., Any], module: nn.Module | None) -> str:
-    """Returns which part of a forward function torch.compile compiled, as a sentence; empty if none."""
-    if hasattr(forward_func, "_torchdynamo_orig_callable"):
-        return "forward_func is compiled (torch.compile)"
-    for part in module.modules() if module is not None else ():
-        if hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None:
-            return f"{type(part).__name__} is compiled (torch.compile)"
+        return "a TorchFunctionMode is active"
+    if any(type(mode).__name__ not in _OWN_MODES for mode in _get_current_dispatch_mode_stack()):
+        return "a TorchDispatchMode is active"
     return ""

@@ -35,7 +35,7 @@ _WHY = (  # indexed by the number that lean_refusal returns
 
 
 def refuses(x: Tensor, *weights: Any) -> Plain | None:
-    """Returns why a call with the differentiable input `x` and `weights` cannot be lean; None if it can."""
+    """Returns why a call with the differentiable input `x` and `weights` (or None) cannot be lean; None if it can."""
     refusal = lean_refusal(x, *weights)
     return None if refusal == 0 else Plain(_WHY[refusal].format(x=x))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
@@ -25,24 +25,36 @@ def acting(acts: Mapping[nn.Module, Act]) -> Iterator[None]:
 
     Each module gets an instance attribute `forward` until no thread needs it, and its hooks run as ever.
     """
-    with _lock:
-        for module in acts:
-            if _borrowers[module] == 0:
-                _own_forwards[module] = module.__dict__.get("forward")
-                module.forward = _chosen(module, module.forward)
-            _borrowers[module] += 1
     outer = getattr(_local, "acts", {})
-    _local.acts = {**outer, **acts}
-    try:
+    with ExitStack() as stack:
+        for module in acts:
+            _borrow(module)
+            stack.callback(_give_back, module)
+        _local.acts = {**outer, **acts}
+        stack.callback(setattr, _local, "acts", outer)
         yield
-    finally:
-        _local.acts = outer
-        with _lock:
-            for module in acts:
-                _borrowers[module] -= 1
-                if _borrowers[module] == 0:
-                    del _borrowers[module]
-                    _give_back(module, _own_forwards.pop(module))
+
+
+def _borrow(module: nn.Module) -> None:
+    with _lock:
+        if _borrowers[module] == 0:
+            own, run = module.__dict__.get("forward"), _chosen(module, module.forward)
+            module.__dict__["forward"] = run
+            _own_forwards[module] = own
+        _borrowers[module] += 1
+
+
+def _give_back(module: nn.Module) -> None:
+    with _lock:
+        _borrowers[module] -= 1
+        if _borrowers[module] > 0:
+            return
+        del _borrowers[module]
+        own = _own_forwards.pop(module)
+        if own is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = own
 
 
 def _chosen(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -51,9 +63,3 @@ def _chosen(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any
         return forward(*args, **kwargs) if act is None else act(forward, args, kwargs)
 
     return run
-
-
-def _give_back(module: nn.Module, own_forward: Callable[..., Any] | None) -> None:
-    del module.__dict__["forward"]
-    if own_forward is not None:
-        module.forward = own_forward

@@ -15,7 +15,7 @@ from igfast.lean.handlers import NOTHING_TO_SAVE, Plain, is_parameter, refuses
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | Plain:
-    why = refuses(input, weight)
+    why = refuses(input, weight, bias)
     if why is not None or weight.dim() != 2:
         return NOTHING_TO_SAVE if why is None else why
     return lean_linear(input, weight, bias)  # type: ignore[no-any-return]
@@ -36,7 +36,7 @@ def _mm(input: Tensor, mat2: Tensor, *out_dtype: Any, **options: Any) -> Tensor 
 def _addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *out_dtype: Any, **options: Any) -> Tensor | Plain:
     if out_dtype or options or not is_parameter(mat2) or not is_parameter(input):
         return NOTHING_TO_SAVE
-    why = refuses(mat1, mat2)
+    why = refuses(mat1, mat2, input)
     return lean_addmm(input, mat1, mat2) if why is None else why
 
 

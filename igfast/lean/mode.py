@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._C import _len_torch_dispatch_stack
 from torch.overrides import TorchFunctionMode
 
 from igfast.lean import activations, batch_norm, convolution, linear, pooling
@@ -27,6 +28,9 @@ _DIFFERENTIATES = frozenset({torch.autograd.grad, torch.autograd.backward, torch
 class LeanMode(TorchFunctionMode):
     """Replaces calls by lean operators while the mode is active in a thread.
 
+    Args:
+        refusals: gets why a call cannot be had in lean execution at all, as the model may catch the error itself.
+
     Attributes:
         swapped: how many calls of each function were replaced.
         plain: how many calls of functions in the table were not replaced, by function and reason.
@@ -34,11 +38,18 @@ class LeanMode(TorchFunctionMode):
             checkpoint's hook must find the same tensors when it runs again, without the mode.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, refusals: list[str] | None = None) -> None:
         super().__init__()
+        self._refusals = [] if refusals is None else refusals
+        self._n_dispatch_modes = 0
         self.swapped: Counter[str] = Counter()
         self.plain: Counter[tuple[str, str]] = Counter()
         self.ignored: Callable[..., Any] | None = None
+
+    def __enter__(self) -> LeanMode:
+        self._n_dispatch_modes = _len_torch_dispatch_stack()
+        super().__enter__()
+        return self
 
     def is_hooked(self) -> bool:
         """Returns whether a hook on saved tensors is active that is not ignored."""
@@ -51,12 +62,15 @@ class LeanMode(TorchFunctionMode):
         handler = _TABLE.get(func)
         if handler is None:
             if func in _DIFFERENTIATES:
-                raise NotImplementedError("the model differentiates inside its forward pass")
+                self._refusals.append("the model differentiates inside its forward pass")
+                raise NotImplementedError(self._refusals[-1])
             return func(*args, **kwargs) if kwargs else func(*args)
         if not _ORDINARY.issuperset(types):
             result = Plain("a tensor subclass")
         elif self.is_hooked():
             result = Plain("hooks on saved tensors")
+        elif _len_torch_dispatch_stack() > self._n_dispatch_modes:
+            result = Plain("a TorchDispatchMode")
         else:
             result = handler(*args, **kwargs) if kwargs else handler(*args)
         if type(result) is not Plain:

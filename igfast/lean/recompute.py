@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C import _len_torch_function_stack
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from igfast.lean.lending import acting
@@ -31,22 +32,25 @@ Gradients = tuple[Tensor | None, ...]
 
 
 def repeated_blocks(module: nn.Module | None) -> list[nn.Module]:
-    """Returns the outermost modules with submodules that have a sibling of the same class: layers, stages, blocks."""
-    found: list[nn.Module] = []
-    for parent in module.children() if module is not None else ():
-        found.extend(repeated_blocks(parent))
-    children = _composite_children(module)
+    """Returns the outermost modules with submodules that have a sibling of the same class: layers, stages, blocks.
+
+    A list of modules is never called, and a Sequential of repeated blocks gains nothing as a block. What they hold
+    counts in their place.
+    """
+    children = list(_composite_parts(module)) if module is not None else []
     kinds = Counter(map(type, children))
-    repeated = [child for child in children if kinds[type(child)] > 1]
-    if not repeated:
-        return found
-    inside = {part for block in repeated for part in block.modules()}
-    return repeated + [block for block in found if block not in inside]
+    found = (([child] if kinds[type(child)] > 1 else repeated_blocks(child)) for child in children)
+    return list(dict.fromkeys(block for blocks in found for block in blocks))
 
 
-def _composite_children(module: nn.Module | None) -> list[nn.Module]:
-    children = module.children() if module is not None else ()
-    return [child for child in children if next(child.children(), None) is not None]
+def _composite_parts(module: nn.Module) -> Iterator[nn.Module]:
+    """Yields the children that have submodules; in the place of lists and of sequences of blocks, what they hold."""
+    for child in module.children():
+        is_list = type(child).forward is nn.Module.forward
+        if is_list or (type(child) is nn.Sequential and repeated_blocks(child)):
+            yield from _composite_parts(child)
+        elif next(child.children(), None) is not None:
+            yield child
 
 
 class NotRecomputableError(Exception):
@@ -90,6 +94,7 @@ class Tape:
     blocks: Sequence[nn.Module]
     again: Callable[[], AbstractContextManager[object]]
     _calls: list[_Call] = field(default_factory=list, init=False)
+    _n_modes: int = field(default=0, init=False)
 
     def forget(self) -> None:
         """Lets go of the tensors of the last forward pass."""
@@ -99,12 +104,15 @@ class Tape:
     def recording(self) -> Iterator[None]:
         """Cuts the graph at the blocks' calls during the block; forgets those of earlier forward passes."""
         self.forget()
+        self._n_modes = _len_torch_function_stack()
         with acting({block: partial(self._record, block) for block in self.blocks}):
             yield
 
     def _record(
         self, block: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        if _len_torch_function_stack() > self._n_modes:
+            raise NotRecomputableError("the model enters a TorchFunctionMode")
         values, shape = tree_flatten((args, kwargs))
         _check_plain(values, "takes")
         places = [i for i, value in enumerate(values) if isinstance(value, Tensor) and value.requires_grad]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
 
 _ACTIVATIONS = {
     "NewGELUActivation",
@@ -40,11 +41,13 @@ def rerun(mode: Any, forward: Callable[..., Any], args: tuple[Any, ...], kwargs:
     (x,) = args
     if not (torch.is_grad_enabled() and x.requires_grad) or torch.is_autocast_enabled(x.device.type):
         return forward(x)
-    if mode.is_hooked():
+    if mode.is_hooked() or _get_current_function_mode_stack()[-1] is not mode:  # the model entered a mode of its own
         return forward(x)
-    if _is_norm(getattr(forward, "__self__", None)) and x.dtype.itemsize >= 4:
+    module = getattr(forward, "__self__", None)
+    weight = getattr(module, "weight", None)
+    if _is_norm(module) and (x.dtype.itemsize >= 4 or (weight is not None and weight.grad_fn is not None)):
         return forward(x)
-    return _Rerun.apply(x, forward)
+    return _Rerun.apply(x, forward, module, weight)
 
 
 def _is_activation(part: nn.Module) -> bool:
@@ -60,17 +63,21 @@ def _is_norm(part: Any) -> bool:
 
 class _Rerun(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, forward: Callable[[Tensor], Tensor]) -> Tensor:
-        """Returns what the module gives; keeps its input."""
+    def forward(ctx: Any, x: Tensor, forward: Callable[[Tensor], Tensor], module: Any, weight: Tensor | None) -> Tensor:
+        """Returns what the module gives; keeps its input, and which weight it had."""
         ctx.save_for_backward(x)
-        ctx.run = forward
+        ctx.run, ctx.module, ctx.weight = forward, module, weight
+        ctx.version = None if weight is None else weight._version
         return forward(x)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Returns the gradient of the input, from another run of the module."""
+        weight = ctx.weight
+        if weight is not None and (ctx.module.weight is not weight or weight._version != ctx.version):
+            raise RuntimeError(f"the weight of {type(ctx.module).__name__} was replaced within the forward pass")
         with torch.enable_grad():
             x = ctx.saved_tensors[0].detach().requires_grad_()
             (found,) = torch.autograd.grad(ctx.run(x), x, grad)
-        return found, None
+        return found, None, None, None

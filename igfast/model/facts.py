@@ -10,18 +10,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from igfast.errors import IgfastError, InputError
-from igfast.lean import compiled
 from igfast.memory.offload import storage_of
 from igfast.memory.recovery import free_memory, is_out_of_memory
 from igfast.model.channels_last import ConvolutionWatch, in_channels_last
 from igfast.model.forward import ForwardFunction
 from igfast.model.independence import distance, is_autocast, rounding
-from igfast.model.state import Remembered, lasting_parts, module_of, modules_behind, number_of
+from igfast.model.modules import compiled, flags_of, number_of, parts_behind, weights_behind
+from igfast.model.state import Remembered
 from igfast.rng import random_state
 
 UNKNOWN = sys.maxsize
+_FLAGS = frozenset({bool, str})
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Facts:
         n_savings: number of measures against lack of memory that were taken at one row.
         recomputes: whether repeated blocks may be recomputed: False once one did something else when it ran again.
         plain_bytes: what plain autograd keeps for the caller's own call; None if that was not asked.
+        compiled: which part of the model torch.compile compiled; empty if none.
     """
 
     why_whole: str = ""
@@ -51,6 +54,7 @@ class Facts:
     n_savings: int = 0
     recomputes: bool = True
     plain_bytes: int | None = None
+    compiled: str = ""
 
 
 remembered: Remembered[Facts] = Remembered()
@@ -59,33 +63,41 @@ remembered: Remembered[Facts] = Remembered()
 def key_of(evaluator: ForwardFunction, kind: Hashable) -> Hashable:
     """Returns the key of a model's facts; None where the key could not tell different calls apart.
 
-    The key has the function, the modules that it is seen to use with all their parts, and the shapes, layouts, dtypes
-    and devices of the inputs. Arguments (of tensors the shape and dtype), training modes, buffers that are missing, the
-    user's hooks, autocast and whether weights require gradients are in the key too.
+    The key has the function, the modules that it is seen to use with all their parts, the truth values and texts that
+    it or a part holds, and the shapes, layouts, dtypes and devices of the inputs. Arguments (of most tensors the shape
+    and dtype), training modes, buffers that are missing, the user's hooks, replaced forward methods, autocast and
+    whether weights require gradients are in the key too.
     """
     args = tuple(_key_of_argument(arg) for arg in evaluator.args)
     if kind is None or None in args:
         return None
     forward_func = evaluator.forward_func
     of_inputs = tuple((x.shape, x.stride(), x.dtype, x.device) for x in evaluator.inputs.x)
-    modules = modules_behind(forward_func)
-    parts = tuple(_key_of_part(part) for module in modules for part in lasting_parts(module))
-    differentiates = any(weight.requires_grad for module in modules for weight in module.parameters())
+    parts = parts_behind(forward_func)
+    differentiates = any(w.requires_grad for part in parts for w in part._parameters.values() if w is not None)
     autocast = is_autocast(evaluator.inputs.device.type)
     function = getattr(forward_func, "__func__", None)  # bound methods have one
-    of_model = function, parts, differentiates
+    hooks = *_numbers_of(_global_forward_pre_hooks), *_numbers_of(_global_forward_hooks)
+    of_model = function, flags_of(forward_func), tuple(map(_key_of_part, parts)), hooks, differentiates
     return kind, type(evaluator), of_model, evaluator.inputs.joint, of_inputs, args, autocast
 
 
 def _key_of_part(part: nn.Module) -> Hashable:
     """Returns what of a module decides whether its rows are independent, as far as that is seen."""
-    key: tuple[Hashable, ...] = number_of(part), part.training
+    own = vars(part)
+    key: tuple[Hashable, ...] = number_of(part), *[value for value in list(own.values()) if type(value) in _FLAGS]
+    if (forward := own.get("forward")) is not None and not _is_ours(forward):
+        key += (id(forward),)
+    if "_compiled_call_impl" in own:
+        key += ("compiled",)
     if part._buffers:
         key += tuple(buffer is None for buffer in part._buffers.values())  # batch norm without statistics, say
-    for given in (part._forward_pre_hooks, part._forward_hooks):
-        if given:
-            key += tuple(number for number, hook in given.items() if not _is_ours(hook))
-    return key
+    return *key, *_numbers_of(part._forward_pre_hooks), *_numbers_of(part._forward_hooks)
+
+
+def _numbers_of(hooks: dict[int, Any]) -> tuple[int, ...]:
+    """Returns the numbers of the user's hooks; of a copy, because other threads may add some meanwhile."""
+    return tuple(number for number, hook in list(hooks.items()) if not _is_ours(hook)) if hooks else ()
 
 
 def _is_ours(hook: Any) -> bool:
@@ -94,7 +106,9 @@ def _is_ours(hook: Any) -> bool:
 
 def _key_of_argument(arg: Any) -> Hashable:
     if isinstance(arg, Tensor):
-        return "tensor", arg.shape, arg.dtype
+        # Switches, and numbers of groups, decide whether rows depend on each other.
+        decides = arg.device.type == "cpu" and (arg.dim() == 0 or (arg.dim() == 1 and not arg.is_floating_point()))
+        return "tensor", arg.shape, arg.dtype, tuple(arg.reshape(-1).tolist()) if decides else ()
     return (type(arg), arg) if isinstance(arg, (bool, int, float, str, type(None), torch.dtype)) else None
 
 
@@ -106,7 +120,7 @@ def discover(evaluator: ForwardFunction) -> tuple[Facts, Any]:
         OutputError, OutputTypeError: the output cannot be attributed.
     """
     why_whole = evaluator.why_whole_steps()
-    is_compiled = compiled(evaluator.forward_func, module_of(evaluator.forward_func))
+    is_compiled = compiled(evaluator.forward_func)
     watch = ConvolutionWatch()
     output, before = None, random_state(evaluator.inputs.device)
     try:
@@ -122,17 +136,17 @@ def discover(evaluator: ForwardFunction) -> tuple[Facts, Any]:
         before.restore()  # so that random draws are those of a call without this evaluation
     evaluator.explains_integers = False
     if output is None:
-        return Facts(why_whole, gains_channels_last=watch.gains), None
+        return Facts(why_whole, gains_channels_last=watch.gains, compiled=is_compiled), None
     if why_whole:
         evaluator.n_entries(output)
-        return Facts(why_whole), output
+        return Facts(why_whole, compiled=is_compiled), output
     if isinstance(output, Tensor):
         if _drops_one_row(evaluator, output):
             output = output.unsqueeze(0)
         evaluator.output_dim = output.dim()
     why_whole = evaluator.why_output_is_joint(output)
     gains = watch.gains and not why_whole and _takes_channels_last(evaluator, output)
-    return Facts(why_whole, evaluator.output_dim, gains), output
+    return Facts(why_whole, evaluator.output_dim, gains, compiled=is_compiled), output
 
 
 def plain_bytes(evaluator: ForwardFunction, limit: int) -> int:
@@ -141,7 +155,7 @@ def plain_bytes(evaluator: ForwardFunction, limit: int) -> int:
     Returns `UNKNOWN` if these are more than `limit`, or if the call fails under hooks on saved tensors. The evaluator
     must not be in lean execution.
     """
-    weights = {storage_of(weight) for part in modules_behind(evaluator.forward_func) for weight in part.parameters()}
+    weights = set(map(storage_of, weights_behind(evaluator.forward_func)))
     kept: dict[object, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:

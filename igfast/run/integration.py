@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ from igfast.model.facts import Facts, discover, key_of, plain_bytes, remembered
 from igfast.model.forward import ForwardFunction
 from igfast.model.guard import Guard
 from igfast.model.independence import RowsDependError
-from igfast.model.state import module_of, modules_behind
+from igfast.model.modules import module_of, weights_behind
 from igfast.model.weights import weight_bytes
 from igfast.ops._load import kernels_for
 from igfast.request.inputs import warn_if_not_finite
@@ -222,10 +223,10 @@ class Run:
         """Returns how the chunks are executed, and the facts with what was found out for that."""
         forward_func, lean = self.evaluator.forward_func, self.options.lean
         module, device = module_of(forward_func), self.evaluator.inputs.device
-        given = (module, self.hooked, device, facts.recomputes, modules_behind(forward_func))
+        given = (module, self.hooked, device, facts.recomputes, partial(weights_behind, forward_func))
         if lean is False:
             return LeanExecution("lean=False", False, *given), facts
-        because = (facts.not_lean if lean == "auto" else "") or why_not(forward_func, module)
+        because = (facts.not_lean if lean == "auto" else "") or why_not() or facts.compiled
         if not because and lean == "auto" and not facts.why_whole and self._may_be_small(n_steps):
             known = facts.plain_bytes
             kept = plain_bytes(self.evaluator, _SMALL_BYTES) if known is None else known

@@ -213,15 +213,33 @@ def test_a_layer_inside_a_repeated_block_is_not_recomputed_around():
     assert relative_difference(got, wanted) <= 1e-12
 
 
+class Stage(nn.Module):
+    """Blocks of a kind, which it runs one after another."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(2, 2), nn.ReLU()) for _ in range(2)])
+
+    def forward(self, x):
+        return self.blocks[1](self.blocks[0](x))
+
+
 def test_repeated_blocks_are_the_outermost_of_a_kind():
-    block = lambda: nn.Sequential(nn.Linear(2, 2), nn.ReLU())  # noqa: E731
-    stage = lambda: nn.ModuleList([block(), block()])  # noqa: E731
-    network = nn.ModuleDict({"stages": nn.ModuleList([stage(), stage(), stage()]), "head": block()})
-    assert repeated_blocks(network) == list(network["stages"])
-    only = stage()
-    assert repeated_blocks(nn.ModuleDict({"only": only})) == list(only)
+    head = nn.Sequential(nn.Dropout(), nn.Linear(2, 2))
+    stages = nn.ModuleDict({"stages": nn.ModuleList([Stage(), Stage(), Stage()]), "head": head})
+    assert repeated_blocks(stages) == list(stages["stages"])
+    one = Stage()
+    assert repeated_blocks(nn.ModuleDict({"one": one, "head": nn.Linear(2, 2)})) == list(one.blocks)
     assert repeated_blocks(nn.Linear(2, 2)) == []
     assert repeated_blocks(None) == []
+
+
+def test_what_only_holds_blocks_is_no_block():
+    # Lists are never called. A network of two sequences, of blocks and a head, would be computed again as a whole.
+    down, up = nn.ModuleList([Stage(), Stage()]), nn.ModuleList([Stage(), Stage()])
+    assert repeated_blocks(nn.ModuleDict({"down": down, "up": up})) == [*down, *up]
+    features, head = nn.Sequential(*down), nn.Sequential(nn.Dropout(), nn.Linear(2, 2))
+    assert repeated_blocks(nn.ModuleDict({"features": features, "classifier": head})) == list(down)
 
 
 @pytest.mark.parametrize("bound", [False, True])

@@ -76,22 +76,40 @@ def test_second_derivatives_and_weights_are_refused(name):
 
 
 @pytest.mark.parametrize(
-    ("function", "n_weights"),
+    ("function", "shape"),
     [
-        (lambda x, w: F.linear(x, w), 1),
-        (lambda x, w: F.linear(x, w.detach(), w[:, 0]), 1),
-        (lambda x, w: F.conv1d(x, w.unsqueeze(-1).detach(), w[:, 0]), 1),
-        (lambda x, w: x * w, 1),
-        (lambda x, w: F.batch_norm(x, torch.zeros(5), torch.ones(5), w[0].detach(), w[0]), 1),
+        (lambda x, w: F.linear(x, w), (5, 5)),
+        (lambda x, b: F.linear(x, torch.ones(5, 5), b), (5,)),
+        (lambda x, b: F.conv1d(x, torch.ones(5, 5, 1), b), (5,)),
+        (lambda x, w: x * w, (5, 5)),
+        (lambda x, b: F.batch_norm(x, torch.zeros(5), torch.ones(5), torch.ones(5), b), (5,)),
     ],
 )
-def test_the_gradient_of_a_weight_is_refused(function, n_weights):
-    w = torch.nn.Parameter(torch.randn(5, 5))
+def test_the_gradient_of_a_weight_is_refused(function, shape):
+    w = torch.nn.Parameter(torch.randn(shape))
     with LeanMode() as mode:
         y = function(torch.randn(5, 5, 5).requires_grad_(), w)
-    assert sum(mode.swapped.values()) == n_weights
+    assert sum(mode.swapped.values()) == 1
     with pytest.raises(NotImplementedError, match="the gradient of a weight"):
         torch.autograd.grad(y.sum(), w)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, b: F.linear(x, torch.ones(5, 5).double(), b),
+        lambda x, b: F.conv1d(x, torch.ones(5, 5, 1).double(), b),
+        lambda x, b: F.batch_norm(x, *torch.ones(3, 5).double(), b),
+        lambda x, b: torch.addmm(torch.nn.Parameter(b), x[0], torch.nn.Parameter(torch.ones(5, 5).double())),
+    ],
+)
+def test_a_bias_that_depends_on_the_input(function):
+    x = torch.randn(5, 5, 5, dtype=torch.float64).requires_grad_()
+    (plain,) = torch.autograd.grad(function(x, x.mean((0, 1))).square().sum(), x)
+    with LeanMode():
+        y = function(x, x.mean((0, 1)))
+    (lean,) = torch.autograd.grad(y.square().sum(), x)
+    torch.testing.assert_close(lean, plain)
 
 
 def test_a_second_backward_pass_is_an_error():

@@ -33,7 +33,7 @@ def test_what_is_saved_is_copied_but_for_weights(recomputes, monkeypatch):
     shapes = []
     monkeypatch.setattr("igfast.lean.execution.Offload", counting(shapes))
     network, x = Network(chain), torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
-    lean = LeanExecution("", module=network, recomputes=recomputes, weighty=[network])
+    lean = LeanExecution("", module=network, recomputes=recomputes, weights=network.parameters)
     while lean.save_more(torch.device("cuda")):
         pass
     with lean.active():
