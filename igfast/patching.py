@@ -17,10 +17,11 @@ from igfast.attr import (
     NeuronGradientShap,
     NeuronIntegratedGradients,
 )
+from igfast.attr.stands_in import in_captums_place
 from igfast.llm import LLMGradientAttribution
 
 # The keys are Captum's classes when igfast was imported, before any patch: the bases of igfast's.
-_OURS: dict[type, type] = {
+OURS: dict[type, type] = {
     captum.attr.IntegratedGradients: IntegratedGradients,
     captum.attr.LayerIntegratedGradients: LayerIntegratedGradients,
     captum.attr.NeuronIntegratedGradients: NeuronIntegratedGradients,
@@ -29,8 +30,7 @@ _OURS: dict[type, type] = {
     captum.attr.NeuronGradientShap: NeuronGradientShap,
     captum.attr.LLMGradientAttribution: LLMGradientAttribution,
 }
-_CAPTUMS = {ours: theirs for theirs, ours in _OURS.items()}
-_active: list[CaptumPatch] = []
+_CAPTUMS = {ours: theirs for theirs, ours in OURS.items()}
 _igfasts_own: set[tuple[str, str]] = set()  # (module, name) that referred to igfast's classes before the first patch
 
 
@@ -59,22 +59,26 @@ class CaptumPatch:
         When no other patch is active, names that were bound to igfast's classes in the meantime are put back too, since
         they cannot be told from names bound through Captum. A name that was bound to something else is left alone.
         """
-        if self not in _active:
+        if self not in in_captums_place:
             return
         for container, key, theirs in reversed(self._undo):
-            if _get(container, key) is _OURS[theirs]:
+            if _get(container, key) is OURS[theirs]:
                 container[key] = theirs
-        _active.remove(self)
-        if not _active:
+        in_captums_place.remove(self)
+        if not in_captums_place:
             for module in _modules():
                 for name, value in list(vars(module).items()):
                     for ours, theirs in _CAPTUMS.items():
                         if value is ours and (module.__name__, name) not in _igfasts_own:
                             vars(module)[name] = theirs
 
+    def _leave(self, label: str) -> None:
+        if label not in self.not_replaced:  # a module may be loaded under two names
+            self.not_replaced.append(label)
+
     def _replace(self, container: Any, key: Any, label: str) -> None:
         theirs = container[key]
-        container[key] = _OURS[theirs]
+        container[key] = OURS[theirs]
         self._undo.append((container, key, theirs))
         self.replaced.append(label)
 
@@ -86,46 +90,57 @@ def patch_captum() -> CaptumPatch:
     name after `from captum.attr import IntegratedGradients`, in whichever file. Modules imported later get igfast's
     classes from Captum. Lists and dicts at the top level of a module are searched too.
 
-    Existing subclasses and instances of Captum's classes cannot be replaced. Nor can references inside tuples,
-    functions and other objects. `not_replaced` lists the subclasses, and tuples and sets at the top level of modules.
-    A second call is harmless and covers modules loaded since.
+    Existing subclasses and instances of Captum's classes cannot be replaced; `isinstance` and `issubclass` take them
+    for what they are. The module of a subclass keeps its name for Captum's class, as the subclass may call it. Nor can
+    references inside tuples, functions and other objects be replaced. `not_replaced` lists the subclasses, their
+    modules' names, and tuples and sets at the top level of modules. A second call is harmless and covers modules loaded
+    since.
 
     Returns:
         A handle: `undo()`, or `with patch_captum(): ...`.
     """
     patch = CaptumPatch()
-    if not _active:
+    derived = [(theirs, one) for theirs, ours in OURS.items() for one in _subclasses(theirs) if one is not ours]
+    kept = {(one.__module__, theirs) for theirs, one in derived}
+    if not in_captums_place:
         _igfasts_own.clear()
     for module in _modules():
         for name, value in list(vars(module).items()):
-            if not _active and any(value is ours for ours in _CAPTUMS):
+            if not in_captums_place and any(value is ours for ours in _CAPTUMS):
                 _igfasts_own.add((module.__name__, name))
             label = f"{module.__name__}.{name}"
             if _is_captums(value):
-                patch._replace(vars(module), name, label)
+                if (module.__name__, value) in kept:
+                    patch._leave(f"{label}: a subclass there may call Captum's class by this name")
+                else:
+                    patch._replace(vars(module), name, label)
             elif type(value) in (list, dict):
                 for key in list(value) if type(value) is dict else range(len(value)):
                     if _is_captums(value[key]):
                         patch._replace(value, key, f"{label}[{key!r}]")
             elif type(value) in (tuple, set, frozenset) and any(_is_captums(element) for element in value):
-                patch.not_replaced.append(f"{label}: a {type(value).__name__} cannot be changed")
-    for theirs, ours in _OURS.items():
-        subclasses: list[type] = theirs.__subclasses__()
-        for derived in subclasses:
-            if derived is not ours:
-                patch.not_replaced.append(f"{derived.__module__}.{derived.__qualname__}: derives from Captum's class")
-    _active.append(patch)
+                patch._leave(f"{label}: a {type(value).__name__} cannot be changed")
+    for _, one in derived:
+        patch._leave(f"{one.__module__}.{one.__qualname__}: derives from Captum's class")
+    in_captums_place.append(patch)
     return patch
 
 
 def unpatch_captum() -> None:
     """Undoes every call of `patch_captum` that is in effect."""
-    for patch in reversed(_active.copy()):
-        patch.undo()
+    for patch in reversed(in_captums_place.copy()):
+        if isinstance(patch, CaptumPatch):
+            patch.undo()
+
+
+def _subclasses(theirs: type) -> list[type]:
+    """Returns the direct subclasses of a class of Captum's."""
+    found: list[type] = type.__subclasses__(theirs)
+    return found
 
 
 def _is_captums(value: object) -> bool:
-    return any(value is theirs for theirs in _OURS)  # by identity: hash and == may trigger a lazy module's import
+    return any(value is theirs for theirs in OURS)  # by identity: hash and == may trigger a lazy module's import
 
 
 def _get(container: Any, key: Any) -> Any:

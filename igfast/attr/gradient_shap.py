@@ -13,13 +13,15 @@ from torch import nn
 from igfast.attr.integrated_gradients import IntegratedGradients
 from igfast.attr.layer import LayerIntegratedGradients
 from igfast.attr.neuron import NeuronIntegratedGradients
+from igfast.attr.noise_tunnel import OfInputs, OfLayer, OfNeuron, through_tunnel
+from igfast.attr.stands_in import StandsIn
 from igfast.errors import ArgumentError
 from igfast.model.partial import Selector
-from igfast.request.options import Lean
-from igfast.run.noise_tunnel import OfInputs, OfLayer, OfNeuron, through_tunnel
+from igfast.request.options import Lean, Options
+from igfast.run.captums import check_left_to_captum
 
 
-class GradientShap(captum.attr.GradientShap):
+class GradientShap(captum.attr.GradientShap, metaclass=StandsIn):
     """Attributes a model's output to its inputs by gradients at random points of random paths.
 
     A path leads from a random baseline to the input with noise.
@@ -45,6 +47,9 @@ class GradientShap(captum.attr.GradientShap):
         torch.Size([1, 3])
     """
 
+    stands_for = captum.attr.GradientShap
+    _options = Options()  # of instances that another constructor made: a subclass's, or Captum's before pickling
+
     def __init__(
         self,
         forward_func: Callable[..., Any],
@@ -55,11 +60,11 @@ class GradientShap(captum.attr.GradientShap):
         show_progress: bool = False,
     ) -> None:
         super().__init__(forward_func, multiply_by_inputs)
-        self._how: dict[str, Any] = {"lean": lean, "memory_budget": memory_budget, "show_progress": show_progress}
-        self._explainer()  # checks them
+        self._options = Options(lean, memory_budget, show_progress)
+        self._explainer()  # checks the other arguments
 
     def _explainer(self) -> IntegratedGradients:
-        return IntegratedGradients(self.forward_func, self.multiplies_by_inputs, **self._how)
+        return IntegratedGradients(self.forward_func, self.multiplies_by_inputs, **vars(self._options))
 
     @log_usage(part_of_slo=True)
     def attribute(
@@ -91,6 +96,7 @@ class GradientShap(captum.attr.GradientShap):
             What `igfast.IntegratedGradients.attribute` and Captum's `NoiseTunnel` raise.
         """
         if self.gradient_func is not compute_gradients:
+            check_left_to_captum(self._options, "gradient_func was replaced")
             wrapped: Any = super().attribute.__wrapped__
             given = (inputs, baselines, n_samples, stdevs, target, additional_forward_args, return_convergence_delta)
             return wrapped(self, *given)
@@ -107,7 +113,7 @@ class GradientShap(captum.attr.GradientShap):
         )
 
 
-class LayerGradientShap(captum.attr.LayerGradientShap):
+class LayerGradientShap(captum.attr.LayerGradientShap, metaclass=StandsIn):
     """Attributes a model's output to a layer's values, by gradients at random inputs.
 
     A drop-in for `captum.attr.LayerGradientShap`, as `igfast.GradientShap` is for Captum's.
@@ -129,6 +135,9 @@ class LayerGradientShap(captum.attr.LayerGradientShap):
         torch.Size([1, 4])
     """
 
+    stands_for = captum.attr.LayerGradientShap
+    _options = Options()  # of instances that another constructor made: a subclass's, or Captum's before pickling
+
     def __init__(
         self,
         forward_func: Callable[..., Any],
@@ -143,12 +152,12 @@ class LayerGradientShap(captum.attr.LayerGradientShap):
         if isinstance(layer, list):
             raise ArgumentError("LayerGradientShap takes one layer; got a list")
         super().__init__(forward_func, layer, device_ids, multiply_by_inputs)
-        self._how: dict[str, Any] = {"lean": lean, "memory_budget": memory_budget, "show_progress": show_progress}
-        self._explainer()  # checks them
+        self._options = Options(lean, memory_budget, show_progress)
+        self._explainer()  # checks the other arguments
 
     def _explainer(self) -> LayerIntegratedGradients:
         return LayerIntegratedGradients(
-            self.forward_func, self.layer, self.device_ids, self.multiplies_by_inputs, **self._how
+            self.forward_func, self.layer, self.device_ids, self.multiplies_by_inputs, **vars(self._options)
         )
 
     @log_usage(part_of_slo=True)
@@ -194,7 +203,7 @@ class LayerGradientShap(captum.attr.LayerGradientShap):
         )
 
 
-class NeuronGradientShap(captum.attr.NeuronGradientShap):
+class NeuronGradientShap(captum.attr.NeuronGradientShap, metaclass=StandsIn):
     """Attributes a neuron to a model's inputs, by gradients at random points.
 
     A drop-in for `captum.attr.NeuronGradientShap`, as `igfast.GradientShap` is for Captum's.
@@ -216,6 +225,9 @@ class NeuronGradientShap(captum.attr.NeuronGradientShap):
         torch.Size([1, 3])
     """
 
+    stands_for = captum.attr.NeuronGradientShap
+    _options = Options()  # of instances that another constructor made: a subclass's, or Captum's before pickling
+
     def __init__(
         self,
         forward_func: Callable[..., Any],
@@ -228,12 +240,12 @@ class NeuronGradientShap(captum.attr.NeuronGradientShap):
         show_progress: bool = False,
     ) -> None:
         super().__init__(forward_func, layer, device_ids, multiply_by_inputs)
-        self._how: dict[str, Any] = {"lean": lean, "memory_budget": memory_budget, "show_progress": show_progress}
-        self._explainer()  # checks them
+        self._options = Options(lean, memory_budget, show_progress)
+        self._explainer()  # checks the other arguments
 
     def _explainer(self) -> NeuronIntegratedGradients:
         return NeuronIntegratedGradients(
-            self.forward_func, self.layer, self.device_ids, self.multiplies_by_inputs, **self._how
+            self.forward_func, self.layer, self.device_ids, self.multiplies_by_inputs, **vars(self._options)
         )
 
     @log_usage(part_of_slo=True)

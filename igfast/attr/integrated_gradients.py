@@ -6,22 +6,30 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeVar, overload
 
 import captum.attr
-import torch
 from captum._utils.gradient import compute_gradients
 from captum.log import log_usage
 from torch import Tensor
 
-from igfast.errors import ArgumentError, ArgumentTypeError
+from igfast.attr.stands_in import StandsIn
+from igfast.errors import ArgumentError, ArgumentTypeError, InputTypeError
 from igfast.explanation.explain import Explains
-from igfast.model.forward import ForwardFunction, as_tuple, with_top_targets
-from igfast.model.state import buffers_restored
-from igfast.request.inputs import describe, parse_inputs, parse_internal_batch_size
+from igfast.model.forward import ForwardFunction, as_tuple, parsed_for, with_top_targets
+from igfast.model.state import undisturbed
+from igfast.request.inputs import Inputs, describe, parse_inputs, parse_internal_batch_size
+from igfast.request.model_inputs import parse_model_inputs
 from igfast.request.options import Lean, Options
 from igfast.request.samples import Baselines as Samples
 from igfast.request.several_targets import parse_targets
 from igfast.request.target import Target, parse_target
-from igfast.run.attributions import by_target, convergence_delta, scale, scaled_with_graph, takes_graph
-from igfast.run.captums import left_to_captum
+from igfast.run.attributions import (
+    by_target,
+    check_attributions,
+    convergence_delta,
+    scale,
+    scaled_with_graph,
+    takes_graph,
+)
+from igfast.run.captums import has_own_delta, left_to_captum
 from igfast.run.integration import Run
 from igfast.run.precision import DEFAULT_STEPS, MAX_STEPS, quadrature_of
 from igfast.run.steps import Quadrature
@@ -30,9 +38,10 @@ TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
 Baselines = Tensor | int | float | tuple[Tensor | int | float, ...] | None
 AnyTarget = int | tuple[int | slice, ...] | Tensor | list[int] | list[tuple[int, ...]] | None
 _CAPTUMS = captum.attr.IntegratedGradients  # under this name, whatever patch_captum() does
+_CAPTUMS_INTEGRAL = _CAPTUMS._attribute
 
 
-class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
+class IntegratedGradients(captum.attr.IntegratedGradients, Explains, metaclass=StandsIn):
     """Attributes a model's output to its input features by integrating gradients from a baseline to the input.
 
     A drop-in for `captum.attr.IntegratedGradients`: same arguments, results and places in Captum's other tools, at
@@ -75,6 +84,9 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
 
     Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, section 3.
     """
+
+    stands_for = captum.attr.IntegratedGradients
+    _options = Options()  # of instances that another constructor made: a subclass's, or Captum's before pickling
 
     def __init__(
         self,
@@ -209,14 +221,17 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
         Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, eq. 1 and 3; the delta is that of Proposition 1.
         """
         arguments = dict(locals())
-        why = self._why_captum()
-        if why:
+        if why := self._why_captum():
             return left_to_captum(why, _CAPTUMS, arguments)
         exact = (tolerance, max_steps, correct_completeness, self.multiplies_by_inputs, baselines)
         asked = (inputs, baselines, (parse_target(target),), additional_forward_args)
         quadrature = quadrature_of(method, n_steps, *exact, with_error=return_report)
         size = parse_internal_batch_size(internal_batch_size)
-        run, (found,) = self._attributed(*asked, quadrature, size, return_convergence_delta)
+        own_delta = return_convergence_delta and has_own_delta(self, IntegratedGradients)
+        run, (found,) = self._attributed(*asked, quadrature, size, return_convergence_delta and not own_delta)
+        if own_delta:
+            given = (as_tuple(found[0]), baselines, inputs, target, additional_forward_args)
+            found = found[0], self.compute_convergence_delta(*given)
         return run.results(*found, return_report)
 
     @log_usage(part_of_slo=True)
@@ -268,8 +283,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
             >>> [tuple(part.shape) for part in explainer.attribute_targets(torch.ones(2, 3), [0, 3])]
             [(2, 3), (2, 3)]
         """
-        why = self._why_captum()
-        if why:
+        if why := self._why_captum():
             raise ArgumentError(f"attribute_targets is not Captum's, and calls are left to Captum: {why}")
         exact = (tolerance, max_steps, correct_completeness, self.multiplies_by_inputs, baselines)
         asked = (inputs, baselines, parse_targets(targets), additional_forward_args)
@@ -302,15 +316,12 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
         """Returns the run, and for each target the attributions in the form of the inputs, and the delta if asked."""
         multiplies = self.multiplies_by_inputs and not quadrature.is_scaled
         with_graph = multiplies and takes_graph(inputs, baselines)
-        samples = baselines if isinstance(baselines, Samples) else None
-        # Leaves the caller's inference mode, in which nothing can be differentiated.
-        with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
-            evaluator = self._evaluator(inputs, None if samples else baselines, targets, additional_forward_args)
-            if samples is not None:
-                samples.check(evaluator.inputs.join(evaluator.inputs.x))
+        with undisturbed(self.forward_func):
+            parsed, samples = parsed_for(self.forward_func, inputs, baselines)
+            evaluator = self._evaluator(parsed, targets, additional_forward_args)
             with self._options.memory(evaluator.inputs.device) as memory:
                 evaluator = with_top_targets(evaluator, targets)
-                own_call = self._evaluator(own[0], None, (), own[1]) if own else None
+                own_call = self._evaluator(parse_inputs(own[0], None), (), own[1]) if own else None
                 run = Run(evaluator, self._options, memory, size, "inputs", samples=samples, own=own_call)
                 sums = by_target(run.integrate(quadrature), len(evaluator.inputs.x))
                 ends = run.ends() if with_delta else [None] * len(sums)
@@ -323,6 +334,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
         ]
         return run, [(evaluator.inputs.format(one), d) for one, d in zip(attributions, deltas, strict=True)]
 
+    @log_usage()
     def compute_convergence_delta(
         self,
         attributions: Any,
@@ -351,43 +363,38 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains):
 
         Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, Proposition 1.
         """
-        given = as_tuple(attributions)
-        ends = self._ends(end_point, start_point, target, additional_forward_args)
-        xs = as_tuple(end_point)
-        if len(given) != len(xs) or not all(isinstance(a, Tensor) for a in given):
-            got = ", ".join(map(describe, given))
-            raise ArgumentTypeError(f"attributions must be one tensor for each input, {len(xs)}; got {got}")
-        for index, (a, x) in enumerate(zip(given, xs, strict=True)):
-            if a.shape[:1] != x.shape[:1]:
-                raise ArgumentError(
-                    f"attributions[{index}] must have the examples of end_point, {describe(x)}; got {describe(a)}"
-                )
+        given, xs = as_tuple(attributions), as_tuple(end_point)
+        try:
+            ends = self._ends(end_point, start_point, target, additional_forward_args)
+        except InputTypeError:
+            if not any(isinstance(x, Tensor) and not x.is_floating_point() for x in xs):
+                raise  # else attributions of embeddings, at token ids that the model takes as they are
+            with undisturbed(self.forward_func):
+                ids = parse_model_inputs(end_point, start_point).as_inputs()
+                ends = self._ends_of(self._evaluator(ids, (parse_target(target),), additional_forward_args))
+        check_attributions(given, xs)
         return convergence_delta(tuple(a.detach() for a in given), *ends)
 
     def _ends(
         self, inputs: Any, baselines: Any, target: Any, additional_forward_args: Any, **_: Any
     ) -> tuple[Tensor, Tensor]:
         """Returns F(inputs) and F(baselines), one number for each entry of the output."""
-        with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
-            samples = baselines if isinstance(baselines, Samples) else None
-            start = None if samples else baselines
-            evaluator = self._evaluator(inputs, start, (parse_target(target),), additional_forward_args)
-            with self._options.memory(evaluator.inputs.device) as memory:
-                return Run(evaluator, self._options, memory, None, "inputs", samples=samples).ends()[0]
+        targets = (parse_target(target),)
+        with undisturbed(self.forward_func):
+            parsed, samples = parsed_for(self.forward_func, inputs, baselines)
+            return self._ends_of(self._evaluator(parsed, targets, additional_forward_args), samples)
 
-    def _evaluator(
-        self, inputs: Any, baselines: Any, targets: tuple[Target, ...] | int, additional_forward_args: Any
-    ) -> ForwardFunction:
-        """Returns the forward function with its checked inputs, arguments and targets."""
-        return ForwardFunction(
-            forward_func=self.forward_func,
-            inputs=parse_inputs(inputs, baselines),
-            args=as_tuple(additional_forward_args),
-            targets=targets if isinstance(targets, tuple) else (),
-        )
+    def _ends_of(self, evaluator: ForwardFunction, samples: Samples | None = None) -> tuple[Tensor, Tensor]:
+        with self._options.memory(evaluator.inputs.device) as memory:
+            return Run(evaluator, self._options, memory, None, "inputs", samples=samples).ends()[0]
+
+    def _evaluator(self, inputs: Inputs, targets: tuple[Target, ...] | int, args: Any) -> ForwardFunction:
+        """Returns the forward function with its inputs, arguments and targets."""
+        known = targets if isinstance(targets, tuple) else ()
+        return ForwardFunction(forward_func=self.forward_func, inputs=inputs, args=as_tuple(args), targets=known)
 
     def _why_captum(self) -> str:
         """Returns why a call is left to Captum's own code; empty if the call is not."""
-        if getattr(self._attribute, "__func__", None) is not _CAPTUMS._attribute:
+        if getattr(self._attribute, "__func__", None) is not _CAPTUMS_INTEGRAL:
             return f"{type(self).__name__} overrides _attribute"
         return "" if self.gradient_func is compute_gradients else "gradient_func was replaced"

@@ -7,39 +7,38 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import captum.attr
-import torch
 from captum.log import log_usage
 from torch import Tensor, nn
 
+from igfast.attr.integrated_gradients import IntegratedGradients
+from igfast.attr.stands_in import StandsIn
 from igfast.errors import ArgumentError, ArgumentTypeError
 from igfast.explanation.explain import Explains
-from igfast.memory.recovery import is_out_of_memory
 from igfast.model.forward import ForwardFunction, as_tuple, with_top_targets
+from igfast.model.modules import number_of
 from igfast.model.partial import FromLayer
-from igfast.model.state import buffers_restored
-from igfast.model.tap import LayerTap, Values
-from igfast.request.inputs import describe, parse_inputs, parse_internal_batch_size
+from igfast.model.state import buffers_restored, undisturbed
+from igfast.model.tap import LayerTap
+from igfast.request.inputs import describe, parse_internal_batch_size
 from igfast.request.model_inputs import AtLayer, ModelInputs, parse_model_inputs
 from igfast.request.options import Lean, Options
 from igfast.request.several_targets import parse_targets
 from igfast.request.target import Target, parse_target
-from igfast.rng import random_state
 from igfast.run.attributions import by_target, convergence_delta, scale
-from igfast.run.captums import left_to_captum
+from igfast.run.captums import has_own_delta, left_to_captum
 from igfast.run.integration import Run
-from igfast.run.layer_values import are_rows, flat, from_layer, read_layers
-from igfast.run.noise_tunnel import of_rows
-from igfast.run.path import points_at
+from igfast.run.layer_values import from_layer, per_layer
 from igfast.run.precision import DEFAULT_STEPS, MAX_STEPS, quadrature_of
-from igfast.run.sampled_points import SampledPoints
 from igfast.run.steps import Quadrature
 
 _GRAD_OPTIONS = frozenset({"allow_unused", "materialize_grads"})
 _OPTIONS_OF_CAPTUM = frozenset({"create_graph", "retain_graph"})
 _CAPTUMS = captum.attr.LayerIntegratedGradients  # under this name, whatever patch_captum() does
+_CAPTUMS_GRADIENTS = _CAPTUMS._make_gradient_func
+_OF_INPUTS = (captum.attr.IntegratedGradients, IntegratedGradients)  # what `ig` is, before and after patch_captum()
 
 
-class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains):
+class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains, metaclass=StandsIn):
     """Attributes a model's output to what a layer gives out or takes in.
 
     The path leads from the layer's values at the baselines to those at the inputs. Token ids are attributed so: name
@@ -65,6 +64,9 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains):
 
     Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, section 3, applied to the rest of the network.
     """
+
+    stands_for = captum.attr.LayerIntegratedGradients
+    _options = Options()  # of instances that another constructor made: a subclass's, or Captum's before pickling
 
     def __init__(
         self,
@@ -136,16 +138,21 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains):
         Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, eq. 1 and 3; the delta is that of Proposition 1.
         """
         arguments = dict(locals())
-        if _OPTIONS_OF_CAPTUM & {name for name, value in (grad_kwargs or {}).items() if value}:
+        if why := why_captums(self) or _why_graph(grad_kwargs):
             if isinstance(baselines, AtLayer):
-                raise ArgumentError("grad_kwargs asks for a graph, so baselines must be inputs; got an AtLayer")
-            return left_to_captum("grad_kwargs asks for a graph", _CAPTUMS, arguments)
+                raise ArgumentError(f"{why}, so baselines must be inputs; got an AtLayer")
+            return left_to_captum(why, _CAPTUMS, arguments)
         exact = (tolerance, max_steps, correct_completeness, self.multiplies_by_inputs)
         targets = (parse_target(target),)
         asked = (inputs, baselines, targets, additional_forward_args, attribute_to_layer_input, grad_kwargs)
         quadrature = quadrature_of(method, n_steps, *exact, with_error=return_report)
         size = parse_internal_batch_size(internal_batch_size)
-        run, (found,) = self._attributed(*asked, size, quadrature=quadrature, with_delta=return_convergence_delta)
+        own_delta = return_convergence_delta and has_own_delta(self, LayerIntegratedGradients)
+        with_delta = return_convergence_delta and not own_delta
+        run, (found,) = self._attributed(*asked, size, quadrature=quadrature, with_delta=with_delta)
+        if own_delta:
+            given = (_flat(found[0]), baselines, inputs, target, additional_forward_args)
+            found = found[0], self.compute_convergence_delta(*given)
         return run.results(*found, return_report)
 
     @log_usage(part_of_slo=True)
@@ -200,8 +207,8 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains):
             >>> [tuple(part.shape) for part in explainer.attribute_targets(torch.tensor([[3, 5]]), "top2")]
             [(1, 2, 4), (1, 2, 4)]
         """
-        if _OPTIONS_OF_CAPTUM & {name for name, value in (grad_kwargs or {}).items() if value}:
-            raise ArgumentError("grad_kwargs asks for a graph, which attribute_targets does not have")
+        if why := why_captums(self) or _why_graph(grad_kwargs):
+            raise ArgumentError(f"attribute_targets is not Captum's, and calls are left to Captum: {why}")
         exact = (tolerance, max_steps, correct_completeness, self.multiplies_by_inputs)
         parsed = parse_targets(targets)
         asked = (inputs, baselines, parsed, additional_forward_args, attribute_to_layer_input, grad_kwargs)
@@ -210,12 +217,43 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains):
         run, found = self._attributed(*asked, size, quadrature=quadrature, with_delta=return_convergence_delta)
         return run.results_of_targets(found, return_report)
 
+    @log_usage()
+    def compute_convergence_delta(
+        self,
+        attributions: Any,
+        start_point: Any,
+        end_point: Any,
+        target: Any = None,
+        additional_forward_args: Any = None,
+    ) -> Tensor:
+        """Returns how far attributions are from completeness, by Captum's own code.
+
+        Args:
+            attributions: of the layer; a tensor or a tuple of tensors, (batch, *) each.
+            start_point: the baselines, as `attribute` takes them; not an `igfast.baselines.AtLayer`.
+            end_point: the inputs.
+            target: as in `attribute`.
+            additional_forward_args: as in `attribute`.
+
+        Returns:
+            Each example's sum of attributions less F(end_point) - F(start_point), (batch,).
+
+        Raises:
+            AssertionError: as in Captum, where the points or the attributions do not fit each other.
+
+        Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, Proposition 1.
+        """
+        given = (attributions, start_point, end_point, target, additional_forward_args)
+        with buffers_restored(self.forward_func):
+            delta: Tensor = _CAPTUMS.compute_convergence_delta.__wrapped__(self, *given)
+            return delta
+
     def _attributed(
         self, *asked: Any, quadrature: Quadrature, with_delta: bool
     ) -> tuple[Run, list[tuple[Any, Tensor | None]]]:
         """Returns the run, and for each target the attributions in Captum's form, and the delta if asked for."""
         found: list[tuple[Any, Tensor | None]] = []
-        with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
+        with undisturbed(self.forward_func):
             with self._run(*asked) as run:
                 layers: FromLayer = run.evaluator  # type: ignore[assignment]
                 sums = by_target(run.integrate(quadrature), len(layers.inputs.x))
@@ -225,65 +263,8 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains):
             for one, at_ends in zip(attributions, ends, strict=True):
                 delta = None if at_ends is None else convergence_delta(one, *at_ends)
                 shaped = tuple(a.view(x.shape) for a, x in zip(one, values, strict=True))
-                found.append((_per_layer(shaped, layers, isinstance(self.layer, list)), delta))
+                found.append((per_layer(shaped, layers, isinstance(self.layer, list)), delta))
         return run, found
-
-    def _attributed_at(
-        self, alphas: Tensor, inputs: Any, baselines: Any, args: Any, *, target: Any, at_input: bool, with_delta: bool
-    ) -> tuple[Any, Tensor | None]:
-        """Returns the gradient at the layer where the inputs are at alphas of their paths, and the delta.
-
-        The gradient is multiplied by the difference of the layer's values at the inputs and the baselines.
-        """
-        with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
-            given = parse_inputs(inputs, baselines)
-            points = points_at(given, alphas)
-            with self._run(points, AtLayer(0.0), (parse_target(target),), args, at_input, None, None) as run:
-                layers: FromLayer = run.evaluator  # type: ignore[assignment]
-                grads = run.integrate(SampledPoints(torch.ones(layers.inputs.batch, dtype=torch.float64)))
-            shaped = [grad.view(x.shape) for grad, x in zip(grads, layers.values_of_layers(), strict=True)]
-            if self.multiplies_by_inputs:
-                starts = tuple(torch.empty_like(x).copy_(b) for x, b in zip(given.x, given.baselines, strict=True))
-                ends = zip(*(self._values(xs, args, at_input)[0] for xs in (given.x, starts)), strict=True)
-                shaped = [grad * (value - start) for grad, (value, start) in zip(shaped, ends, strict=True)]
-            delta = None
-            if with_delta:
-                delta = convergence_delta(tuple(shaped), *self._ends(inputs, baselines, target, args, at_input))
-        return _per_layer(tuple(shaped), layers, False), delta
-
-    def _values(self, xs: Any, args: Any, at_input: bool) -> tuple[tuple[Tensor, ...], Any]:
-        """Returns the layers' values at some inputs, and the output there."""
-        given = parse_model_inputs(xs, None)
-        forward = self._forward(given, (Target(),), args, None)
-        with self._options.memory(forward.inputs.device) as memory, self._tapped(at_input) as tap:
-            values, output = read_layers(forward, given.x, tap, memory)
-            return flat(values), output
-
-    def _are_the_same_alone(
-        self, alphas: Tensor, inputs: Any, baselines: Any, args: Any, n_alone: int, at_input: bool
-    ) -> bool:
-        """Returns whether the first and the last points alone have the layers' values and outputs as among all."""
-        n_rows = len(alphas)
-        with torch.inference_mode(False), torch.no_grad(), buffers_restored(self.forward_func):
-            points = points_at(parse_inputs(inputs, baselines), alphas)
-            before = random_state(alphas.device)
-            try:
-                values, output = self._values(points, args, at_input)
-                if Target().n_entries(output) != n_rows:
-                    return False
-                for rows in (range(n_alone), range(n_rows - n_alone, n_rows)):
-                    of_points, of_args = (of_rows(given, torch.tensor(rows), n_rows) for given in (points, args))
-                    alone, output_alone = self._values(of_points, of_args, at_input)
-                    pairs = zip((output, *values), (output_alone, *alone), strict=True)
-                    if not all(are_rows(each, among, rows, n_rows) for among, each in pairs):
-                        return False
-            except Exception as error:  # a model may raise anything for rows that it was not given
-                if is_out_of_memory(error):
-                    raise
-                return False
-            finally:
-                before.restore()
-        return True
 
     def _ends(
         self,
@@ -297,12 +278,7 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains):
         """Returns F(inputs) and F(baselines), one number for each entry of the output."""
         targets = (parse_target(target),)
         asked = (inputs, baselines, targets, additional_forward_args, attribute_to_layer_input, None)
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-            buffers_restored(self.forward_func),
-            self._run(*asked, None) as run,
-        ):
+        with undisturbed(self.forward_func), self._run(*asked, None) as run:
             return run.ends()[0]
 
     @contextmanager
@@ -322,7 +298,7 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains):
         forward = self._forward(given, targets, args, grad_kwargs)
         with self._options.memory(forward.inputs.device) as memory, self._tapped(at_input) as tap:
             evaluator = with_top_targets(from_layer(forward, given, at_layer, tap, memory), targets)
-            kind = (*map(id, self._layers), at_input)  # ids: facts must not keep a layer alive
+            kind = (*map(number_of, self._layers), at_input)  # facts must not keep a layer alive
             yield Run(evaluator, self._options, memory, size, kind, tuple(self._layers))
 
     def _forward(
@@ -347,17 +323,27 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains):
         return LayerTap(self._layers, at_input, device_ids).attached()
 
 
+def why_captums(explainer: captum.attr.LayerIntegratedGradients) -> str:
+    """Returns why an explainer's calls are left to Captum's own code; empty if they are not."""
+    if getattr(explainer._make_gradient_func, "__func__", None) is not _CAPTUMS_GRADIENTS:
+        return f"{type(explainer).__name__} overrides _make_gradient_func"
+    return "" if type(explainer.ig) in _OF_INPUTS else "ig was replaced"
+
+
+def _why_graph(grad_kwargs: dict[str, Any] | None) -> str:
+    asked = {name for name, value in (grad_kwargs or {}).items() if value}
+    return "grad_kwargs asks for a graph" if _OPTIONS_OF_CAPTUM & asked else ""
+
+
+def _flat(attributions: Any) -> tuple[Tensor, ...]:
+    """Returns the tensors of one layer's attributions, or of those of a list of layers."""
+    per_layer = attributions if isinstance(attributions, list) else [attributions]
+    return tuple(tensor for layer in per_layer for tensor in as_tuple(layer))
+
+
 def _unused_is_zero(grad_kwargs: dict[str, Any] | None) -> bool:
     unknown = set(grad_kwargs or {}) - _GRAD_OPTIONS - _OPTIONS_OF_CAPTUM
     if unknown:
         allowed = sorted(_GRAD_OPTIONS | _OPTIONS_OF_CAPTUM)
         raise ArgumentError(f"grad_kwargs may have {allowed}; got {sorted(unknown)}")
     return any((grad_kwargs or {}).values())
-
-
-def _per_layer(attributions: Values, evaluator: FromLayer, as_list: bool) -> Any:
-    """Returns attributions in Captum's form: a tensor or a tuple for a layer, a list of those for a list of layers."""
-    tensors = iter(attributions)
-    layers = [tuple(next(tensors) for _ in range(n)) for n in evaluator.per_layer]
-    formatted = [layer if len(layer) > 1 else layer[0] for layer in layers]
-    return formatted if as_list else formatted[0]

@@ -8,19 +8,19 @@ from dataclasses import replace
 from typing import Any
 
 import captum.attr
-import torch
 from captum.log import log_usage
 from torch import Tensor, nn
 
+from igfast.attr.stands_in import StandsIn
 from igfast.errors import ArgumentTypeError
 from igfast.explanation.explain import Explains
-from igfast.model.forward import as_tuple
-from igfast.model.partial import Selector, ToLayer
-from igfast.model.state import buffers_restored
+from igfast.model.forward import as_tuple, parsed_for
+from igfast.model.modules import number_of
+from igfast.model.partial import Selector, ToLayer, parse_selector
+from igfast.model.state import undisturbed
 from igfast.model.tap import LayerTap
 from igfast.request.inputs import describe, parse_inputs, parse_internal_batch_size
 from igfast.request.options import Lean, Options
-from igfast.request.samples import Baselines as Samples
 from igfast.request.target import Target
 from igfast.run.attributions import scale, scaled_with_graph, takes_graph
 from igfast.run.integration import Run
@@ -28,7 +28,7 @@ from igfast.run.precision import DEFAULT_STEPS, MAX_STEPS, quadrature_of
 from igfast.run.steps import Quadrature
 
 
-class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains):
+class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains, metaclass=StandsIn):
     """Attributes a neuron, one number of what a layer gives out or takes in, to a model's inputs.
 
     A drop-in for `captum.attr.NeuronIntegratedGradients`, with the same arguments and results. What comes after the
@@ -47,6 +47,9 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains)
 
     Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, section 3, applied to the network up to the neuron.
     """
+
+    stands_for = captum.attr.NeuronIntegratedGradients
+    _options = Options()  # of instances that another constructor made: a subclass's, or Captum's before pickling
 
     def __init__(
         self,
@@ -132,9 +135,7 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains)
         multiplies = self.multiplies_by_inputs and not quadrature.is_scaled
         with_graph = multiplies and takes_graph(inputs, baselines)
         with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-            buffers_restored(self.forward_func),
+            undisturbed(self.forward_func),
             self._run(inputs, selector, baselines, args, at_input, size, own) as run,
         ):
             sums = run.integrate(quadrature)
@@ -154,12 +155,7 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains)
     ) -> tuple[Tensor, Tensor]:
         """Returns the neuron's values at the inputs and the baselines, one for each example."""
         asked = (inputs, neuron_selector, baselines, additional_forward_args, attribute_to_neuron_input)
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-            buffers_restored(self.forward_func),
-            self._run(*asked, None) as run,
-        ):
+        with undisturbed(self.forward_func), self._run(*asked, None) as run:
             return run.ends()[0]
 
     @contextmanager
@@ -178,10 +174,7 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains)
         `own` has the inputs and the further arguments of the caller's own call, if the inputs are noisy copies of its.
         """
         device_ids = self.device_ids or getattr(self.forward_func, "device_ids", None)
-        samples = baselines if isinstance(baselines, Samples) else None
-        parsed = parse_inputs(inputs, None if samples else baselines)
-        if samples is not None:
-            samples.check(parsed.join(parsed.x))
+        parsed, samples = parsed_for(self.forward_func, inputs, baselines)
         tapped = LayerTap([self.layer], at_input, device_ids, is_path=False).attached()
         with self._options.memory(parsed.device) as memory, tapped as tap:
             evaluator = ToLayer(
@@ -192,8 +185,8 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains)
                 tap=tap,
                 selector=selector,
             )
-            # The id: facts must not keep a layer alive. Functions that select cannot be told apart.
-            kind = None if callable(selector) else (id(self.layer), at_input, str(selector))
+            # Facts must not keep a layer alive. Functions that select cannot be told apart.
+            kind = None if callable(selector) else (number_of(self.layer), at_input, str(parse_selector(selector)))
             own_call = None
             if own is not None:
                 own_call = replace(evaluator, inputs=parse_inputs(own[0], None), args=as_tuple(own[1]))

@@ -12,21 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from igfast.attr import (
-    GradientShap,
-    IntegratedGradients,
-    LayerGradientShap,
-    LayerIntegratedGradients,
-    NeuronGradientShap,
-    NeuronIntegratedGradients,
-)
-from igfast.llm import LLMGradientAttribution
-from igfast.patching import patch_captum
+from igfast.patching import OURS, patch_captum
 
-_CLASSES = (
-    *(IntegratedGradients, LayerIntegratedGradients, NeuronIntegratedGradients),
-    *(GradientShap, LayerGradientShap, NeuronGradientShap, LLMGradientAttribution),
-)
+_CLASSES: tuple[Any, ...] = tuple(OURS.values())
 
 
 def run_swapped(script: str, arguments: Sequence[str], is_module: bool) -> None:
@@ -75,12 +63,12 @@ def _counting() -> Iterator[Counter[str]]:
         replacement = counted(cls.__name__, original)
         if hasattr(original, "__wrapped__"):
             replacement.__wrapped__ = counted(cls.__name__, original.__wrapped__)  # type: ignore
-        cls.attribute = replacement  # type: ignore[method-assign]
+        cls.attribute = replacement
     try:
         yield calls
     finally:
         for cls, original in originals.items():
-            cls.attribute = original  # type: ignore[method-assign]
+            cls.attribute = original
 
 
 def run_command(arguments: Sequence[str]) -> int:

@@ -11,6 +11,7 @@ from captum.attr import TextTokenInput
 from captum.attr._core.llm_attr import DEFAULT_GEN_ARGS, _convert_ids_to_pretty_tokens
 from torch import Tensor
 
+from igfast.attr.stands_in import StandsIn
 from igfast.errors import ArgumentError, ArgumentTypeError, ConvergenceWarning, OnePassError, warn
 from igfast.llm import scores
 from igfast.llm.answer import first_device, parse_answer, parse_foil, parse_spans
@@ -27,7 +28,7 @@ _LARGE_DELTA = 0.1  # of the change of what is attributed
 _MOST_ADVISED = 1000  # steps
 
 
-class LLMGradientAttribution(captum.attr.LLMGradientAttribution):
+class LLMGradientAttribution(captum.attr.LLMGradientAttribution, metaclass=StandsIn):
     """Attributes the tokens that a language model answers to the tokens of its prompt.
 
     A drop-in for `captum.attr.LLMGradientAttribution`. Captum runs one attribution for each token of the answer. Here
@@ -50,6 +51,8 @@ class LLMGradientAttribution(captum.attr.LLMGradientAttribution):
 
     Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, section 3, from the layer on.
     """
+
+    stands_for = captum.attr.LLMGradientAttribution
 
     def __init__(self, attr_method: Any, tokenizer: Any, *, attr_target: str | scores.Score = "log_prob") -> None:
         if not isinstance(attr_method, self.SUPPORTED_METHODS):

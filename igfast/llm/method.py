@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from igfast.attr import LayerIntegratedGradients
+from igfast.attr.layer import why_captums
 from igfast.errors import ArgumentError, ArgumentTypeError, LayerError
 from igfast.request.inputs import parse_internal_batch_size
 from igfast.request.options import Options
@@ -69,6 +70,8 @@ class Method:
         """
         own = {theirs.attribute for theirs in (*_CAPTUMS, LayerIntegratedGradients)}
         if not isinstance(attr_method, _CAPTUMS) or type(attr_method).attribute not in own:
+            return None
+        if isinstance(attr_method, _CAPTUMS[0]) and why_captums(attr_method):
             return None
         layer = attr_method.layer
         if isinstance(layer, list):

@@ -13,7 +13,9 @@ from igfast.errors import ArgumentTypeError, IgfastError, InputError, InputTypeE
 from igfast.lean import LeanExecution
 from igfast.memory.recovery import free_memory, is_out_of_memory
 from igfast.model.independence import RowsDependError
-from igfast.request.inputs import Inputs, describe
+from igfast.model.modules import floating_dtype
+from igfast.request.inputs import Inputs, describe, parse_inputs
+from igfast.request.samples import Baselines
 from igfast.request.several_targets import top_targets
 from igfast.request.target import Target
 from igfast.rng import random_state
@@ -28,6 +30,36 @@ def as_tuple(additional_forward_args: Any) -> tuple[Any, ...]:
     if additional_forward_args is None:
         return ()
     return additional_forward_args if isinstance(additional_forward_args, tuple) else (additional_forward_args,)
+
+
+def in_dtype_of_baselines(inputs: Any, baselines: Any, forward_func: Callable[..., Any]) -> Any:
+    """Returns inputs in the dtype of wider baselines, as Captum's path points have it, if the model has it too."""
+    given = as_tuple(baselines)
+    if not any(isinstance(baseline, Tensor) for baseline in given):
+        return inputs
+
+    def raised(x: Any, baseline: Any) -> Any:
+        if not (isinstance(x, Tensor) and isinstance(baseline, Tensor)):
+            return x
+        own = x.dtype if x.is_floating_point() or x.is_complex() else torch.get_default_dtype()
+        wide = torch.promote_types(own, baseline.dtype)
+        return x.to(wide) if wide not in (own, x.dtype) and wide == floating_dtype(forward_func) else x
+
+    xs = as_tuple(inputs)
+    if len(xs) != len(given):  # an error, which the checks of inputs say
+        return inputs
+    found = tuple(map(raised, xs, given))
+    return found if isinstance(inputs, tuple) else found[0]
+
+
+def parsed_for(forward_func: Callable[..., Any], inputs: Any, baselines: Any) -> tuple[Inputs, Baselines | None]:
+    """Returns the checked inputs, and the several baselines of each example if those are given; raises as both do."""
+    samples = baselines if isinstance(baselines, Baselines) else None
+    start = None if samples is not None else baselines
+    parsed = parse_inputs(in_dtype_of_baselines(inputs, start, forward_func), start)
+    if samples is not None:
+        samples.check(parsed.join(parsed.x))
+    return parsed, samples
 
 
 def copied(arg: Any) -> Any:

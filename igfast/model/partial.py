@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -158,6 +159,19 @@ class ToLayer(ForwardFunction):
         return values
 
 
+def parse_selector(selector: Any) -> tuple[int | slice, ...]:
+    """Returns the indices of a neuron; raises SelectorTypeError if they are neither integers nor slices."""
+    place = tuple(selector) if isinstance(selector, (tuple, list)) else (selector,)
+    try:
+        if any(isinstance(index, bool) for index in place):
+            raise TypeError
+        return tuple(index if isinstance(index, slice) else operator.index(index) for index in place)
+    except TypeError:
+        raise SelectorTypeError(
+            f"neuron_selector must be an int, a tuple of ints and slices, or a function; got {describe(selector)}"
+        ) from None
+
+
 def select_neuron(values: Values, selector: Any, what: str) -> Tensor:
     """Returns one number per row of a layer's values, (rows,), or one for all rows, 0-d.
 
@@ -183,16 +197,13 @@ def select_neuron(values: Values, selector: Any, what: str) -> Tensor:
         raise SelectorError(
             f"the layer's {what} is {len(values)} tensors: pass a function as neuron_selector that takes the tuple"
         )
-    place = selector if isinstance(selector, tuple) else (selector,)
-    if not all(isinstance(index, (int, slice)) and not isinstance(index, bool) for index in place):
-        raise SelectorTypeError(
-            f"neuron_selector must be an int, a tuple of ints and slices, or a function; got {describe(selector)}"
-        )
+    place = parse_selector(selector)
     tensor = values[0]
     if tensor.dim() == 0:
         raise SelectorError(f"the layer's {what} is {describe(tensor)}, with no examples: pass a function that selects")
     rest = tensor.shape[len(place) + 1 :]  # of sizes 1, as after a global pooling: (batch, channels, 1, 1)
-    if len(place) > tensor.dim() - 1 or math.prod(rest) != 1:
+    sums = any(isinstance(index, slice) for index in place)
+    if len(place) > tensor.dim() - 1 or (math.prod(rest) != 1 and not sums):
         raise SelectorError(
             f"neuron_selector has {len(place)} indices, but the layer's {what} is {describe(tensor)}, which has "
             f"{tensor.dim() - 1} dimensions after the examples"

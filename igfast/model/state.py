@@ -87,6 +87,13 @@ def buffers_restored(forward_func: Callable[..., Any]) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def undisturbed(forward_func: Callable[..., Any]) -> Iterator[None]:
+    """Leaves the caller's inference mode, in which nothing can be differentiated; puts modes and buffers back."""
+    with torch.inference_mode(False), torch.no_grad(), buffers_restored(forward_func):
+        yield
+
+
 def _keep(part: nn.Module) -> None:
     with _saved_lock:
         if id(part) not in _saved:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from igfast import ops
+from igfast.errors import ArgumentError, ArgumentTypeError
 from igfast.model.forward import ForwardFunction, as_tuple
-from igfast.request.inputs import one_for_each
+from igfast.request.inputs import describe, one_for_each
 
 
 def by_target(tensors: tuple[Tensor, ...], n_inputs: int) -> list[tuple[Tensor, ...]]:
@@ -35,9 +36,21 @@ def takes_graph(inputs: Any, baselines: Any) -> bool:
 def scaled_with_graph(sums: tuple[Tensor, ...], inputs: Any, baselines: Any) -> tuple[Tensor, ...]:
     """Returns the sums times (input - baseline), in a graph as Captum's."""
     return tuple(
-        acc * (x - baseline)
+        acc * (x.to(acc.dtype) - (baseline.to(acc.dtype) if isinstance(baseline, Tensor) else baseline))
         for acc, x, baseline in zip(sums, as_tuple(inputs), one_for_each(baselines, len(sums)), strict=True)
     )
+
+
+def check_attributions(attributions: tuple[Any, ...], inputs: tuple[Any, ...]) -> None:
+    """Raises ArgumentTypeError or ArgumentError if these are not one tensor for each input, with its examples."""
+    if len(attributions) != len(inputs) or not all(isinstance(a, Tensor) for a in attributions):
+        got = ", ".join(map(describe, attributions))
+        raise ArgumentTypeError(f"attributions must be one tensor for each input, {len(inputs)}; got {got}")
+    for index, (a, x) in enumerate(zip(attributions, inputs, strict=True)):
+        if a.shape[:1] != x.shape[:1]:
+            raise ArgumentError(
+                f"attributions[{index}] must have the examples of end_point, {describe(x)}; got {describe(a)}"
+            )
 
 
 def convergence_delta(attributions: tuple[Tensor, ...], at_input: Tensor, at_baseline: Tensor) -> Tensor:

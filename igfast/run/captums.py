@@ -7,11 +7,26 @@ from typing import Any
 
 from torch import Tensor
 
-from igfast.errors import ArgumentError, LeanError
+from igfast.errors import ArgumentError, LeanError, warn
+from igfast.model.state import buffers_restored
+from igfast.request.options import Options
 from igfast.request.samples import Baselines
 from igfast.run.report import LeanReport, RunReport
 
 _OURS = {"tolerance", "max_steps", "correct_completeness", "return_report"}
+
+
+def has_own_delta(explainer: Any, ours: type) -> bool:
+    """Returns whether an explainer computes convergence deltas in a way of its own, and not in that of `ours`."""
+    return getattr(explainer.compute_convergence_delta, "__func__", None) is not ours.compute_convergence_delta  # type: ignore[attr-defined]
+
+
+def check_left_to_captum(options: Options, why: str) -> None:
+    """Raises LeanError if lean execution is required, and warns if there is a budget: Captum's code has neither."""
+    if options.lean is True:
+        raise LeanError(f"lean=True, but lean execution is not possible: {why}")
+    if options.memory_budget is not None:
+        warn(f"memory_budget has no effect, because the call is left to Captum's own code: {why}")
 
 
 def left_to_captum(why: str, captums: type, given: dict[str, Any]) -> Any:
@@ -27,8 +42,7 @@ def left_to_captum(why: str, captums: type, given: dict[str, Any]) -> Any:
         ArgumentError: Captum does not have the quadrature rule, or `tolerance`.
     """
     arguments = {name: value for name, value in given.items() if name not in _OURS}
-    if given["self"]._options.lean is True:
-        raise LeanError(f"lean=True, but lean execution is not possible: {why}")
+    check_left_to_captum(given["self"]._options, why)
     if given["tolerance"] is not None:
         raise ArgumentError(f"tolerance is not Captum's, and the call is left to Captum: {why}. Pass n_steps instead")
     if isinstance(given["baselines"], Baselines):
@@ -36,7 +50,8 @@ def left_to_captum(why: str, captums: type, given: dict[str, Any]) -> Any:
     if given["method"] == "trapezoid":
         raise ArgumentError(f"method='trapezoid' is not one of Captum's rules, and the call is left to Captum: {why}")
     began = time.perf_counter()
-    result = captums.attribute.__wrapped__(**arguments)  # type: ignore[attr-defined]
+    with buffers_restored(given["self"].forward_func):
+        result = captums.attribute.__wrapped__(**arguments)  # type: ignore[attr-defined]
     if not given["return_report"]:
         return result
     inputs = given["inputs"] if isinstance(given["inputs"], tuple) else (given["inputs"],)

@@ -133,3 +133,11 @@ def are_rows(alone: Tensor, among: Tensor, rows: range, n_rows: int) -> bool:
     """Returns whether values of some rows alone are those of the rows among `n_rows`, up to rounding."""
     n_each, rest = divmod(len(among), n_rows)
     return not rest and distance(among[n_each * rows.start : n_each * rows.stop], alone) <= _SAME
+
+
+def per_layer(attributions: Values, evaluator: FromLayer, as_list: bool) -> Any:
+    """Returns attributions in Captum's form: a tensor or a tuple for a layer, a list of those for a list of layers."""
+    tensors = iter(attributions)
+    layers = [tuple(next(tensors) for _ in range(n)) for n in evaluator.per_layer]
+    formatted = [layer if len(layer) > 1 else layer[0] for layer in layers]
+    return formatted if as_list else formatted[0]

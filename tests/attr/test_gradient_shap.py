@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import igfast
-from igfast.run import noise_tunnel
+from igfast.attr import noise_tunnel
 from igfast.run.plan import Gains
 
 

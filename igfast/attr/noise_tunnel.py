@@ -14,8 +14,17 @@ from captum.log import log_usage
 from torch import Tensor
 
 from igfast.errors import ArgumentError, warn
-from igfast.model.forward import as_tuple
-from igfast.model.partial import Selector
+from igfast.memory.recovery import is_out_of_memory
+from igfast.model.forward import as_tuple, in_dtype_of_baselines
+from igfast.model.partial import FromLayer, Selector
+from igfast.model.state import undisturbed
+from igfast.request.inputs import parse_inputs
+from igfast.request.model_inputs import AtLayer, parse_model_inputs
+from igfast.request.target import Target, parse_target
+from igfast.rng import random_state
+from igfast.run.attributions import convergence_delta
+from igfast.run.layer_values import are_rows, flat, per_layer, read_layers
+from igfast.run.path import points_at
 from igfast.run.plan import CPU, PARALLEL
 from igfast.run.sampled_points import SampledPoints
 
@@ -86,7 +95,9 @@ class OfInputs(_Sampled):
         return_convergence_delta: bool = False,
     ) -> Any:
         """Returns the attributions of each noisy example."""
-        asked = (inputs, _single(inputs, baselines), target, additional_forward_args)
+        start = _single(inputs, baselines)
+        inputs = in_dtype_of_baselines(inputs, start, self.explainer.forward_func)
+        asked = (inputs, start, target, additional_forward_args)
         points = self.points_of(inputs)
         attributions, delta = self.explainer._attributed_with(
             points, *asked, return_convergence_delta, self.own_as(inputs)
@@ -108,7 +119,9 @@ class OfNeuron(_Sampled):
     @log_usage()
     def attribute(self, inputs: Any, baselines: Any = None, additional_forward_args: Any = None) -> Any:
         """Returns the attributions of each noisy example."""
-        asked = (inputs, self.selector, _single(inputs, baselines), additional_forward_args, self.at_input)
+        start = _single(inputs, baselines)
+        inputs = in_dtype_of_baselines(inputs, start, self.explainer.forward_func)
+        asked = (inputs, self.selector, start, additional_forward_args, self.at_input)
         return self.explainer._attributed_with(self.points_of(inputs), *asked, own=self.own_as(inputs))
 
 
@@ -132,25 +145,82 @@ class OfLayer(_Sampled):
         """Returns the attributions of each noisy example to the layer's values."""
         points = self.points_of(inputs)
         asked = (points.alphas, inputs, _single(inputs, baselines), additional_forward_args)
-        how = {"at_input": attribute_to_layer_input, "with_delta": return_convergence_delta}
+        how: dict[str, Any] = {"at_input": attribute_to_layer_input, "with_delta": return_convergence_delta}
         groups = self._groups(points, *asked[1:], attribute_to_layer_input)
         if groups is None:
-            attributions, delta = self.explainer._attributed_at(*asked, target=target, **how)
+            attributions, delta = self._attributed_at(*asked, target=target, **how)
         else:
             parts = (self._of_group(rows, len(points.alphas), asked, target, how) for rows in groups)
             attributions, delta = _put_together(parts, groups, len(points.alphas))
         return attributions if delta is None else (attributions, delta)
 
     def _of_group(
-        self, rows: Tensor, n_rows: int, asked: tuple[Any, ...], target: Any, how: dict[str, bool]
+        self, rows: Tensor, n_rows: int, asked: tuple[Any, ...], target: Any, how: dict[str, Any]
     ) -> tuple[Any, Tensor | None]:
         if isinstance(target, list) and len(target) == n_rows:
             target = [target[row] for row in rows.tolist()]
-        given = (of_rows(one, rows, n_rows) for one in asked)
-        found: tuple[Any, Tensor | None] = self.explainer._attributed_at(
-            *given, target=of_rows(target, rows, n_rows), **how
-        )
+        given: list[Any] = [of_rows(one, rows, n_rows) for one in asked]
+        found: tuple[Any, Tensor | None] = self._attributed_at(*given, target=of_rows(target, rows, n_rows), **how)
         return found
+
+    def _attributed_at(
+        self, alphas: Tensor, inputs: Any, baselines: Any, args: Any, *, target: Any, at_input: bool, with_delta: bool
+    ) -> tuple[Any, Tensor | None]:
+        """Returns the gradient at the layer where the inputs are at alphas of their paths, and the delta.
+
+        The gradient is multiplied by the difference of the layer's values at the inputs and the baselines.
+        """
+        with undisturbed(self.explainer.forward_func):
+            given = parse_inputs(inputs, baselines)
+            points = points_at(given, alphas)
+            with self.explainer._run(points, AtLayer(0.0), (parse_target(target),), args, at_input, None, None) as run:
+                layers: FromLayer = run.evaluator
+                grads = run.integrate(SampledPoints(torch.ones(layers.inputs.batch, dtype=torch.float64)))
+            shaped = [grad.view(x.shape) for grad, x in zip(grads, layers.values_of_layers(), strict=True)]
+            if self.multiplies_by_inputs:
+                starts = tuple(torch.empty_like(x).copy_(b) for x, b in zip(given.x, given.baselines, strict=True))
+                ends = zip(*(self._values(xs, args, at_input)[0] for xs in (given.x, starts)), strict=True)
+                shaped = [grad * (value - start) for grad, (value, start) in zip(shaped, ends, strict=True)]
+            delta = None
+            if with_delta:
+                delta = convergence_delta(
+                    tuple(shaped), *self.explainer._ends(inputs, baselines, target, args, at_input)
+                )
+        return per_layer(tuple(shaped), layers, False), delta
+
+    def _values(self, xs: Any, args: Any, at_input: bool) -> tuple[tuple[Tensor, ...], Any]:
+        """Returns the layers' values at some inputs, and the output there."""
+        given = parse_model_inputs(xs, None)
+        forward = self.explainer._forward(given, (Target(),), args, None)
+        with self.explainer._options.memory(forward.inputs.device) as memory, self.explainer._tapped(at_input) as tap:
+            values, output = read_layers(forward, given.x, tap, memory)
+            return flat(values), output
+
+    def _are_the_same_alone(
+        self, n_alone: int, at_input: bool, alphas: Tensor, inputs: Any, baselines: Any, args: Any
+    ) -> bool:
+        """Returns whether the first and the last points alone have the layers' values and outputs as among all."""
+        n_rows = len(alphas)
+        with undisturbed(self.explainer.forward_func):
+            points = points_at(parse_inputs(inputs, baselines), alphas)
+            before = random_state(alphas.device)
+            try:
+                values, output = self._values(points, args, at_input)
+                if Target().n_entries(output) != n_rows:
+                    return False
+                for rows in (range(n_alone), range(n_rows - n_alone, n_rows)):
+                    of_points, of_args = (of_rows(given, torch.tensor(rows), n_rows) for given in (points, args))
+                    alone, output_alone = self._values(of_points, of_args, at_input)
+                    pairs = zip((output, *values), (output_alone, *alone), strict=True)
+                    if not all(are_rows(each, among, rows, n_rows) for among, each in pairs):
+                        return False
+            except Exception as error:  # a model may raise anything for rows that it was not given
+                if is_out_of_memory(error):
+                    raise
+                return False
+            finally:
+                before.restore()
+        return True
 
     def _groups(
         self, points: SampledPoints, inputs: Any, baselines: Any, args: Any, at_input: bool
@@ -168,8 +238,8 @@ class OfLayer(_Sampled):
             return None
         in_copies = torch.arange(n_rows).view(n_own, n_copies).T
         groups = [rows.flatten() for rows in in_copies.split(n_together)]
-        given = [of_rows(one, groups[0], n_rows) for one in (points.alphas, inputs, baselines, args)]
-        if not self.explainer._are_the_same_alone(*given, n_own, at_input):
+        given: list[Any] = [of_rows(one, groups[0], n_rows) for one in (points.alphas, inputs, baselines, args)]
+        if not self._are_the_same_alone(n_own, at_input, *given):
             warn(
                 "the output of one example depends on the others in the batch, or changes from call to call, so all "
                 "samples went through the model at once, as in Captum; this takes more memory"
