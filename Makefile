@@ -12,7 +12,7 @@
 # make gpu-first OUT=folder  runs tests and measurements on such a machine, in parts of limited length
 # make test-versions  runs a part of the tests on other releases of Python and torch (VERSIONS), and records the result
 # make wheels      makes wheels in dist, for the pairs in WHEELS (WHEELS="python3.11:2.13.0 python3.12:2.11.0")
-# make bench       writes benchmarks/results/*.jsonl
+# make bench       writes most of benchmarks/results/*.jsonl
 # make setup       makes .venv with everything the tests need, and igfast in editable form
 #
 # PYTHON names the interpreter that makes .venv, TORCH the torch to install (TORCH="torch==2.12.0"), WORKERS the number of
@@ -124,7 +124,7 @@ gpu-package:
 gpu-first:
 	$(PYTHON) -m benchmarks.gpu_first --out "$(OUT)"
 
-VERSIONS ?= python3.10:2.13.0 python3.11:2.14.1 python3.12:2.11.0 python3.13:2.13.0
+VERSIONS ?= python3.10:2.13.0 python3.11:2.14.1 python3.12:2.11.0 python3.13:2.15.0
 test-versions: setup
 	$(BIN)/python -m benchmarks.tested $(VERSIONS)
 

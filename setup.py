@@ -70,7 +70,7 @@ ARCHITECTURES = ("5.0", "6.0", "7.0", "7.5", "8.0", "8.6", "8.9", "9.0", "10.0",
 def missing_for_cpp() -> list[str]:
     """What stands between this environment and a build of C++ code; empty when nothing does."""
     missing = []
-    compiler = shlex.split(os.environ.get("CXX", "c++"))[0]
+    compiler = shlex.split(os.environ.get("CXX") or "c++")[0]
     if shutil.which(compiler) is None:
         missing.append(f"the C++ compiler {compiler} (`apt install g++`, `dnf install gcc-c++`, `conda install gxx`)")
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
@@ -128,6 +128,8 @@ def architectures(compiler: str) -> list[str]:
         return chosen
     known = asked(compiler, "--list-gpu-arch", r"(?s)(.*)").split()
     built = [arch for arch in ARCHITECTURES if f"compute_{arch.replace('.', '')}" in known]
+    if not built:
+        raise SystemExit(f"{compiler} compiles for none of {', '.join(ARCHITECTURES)}; set TORCH_CUDA_ARCH_LIST")
     return [f"{arch}+PTX" if arch in (built[0], built[-1]) else arch for arch in built]
 
 

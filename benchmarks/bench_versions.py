@@ -50,7 +50,7 @@ def in_checkout(folder: Path, name: str) -> float:
 def main() -> None:
     """Measures all networks, or some, and writes the records; or prints the seconds of one, for such a process."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--other", type=Path, help="the other checkout")
+    parser.add_argument("--other", type=lambda path: Path(path).resolve(), help="the other checkout")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--networks", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--seconds", metavar="NETWORK", help="for the processes")

@@ -1,4 +1,4 @@
-"""Prints the README's tables from the committed records: `python -m benchmarks.tables`."""
+"""Writes the tables of the README and of pages in docs from the committed records: `python -m benchmarks.tables`."""
 
 from __future__ import annotations
 

@@ -159,15 +159,19 @@ class IntegratedGradients:
         given = tensors_of(self.model, {"X": xs, "baselines": starts, "forward_kwargs": tuple(kwargs.values())})
         if self.layer is None:  # a path needs floating points, and the model takes these
             given["X"] = tuple(_floating(x, self.model) for x in given["X"])
-        forward = _WithKeywords(self.model, len(xs), tuple(kwargs))
+        forward: nn.Module = _WithKeywords(self.model, len(xs), tuple(kwargs))
         with torch.no_grad(), buffers_restored(self.model):
             output = forward(*map(copied, (*given["X"], *given["forward_kwargs"])))
         predictions = _as_array(output)
         if target is None and self.target_fn is not None:
             target = self.target_fn(predictions)
         targets = _checked_targets(target, len(xs[0]))
-        picked, sign = _picked(output, targets)
-        asked = (given["X"], given["baselines"], picked, given["forward_kwargs"] or None, self.n_steps, self.method)
+        picked, signs = _picked(output, targets, len(xs[0]))
+        further = given["forward_kwargs"]
+        if signs is not None:
+            forward = _Signed(forward, len(xs))
+            further = (torch.as_tensor(signs, device=output.device).to(output.dtype), *further)
+        asked = (given["X"], given["baselines"], picked, further or None, self.n_steps, self.method)
         result = self._explain(forward, attribute_to_layer_inputs, *asked)
         used = [_expanded(b, x) for b, x in zip(one_for_each(result.baselines, len(xs)), given["X"], strict=True)]
         data = {
@@ -175,9 +179,9 @@ class IntegratedGradients:
             "forward_kwargs": kwargs,
             "baselines": used if isinstance(X, (list, tuple)) else used[0],
             "target": targets,
-            "attributions": [_signed(_as_array(tensor), sign) for tensor in flattened(result.attributions)],
+            "attributions": [_as_array(tensor) for tensor in flattened(result.attributions)],
             "predictions": predictions,
-            "deltas": _signed(_as_array(result.deltas), sign),
+            "deltas": _as_array(result.deltas),
         }
         return Explanation(data, self._meta(attribute_to_layer_inputs))
 
@@ -219,6 +223,21 @@ class _WithKeywords(nn.Module):
         return self.model(*inputs, **dict(zip(self.keys, values, strict=True)))
 
 
+class _Signed(nn.Module):
+    """A model with one output, of which the examples' signs say whether the output or its complement is explained."""
+
+    def __init__(self, model: nn.Module, n_inputs: int) -> None:
+        super().__init__()
+        self.model, self.n_inputs = model, n_inputs
+        self.training = model.training
+
+    def forward(self, *args: Any) -> Any:
+        """Returns the model's output, (batch, 1) or (batch,), times the signs, (batch,)."""
+        inputs, signs, values = args[: self.n_inputs], args[self.n_inputs], args[self.n_inputs + 1 :]
+        output = self.model(*inputs, *values)
+        return output * signs.reshape(-1, *(1,) * (output.dim() - 1)) if output.dim() else output * signs[0]
+
+
 def _checked_targets(target: Any, batch: int) -> Array | None:
     """Returns a target as integers, (batch,) or (batch, indices); None for none."""
     if target is None:
@@ -234,9 +253,13 @@ def _checked_targets(target: Any, batch: int) -> Array | None:
     return targets
 
 
-def _picked(output: Any, targets: Array | None) -> tuple[Any, Array | None]:
+def _picked(output: Any, targets: Array | None, batch: int) -> tuple[Any, Array | None]:
     """Returns the target of `attribute`, and for a model with one output the sign of each example."""
-    has_one = isinstance(output, Tensor) and (output.dim() == 1 or (output.dim() == 2 and output.shape[1] == 1))
+    is_row = isinstance(output, Tensor) and output.dim() < 2  # one number for each example, or a single example's
+    n_rows = output.numel() if is_row else 0
+    has_one = (is_row and n_rows == batch) or (
+        isinstance(output, Tensor) and output.dim() == 2 and output.shape[1] == 1
+    )
     if targets is None:
         if isinstance(output, Tensor) and not has_one:
             raise TargetError(f"target is None, but the model returned {describe(output)}; pass target or target_fn")
@@ -246,10 +269,6 @@ def _picked(output: Any, targets: Array | None) -> tuple[Any, Array | None]:
     if not np.isin(targets, (0, 1)).all():
         raise TargetError("for a model with one output, target must be 0 or 1 for each example")
     return None, 2 * targets.reshape(-1) - 1
-
-
-def _signed(array: Array, sign: Array | None) -> Array:
-    return array if sign is None else array * sign.reshape(-1, *(1,) * (array.ndim - 1)).astype(array.dtype)
 
 
 def _floating(x: Any, model: Any) -> Any:

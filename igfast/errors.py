@@ -104,7 +104,7 @@ class IgfastWarning(UserWarning):
 
 
 class ConvergenceWarning(IgfastWarning):
-    """Attributions of some examples did not reach the tolerance that was asked for."""
+    """Attributions did not reach the tolerance that was asked for, or of a language model are far from completeness."""
 
 
 def warn(message: str, category: type[IgfastWarning] = IgfastWarning) -> None:

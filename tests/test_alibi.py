@@ -169,3 +169,48 @@ def test_integers_that_are_no_ids():
     expected = X * model.weight[0].detach().numpy()
     np.testing.assert_allclose(explanation.attributions[0], expected, rtol=1e-5)
     assert explanation.data["X"] is X
+
+
+class Positions(nn.Module):
+    """One output, of four positions of an example that a layer sees as rows of their own."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.token, self.head = nn.Linear(6, 5), nn.Linear(20, 1)
+
+    def forward(self, x):
+        return self.head(self.token(x.reshape(-1, 6)).tanh().reshape(len(x), 20)).sigmoid()
+
+
+def test_the_complement_at_a_layer_with_several_rows_for_each_example():
+    model, X = Positions().double().eval(), np.random.default_rng(1).random((2, 4, 6))
+    explainer = IntegratedGradients(model, layer=model.token)
+    output, complement, mixed = (explainer.explain(X, target=target) for target in ([1, 1], [0, 0], [1, 0]))
+    np.testing.assert_allclose(complement.attributions[0], -output.attributions[0])
+    np.testing.assert_allclose(mixed.attributions[0][:4], output.attributions[0][:4])
+    np.testing.assert_allclose(mixed.attributions[0][4:], -output.attributions[0][4:])
+    np.testing.assert_allclose(mixed.deltas, output.deltas * [1, -1])
+
+
+def test_the_delta_of_a_complement_has_its_sign():
+    model, X = nn.Sequential(nn.Linear(3, 1), nn.Sigmoid()).double(), np.full((2, 3), 30.0)
+    explainer = IntegratedGradients(model, n_steps=2)
+    output, complement = (explainer.explain(X, target=[target] * 2) for target in (1, 0))
+    assert np.abs(output.deltas).max() > 1e-4
+    np.testing.assert_allclose(complement.deltas, -output.deltas)
+
+
+def test_a_model_that_drops_the_dimension_of_a_single_example():
+    torch.manual_seed(0)
+    layer, X = nn.Linear(3, 4).double(), np.random.default_rng(1).random((1, 3))
+
+    class Squeezed(nn.Module):
+        def forward(self, x):
+            return layer(x).tanh().squeeze()
+
+    explanation = IntegratedGradients(Squeezed()).explain(X, target=2)
+    wanted = igfast.IntegratedGradients(Squeezed()).attribute(torch.tensor(X), target=2)
+    np.testing.assert_allclose(explanation.attributions[0], wanted.numpy())
+    with pytest.raises(igfast.TargetError, match="target is None"):
+        IntegratedGradients(Squeezed()).explain(X)

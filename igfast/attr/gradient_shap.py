@@ -116,7 +116,9 @@ class GradientShap(captum.attr.GradientShap, metaclass=StandsIn):
 class LayerGradientShap(captum.attr.LayerGradientShap, metaclass=StandsIn):
     """Attributes a model's output to a layer's values, by gradients at random inputs.
 
-    A drop-in for `captum.attr.LayerGradientShap`, as `igfast.GradientShap` is for Captum's.
+    A drop-in for `captum.attr.LayerGradientShap`, as `igfast.GradientShap` is for Captum's. All samples go through the
+    model at once if an additional tensor has another first dimension than the inputs, and, with a warning, if an
+    example's values depend on the others.
 
     Args:
         forward_func, layer, device_ids: as in `igfast.LayerIntegratedGradients`, with one layer.

@@ -35,7 +35,7 @@ from igfast.run.precision import DEFAULT_STEPS, MAX_STEPS, quadrature_of
 from igfast.run.steps import Quadrature
 
 TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
-Baselines = Tensor | int | float | tuple[Tensor | int | float, ...] | None
+Baselines = Tensor | int | float | tuple[Tensor | int | float, ...] | Samples | None
 AnyTarget = int | tuple[int | slice, ...] | Tensor | list[int] | list[tuple[int, ...]] | None
 _CAPTUMS = captum.attr.IntegratedGradients  # under this name, whatever patch_captum() does
 _CAPTUMS_INTEGRAL = _CAPTUMS._attribute
@@ -44,9 +44,9 @@ _CAPTUMS_INTEGRAL = _CAPTUMS._attribute
 class IntegratedGradients(captum.attr.IntegratedGradients, Explains, metaclass=StandsIn):
     """Attributes a model's output to its input features by integrating gradients from a baseline to the input.
 
-    A drop-in for `captum.attr.IntegratedGradients`: same arguments, results and places in Captum's other tools, at
-    another cost. The path goes through the model in chunks that fit in memory. Nothing the size of all path points is
-    held. Instances hold no state, so threads may share one. `forward_func` is read at each call.
+    A drop-in for `captum.attr.IntegratedGradients`. It takes the same arguments, returns the same results, and works
+    inside Captum's other tools. The path goes through the model in chunks that fit in memory. Nothing the size of all
+    path points is held. Instances hold no state, so threads may share one. `forward_func` is read at each call.
 
     The first evaluation of a call is the caller's own: `forward_func(*inputs, *additional_forward_args)`, forward only.
     Later calls of the same kind on the model (shapes, arguments, training mode) skip that evaluation if arguments are
@@ -179,11 +179,11 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains, metaclass=S
             inputs: a tensor or a tuple of tensors, (batch, *features) each: floating, complex or integer (path points
                 are of the default dtype, as in Captum). Inputs with different numbers of rows move together.
             baselines: where the path starts; for each input a number, a tensor of its shape or one of shape
-                (1, *features). None stands for zeros. Other dtypes are converted to the input's. `igfast.Baselines`
-                averages over several; attributions then have no graph.
-            target: which part of the output is attributed. An int or a tuple of ints is the same place for every
-                example. An integer tensor (batch,) or a list of ints or tuples has one per example, or per entry of the
-                output. None is for one number per example.
+                (1, *features). None stands for zeros. Other dtypes become the input's; one that is wider, and the
+                model's, stays. `igfast.Baselines` averages over several; attributions then have no graph.
+            target: which part of the output is attributed. An int or a tuple of ints and slices is the same place for
+                all examples. An integer tensor (batch,) or a list of ints or tuples has one per example, or per entry
+                of the output. None is for one number per example.
             additional_forward_args: further arguments of `forward_func`, one or a tuple. Tensors whose first dimension
                 is the batch or 1 are repeated for stacked path points. A tensor with another first dimension makes
                 every path point a whole step. 0-d tensors and other objects are passed as they are.
@@ -201,7 +201,8 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains, metaclass=S
             max_steps: with `tolerance`, the most path points of an example, at least 9.
             correct_completeness: with `tolerance`, whether that sum is corrected.
             return_report: also return an `igfast.RunReport`: what the call did and what it cost. With the methods
-                `trapezoid` and `riemann_middle`, it has estimated errors too, which need the memory of the result.
+                `trapezoid` and `riemann_middle` and at least 3 steps, it has estimated errors too, which need the
+                memory of the result; not with `igfast.Baselines`.
 
         Returns:
             The attributions, shaped as `inputs`, contiguous: float32 for half, bfloat16 and float32 inputs, float64 for
@@ -389,7 +390,6 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains, metaclass=S
             return Run(evaluator, self._options, memory, None, "inputs", samples=samples).ends()[0]
 
     def _evaluator(self, inputs: Inputs, targets: tuple[Target, ...] | int, args: Any) -> ForwardFunction:
-        """Returns the forward function with its inputs, arguments and targets."""
         known = targets if isinstance(targets, tuple) else ()
         return ForwardFunction(forward_func=self.forward_func, inputs=inputs, args=as_tuple(args), targets=known)
 

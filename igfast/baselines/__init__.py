@@ -1,6 +1,7 @@
 """Baselines: where a path starts, and what the absence of the features is taken to be.
 
-Every function takes the inputs and returns a baseline for each example, on the inputs' device and of their dtype. An
+Functions take the inputs and return a baseline for each example, on the inputs' device and of their dtype;
+`zero_embeddings` returns one for a layer. An
 attribution explains the difference between the outputs for input and baseline, so another baseline asks another
 question. `check_baseline` tells what a model makes of one.
 

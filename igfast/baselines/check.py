@@ -99,7 +99,7 @@ def check_baseline(
             raise ArgumentTypeError(f"baseline must be a tensor or a tuple of tensors; got {describe(one)}")
     with torch.no_grad(), buffers_restored(model):
         values = model(*map(copied, (*given, *as_tuple(additional_forward_args))))
-    each = class_probabilities(values, output)
+    each = class_probabilities(values, output, len(given[0]))
     n_classes = each.shape[1]
     if default_class is not None and not 0 <= default_class < n_classes:
         raise ArgumentError(f"default_class must be one of the {n_classes} classes; got {default_class}")

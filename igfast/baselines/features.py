@@ -58,7 +58,9 @@ def constant(inputs: Tensor, value: float | Sequence[float] | Tensor) -> Tensor:
     return _per_channel(inputs, value, "value").expand_as(inputs).clone()
 
 
-def black(inputs: Tensor, mean: float | Sequence[float] = 0.0, std: float | Sequence[float] = 1.0) -> Tensor:
+def black(
+    inputs: Tensor, mean: float | Sequence[float] | Tensor = 0.0, std: float | Sequence[float] | Tensor = 1.0
+) -> Tensor:
     """Returns black as a normalised image has it, (0 - mean) / std: no light. The usual first choice for photographs.
 
     Black parts of the image get no attribution, even where the object is black.
@@ -83,7 +85,9 @@ def black(inputs: Tensor, mean: float | Sequence[float] = 0.0, std: float | Sequ
     return _colour(inputs, 0.0, mean, std)
 
 
-def white(inputs: Tensor, mean: float | Sequence[float] = 0.0, std: float | Sequence[float] = 1.0) -> Tensor:
+def white(
+    inputs: Tensor, mean: float | Sequence[float] | Tensor = 0.0, std: float | Sequence[float] | Tensor = 1.0
+) -> Tensor:
     """Returns white as a normalised image has it, (1 - mean) / std. For drawings and digits on white paper.
 
     Args:

@@ -12,7 +12,7 @@ import typer
 import igfast
 from igfast.cli.folder import ALL_DONE, NOTHING_STARTED, SOME_FAILED, as_line, jobs_of, run_jobs
 from igfast.cli.images import ENDINGS, image_request
-from igfast.cli.models import load_model, targets_of
+from igfast.cli.models import load_model, output_of, targets_of
 from igfast.errors import CommandError, MissingPackageError
 from igfast.explanation.files import written
 
@@ -109,27 +109,29 @@ def text(
     """Explain texts: which words speak for the prediction (green) and which against it (red)."""
     from rich.console import Console
 
-    from igfast.cli.sentences import explain_text, load_text_model, sentences_of
+    from igfast.cli.sentences import check_text_options, explain_text, load_text_model, sentences_of
 
     lines = sentences_of(texts or [], file)
+    check_text_options(target, baseline, steps)
     loaded, tokenizer = load_text_model(model, weights, device)
     console, n_failed = Console(), 0
     for number, line in enumerate(lines, 1):
         files = [] if out is None else [out / f"{number:04d}{ending}" for ending in (".safetensors", ".html")]
-        for path in files:
-            path.unlink(missing_ok=True)  # of an earlier run
         try:
             explanation = explain_text(
                 loaded, tokenizer, line, target=target, baseline=baseline, n_steps=steps, device=device
             )
             tokens = igfast.viz.tokens_of(explanation)
             if files:
+                files[0].unlink(missing_ok=True)  # an earlier run's, which the new page is not of
                 _write(files[1], igfast.viz.report(explanation, title=line))
                 explanation.save(files[0])
         except (CommandError, MissingPackageError, OSError):
             raise  # an option is wrong or a file cannot be written, for every text
         except Exception as error:  # a model may raise anything for a text that it does not take
             n_failed += 1
+            for path in files:
+                path.unlink(missing_ok=True)  # of an earlier run
             said = f"{type(error).__name__}: {error}".splitlines()[0]
             print(as_line({"text": line, "error": said}) if as_json else f"{line}: {said}", flush=True)
             continue
@@ -189,8 +191,7 @@ def diagnose(
         x = torch.cat([request.read(path) for path in paths])
     except OSError as error:
         raise CommandError(f"an image cannot be read: {error}") from error
-    with torch.no_grad():
-        picked = targets_of(target, loaded(x.clone()))
+    picked = targets_of(target, output_of(loaded, x, "the images"))
     found = igfast.diagnose(loaded, x, picked, request.start(x), n_steps=steps, max_steps=max(800, 4 * steps))
     if as_json:
         print(as_line([{**vars(f), "figures": dict(f.figures)} for f in found.findings]))
@@ -210,6 +211,8 @@ def report(
     if not result.is_file():
         raise CommandError(f"there is no file {result}")
     page = out or result.with_suffix(".html")
+    if page.resolve() == result.resolve():
+        raise CommandError(f"--out must be another file than the result; got {page}")
     _write(page, igfast.viz.report(igfast.Explanation.load(result), title=title))
     print(json.dumps({"result": str(result), "page": str(page)}) if as_json else page)
     return ALL_DONE

@@ -68,6 +68,11 @@ def jobs_of(paths: Sequence[Path], out: Path, endings: Sequence[str]) -> list[Jo
             name = relative.with_name(f"{relative.stem}-{number}{relative.suffix}")
         taken.add(name)
         jobs.append(Job(file, out / f"{name}.safetensors", out / f"{name}.png"))
+        for written_to in (jobs[-1].result, jobs[-1].picture):
+            if written_to.resolve() in found:
+                raise CommandError(
+                    f"--out must be another folder: {written_to} would be replaced, and is to be explained"
+                )
     return jobs
 
 

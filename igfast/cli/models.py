@@ -107,6 +107,16 @@ def targets_of(name: str, output: Any) -> list[int] | None:
     raise CommandError(f"--target must be top1 to top{n_classes}, a class below {n_classes}, or none; got {name!r}")
 
 
+def output_of(model: nn.Module, x: Tensor, what: str) -> Any:
+    """Returns the model's output, without a graph; raises CommandError, which says what `x` is, if there is none."""
+    try:
+        with torch.no_grad():
+            return model(x.clone())  # some models work in place
+    except Exception as error:  # a model may raise anything
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise CommandError(f"--model does not take {what}, a tensor {tuple(x.shape)}: {said}") from error
+
+
 def check_target(name: str) -> None:
     """Raises CommandError for a --target that no model has."""
     if not re.fullmatch(r"none|top[1-9]\d*|\d+", name):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import igfast
-from igfast.cli.models import load_factory, prepared, target_of
+from igfast.cli.models import check_target, load_factory, prepared, target_of
 from igfast.errors import ArgumentError, CommandError, InputError
 from igfast.explanation import Explanation
 from igfast.packages import needed
@@ -58,12 +58,19 @@ def load_text_model(name: str, weights: Path | None, device: str) -> tuple[nn.Mo
     return _Logits(prepared(model, weights, device)), tokenizer
 
 
+def check_text_options(target: str, baseline: str, n_steps: int) -> None:
+    """Raises CommandError for options of texts that are none of their values."""
+    check_target(target)
+    if baseline not in BASELINES:
+        raise CommandError(f"--baseline must be one of {', '.join(BASELINES)}; got {baseline!r}")
+    if n_steps < 1:
+        raise CommandError(f"--steps must be at least 1; got {n_steps}")
+
+
 def explain_text(
     model: nn.Module, tokenizer: Any, text: str, *, target: str, baseline: str, n_steps: int, device: str
 ) -> Explanation:
     """Returns the explanation of a text, with its tokens as feature names; raises InputError if it has no tokens."""
-    if baseline not in BASELINES:
-        raise CommandError(f"--baseline must be one of {', '.join(BASELINES)}; got {baseline!r}")
     encoded = tokenizer(text, return_tensors="pt", truncation=True).to(device)
     ids, mask = encoded["input_ids"], encoded["attention_mask"]
     if ids.shape[1] == 0:
@@ -94,6 +101,11 @@ def sentences_of(texts: Sequence[str], file: Path | None) -> list[str]:
 
 def _embedding(model: nn.Module) -> nn.Module:
     inner: Any = model.get_submodule("model")
+    if getattr(getattr(inner, "config", None), "is_encoder_decoder", False):
+        raise CommandError(
+            "--model: the model's encoder and its decoder each embed the text. In Python, attribute both layers: "
+            "igfast.LayerIntegratedGradients(model, [encoder.embed_tokens, decoder.embed_tokens])"
+        )
     if hasattr(inner, "get_input_embeddings"):
         layer: nn.Module = inner.get_input_embeddings()
         return layer

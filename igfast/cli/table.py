@@ -13,9 +13,10 @@ from rich.progress import track
 from torch import nn
 
 import igfast
-from igfast.cli.models import targets_of
+from igfast.cli.models import output_of, targets_of
 from igfast.errors import CommandError, MissingPackageError
 from igfast.explanation.files import written
+from igfast.model.modules import floating_dtype
 from igfast.packages import needed
 
 _BLOCK = 4096  # rows, between which the bar moves
@@ -52,6 +53,8 @@ def explain_table(
         MissingPackageError: pandas is not installed, or pyarrow for Parquet.
     """
     pandas = needed("pandas", "to explain tables", "tables")
+    if out.resolve() == data.resolve():
+        raise CommandError(f"--out must be another file than the table; got {out}")
     is_parquet = _is_parquet(data)
     if is_parquet != _is_parquet(out):
         raise CommandError(f"--out must have the format of {data}; got {out}")
@@ -67,6 +70,7 @@ def explain_table(
         raise CommandError(f"{data} cannot be read: {type(error).__name__}: {error}") from error
     if not is_parquet and not isinstance(result.index, pandas.RangeIndex):  # pandas took the first column as names
         raise CommandError(f"{data} has rows with more values than the header has names")
+    table.columns, result.columns = table.columns.map(str), result.columns.map(str)  # Parquet may number them
     names = list(columns) or [str(name) for name in table.select_dtypes("number").columns]
     numbers = _numbers(table, names, data)
     new = [*(f"attribution:{name}" for name in names), "prediction", "delta", *(["target"] * (target != "none"))]
@@ -75,12 +79,12 @@ def explain_table(
         raise CommandError(
             f"{data} has columns {clash} already; name those to explain with --columns, and rename these"
         )
-    parameter = next(model.parameters(), torch.zeros(1))
-    x = torch.tensor(numbers).to(parameter.device, parameter.dtype)
+    device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
+    x = torch.tensor(numbers).to(device, floating_dtype(model) or torch.float32)
     start = _start(baseline, x)
     with written(out) as temporary:  # before the work, which a folder that cannot be written would waste
         blocks = track(x.split(_BLOCK), "igfast", console=Console(stderr=True), disable=not progress)
-        parts = [_explained(model, block, start, target, n_steps) for block in blocks]
+        parts = [_explained(model, block, start, target, n_steps, names) for block in blocks]
         found, picked = torch.cat([values for values, _ in parts]), [place for _, places in parts for place in places]
         columns_of = [*found.double().cpu().T.numpy(), *([picked] if picked else [])]
         for name, column in zip(new, columns_of, strict=True):
@@ -93,11 +97,10 @@ def explain_table(
 
 
 def _explained(
-    model: nn.Module, x: torch.Tensor, start: Any, target: str, n_steps: int
+    model: nn.Module, x: torch.Tensor, start: Any, target: str, n_steps: int, names: Sequence[str]
 ) -> tuple[torch.Tensor, list[int]]:
     """Returns for each row its attributions, prediction and delta, (rows, columns + 2), and the targets, if any."""
-    with torch.no_grad():
-        picked = targets_of(target, model(x.clone()))  # some models work in place
+    picked = targets_of(target, output_of(model, x, f"rows of the columns {', '.join(names)}"))
     explanation = igfast.IntegratedGradients(model).explain(x, start, picked, n_steps=n_steps)
     ends = (explanation.predictions[:, None], explanation.deltas[:, None])
     return torch.cat([explanation.attributions, *ends], dim=1), picked or []

@@ -38,10 +38,11 @@ def check_sensitivity(subject: Subject, n_steps: int) -> Finding:
         changes = (forward(changed) - forward(baseline.unsqueeze(0))).double()
     given = attributions.flatten(1)[range(len(places)), places].double()
     error = float((given - changes).abs().max() / changes.abs().max().clamp_min(1e-30))
-    figures = {"features": float(len(places)), "largest_change": float(changes.abs().max()), "error": error}
+    n_changing = int((changes != 0).sum())
+    figures = {"features": float(n_changing), "largest_change": float(changes.abs().max()), "error": error}
     if not changes.any():
         return Finding("sensitivity", "skipped", "No feature that was tried changes the output alone.", figures)
-    text = f"{len(places)} features that alone change F got that change, up to {error:.1%}."
+    text = f"{n_changing} features that alone change F got that change, up to {error:.1%}."
     return Finding("sensitivity", "good" if error < 50 * _CLOSE else "look", text, figures)
 
 
@@ -120,6 +121,10 @@ def check_invariance(subject: Subject, n_steps: int) -> Finding:
     one = subject.first()
     try:
         equivalent, n_changed = _simplified(subject.model)
+    except Exception as failure:  # copying and folding run code of the user's
+        text = f"The model cannot be copied to fold its layers ({type(failure).__name__})."
+        return Finding("invariance", "skipped", text, {})
+    try:
         other = Subject(equivalent, one.inputs, one.baselines, one.target, one.args)
         before, after = one.output(one.inputs), other.output(other.inputs)
         apart = float((before - after).abs().max() / before.abs().max().clamp_min(1e-30))

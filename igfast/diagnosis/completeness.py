@@ -16,6 +16,7 @@ from igfast.run.attributions import convergence_delta
 _SHARE = 0.05  # of the change of F that the delta may be, as the authors' how-to has it
 _SATURATED = 0.8  # of the change of F, within the first fifth of the path
 _PLACES = 21
+_ROUNDING = 16 * torch.finfo(torch.float32).eps  # of the largest F: a smaller change is none
 
 
 def check_completeness(subject: Subject, n_steps: int, max_steps: int) -> Finding:
@@ -59,7 +60,10 @@ def check_saturation(values: list[float]) -> Finding:
     Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, section 2.1.
     """
     change = values[-1] - values[0]
-    if not change:
+    if not all(map(math.isfinite, (values[0], values[-1], values[len(values) // 5]))):
+        text = "F is infinite or NaN at the baseline, or early on the path: attributions will not sum to its change."
+        return Finding("saturation", "look", text, {"change": change})
+    if abs(change) <= _ROUNDING * max(map(abs, values)):
         text = "F is the same for input and baseline, so attributions sum to zero."
         return Finding("saturation", "look", text, {"change": 0.0})
     early = (values[len(values) // 5] - values[0]) / change
@@ -68,6 +72,10 @@ def check_saturation(values: list[float]) -> Finding:
     if early > _SATURATED:
         return Finding("saturation", "look", f"{text}: the input's own gradient says little.", figures)
     return Finding("saturation", "good", f"{text}.", figures)
+
+
+def _half_way(subject: Subject) -> tuple[Tensor, ...]:
+    return tuple((x + b) / 2 for x, b in zip(subject.inputs, subject.baselines, strict=True))
 
 
 def _share(subject: Subject, n_steps: int) -> float:
@@ -83,5 +91,8 @@ def _share(subject: Subject, n_steps: int) -> float:
     deltas = convergence_delta(tuple(flattened(attributions)), ends[0], ends[1]).double()
     changes: Tensor = (ends[0].double() - ends[1].double()).abs()
     changes = changes if changes.shape == deltas.shape else changes.sum().reshape(1)
-    rounding = 1e3 * torch.finfo(ends[0].dtype).eps * float(torch.cat(ends).abs().max())
+    eps = torch.finfo(ends[0].dtype).eps
+    between = [] if subject.integers else [subject.picked(subject.output(_half_way(subject)))]
+    largest = float(torch.cat([*ends, *between]).abs().max())
+    rounding = (1e3 if eps <= torch.finfo(torch.float32).eps else 16) * eps * largest
     return float((deltas.abs() / changes.clamp_min(max(rounding, 1e-30))).max())

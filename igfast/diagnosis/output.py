@@ -16,6 +16,7 @@ from igfast.model.independence import distance
 from igfast.model.modules import parts_behind
 from igfast.model.probabilities import are_probabilities
 
+_PLACES = torch.linspace(0, 1, 21).tolist()  # of the path, where the gradient is zero at the usual two
 _SAME = 1e-3  # of the largest output: rounding is below, dependence of rows above
 
 
@@ -51,7 +52,8 @@ def check_scale(output: Tensor) -> Finding:
         if highest > 0.999:
             text += f" They are saturated (the largest is {highest:.4f}), so many steps or logits serve better."
         return Finding("scale", "look" if highest > 0.999 else "good", text, {"sum": total, "largest": highest})
-    return Finding("scale", "good", f"Logits: rows do not sum to one (mean sum {total:.3g}).", {"sum": total})
+    text = f"No probabilities, as logits and other scores are: rows do not sum to one (mean sum {total:.3g})."
+    return Finding("scale", "good", text, {"sum": total})
 
 
 def check_mode(subject: Subject, output: object) -> Finding:
@@ -61,7 +63,7 @@ def check_mode(subject: Subject, output: object) -> Finding:
         return Finding("mode", "skipped", "The forward function shows no module.", {})
     training = [type(module).__name__ for module in modules if module.training]
     figures = {"modules": float(len(training))}
-    matter = sorted({name for name in training if "Dropout" in name or "BatchNorm" in name or "RReLU" in name})
+    matter = sorted({type(module).__name__ for module in modules if module.training and _changes_in_training(module)})
     if matter:
         return Finding("mode", "bad", f"{', '.join(matter)} in training mode: call model.eval().", figures)
     if not training:
@@ -73,6 +75,11 @@ def check_mode(subject: Subject, output: object) -> Finding:
     if distance(output, evaluated) > _SAME:
         return Finding("mode", "bad", "Training mode changes the output: call model.eval().", figures)
     return Finding("mode", "good", "Training mode, which does not change the output here.", figures)
+
+
+def _changes_in_training(module: nn.Module) -> bool:
+    name = type(module).__name__
+    return ("Dropout" in name and getattr(module, "p", 1) != 0) or "BatchNorm" in name or "RReLU" in name
 
 
 @contextmanager
@@ -148,6 +155,10 @@ def check_gradient(subject: Subject) -> Finding:
     dead = [index for index in range(len(subject.inputs)) if not any(norm[index] for norm in norms)]
     figures = {f"inputs[{i}]": norm for i, norm in enumerate(norms[0])}
     if dead:
-        text = f"No gradient reaches inputs[{dead[0]}], at the input and half-way: its attributions will be zero."
+        elsewhere = [found[1] for alpha in _PLACES if (found := subject.gradients(alpha)) is not None]
+        if all(any(norm[index] for norm in elsewhere) for index in dead):
+            text = f"The gradient to inputs[{dead[0]}] is zero at the input and half-way, and not all along the path."
+            return Finding("gradient", "look", text, figures)
+        text = f"No gradient reaches inputs[{dead[0]}], wherever on the path: its attributions will be zero."
         return Finding("gradient", "bad", text, figures)
     return Finding("gradient", "good", f"It reaches every input (norm {min(norms[0]):.2g}).", figures)

@@ -59,12 +59,15 @@ class Subject:
 
     @property
     def embedding(self) -> tuple[str, nn.Module] | None:
-        """The first embedding layer of the model and its name, or None."""
-        for module in modules_behind(self.model):
-            for name, part in module.named_modules():
-                if isinstance(part, (nn.Embedding, nn.EmbeddingBag)):
-                    return name, part
-        return None
+        """The first embedding layer that the inputs reach, and its name; else the first of all, or None."""
+        named = [
+            (name, part)
+            for module in modules_behind(self.model)
+            for name, part in module.named_modules()
+            if isinstance(part, (nn.Embedding, nn.EmbeddingBag))
+        ]
+        moved = {id(layer) for layer in self.moved_embeddings()}
+        return next((pair for pair in named if id(pair[1]) in moved), named[0] if named else None)
 
     @property
     def explainer(self) -> Any:

@@ -37,7 +37,7 @@ class Explains:
             *args: the arguments of `attribute`, except `return_convergence_delta` and `return_report`; both are in the
                 result. NumPy arrays may stand in the place of tensors. Arrays go to the device of the model's
                 parameters, and floating arrays become of their dtype.
-            feature_names: names for summaries and pictures: one for each column of a table, or for each text the list
+            feature_names: names for pictures and pages: one for each column of a table, or for each text the list
                 of its tokens.
             **kwargs: further arguments of `attribute`, by name.
 

@@ -162,6 +162,11 @@ class Explanation:
                     f"delta {deltas:.2g}",
                 ]
             )
+        is_of_all = convergence is not None and len(convergence.estimate) != len(self.deltas)
+        if convergence is not None and is_of_all:  # examples that depend on each other
+            error, n_points = convergence.estimate[0], convergence.evaluations[0]
+            lines.append(f"error +- {error:.1%} of all examples together, {n_points} path points")
+            convergence = None
         head = f"{'example':>7} {'F(input)':>12} {'F(baseline)':>12} {'delta':>10} {'of the change':>14}"
         lines.append(head if convergence is None else f"{head} {'error':>8} {'path points':>12}")
         columns = (self.predictions, self.baseline_predictions, self.deltas, changes)

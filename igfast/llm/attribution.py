@@ -149,7 +149,9 @@ class LLMGradientAttribution(captum.attr.LLMGradientAttribution, metaclass=Stand
         foil_ids = parse_foil(foil, answer, self.tokenizer)
         is_sum = self.attr_target != "prob" and sorted(t for row in places for t in row) == list(range(len(answer)))
         whole = [] if is_sum or places == [range(len(answer))] else [range(len(answer))]
-        teacher = teacher_of(self.model)(self.model, inp.inp_tensor.shape[1], answer, places + whole)
+        teacher = teacher_of(self.model)(
+            self.model, inp.inp_tensor.shape[1], answer, places + whole, start=_start_of(gen_args)
+        )
         question = Question(
             teacher, self._paths(teacher, inp, asked, prefix, warns=not method.is_gradient), self.attr_target, foil_ids
         )
@@ -206,7 +208,7 @@ class LLMGradientAttribution(captum.attr.LLMGradientAttribution, metaclass=Stand
         answer, places, rows = question.teacher.answer, question.teacher.places[:n_rows], found.rows
         if inp.itp_mask is not None:
             rows = rows[:, inp.itp_mask[0].to(rows.device)]
-        tokens = _convert_ids_to_pretty_tokens(answer, self.tokenizer)
+        tokens = _readable(answer, self.tokenizer)
         log_probs = found.log_probs
         if is_spans:
             tokens = [self.tokenizer.decode(answer[span.start : span.stop]) for span in places]
@@ -232,6 +234,22 @@ class LLMGradientAttribution(captum.attr.LLMGradientAttribution, metaclass=Stand
         if asked_for:
             raise ArgumentError(f"attr_method is left to Captum's code, which does not have {asked_for}")
         return super().attribute(inp, target, gen_args, **kwargs)
+
+
+def _start_of(gen_args: dict[str, Any] | None) -> int | None:
+    """Returns the id that a decoder begins an answer with, if the arguments of `generate` say which."""
+    given = gen_args or {}
+    start = given.get("decoder_start_token_id")
+    return getattr(given.get("generation_config"), "decoder_start_token_id", None) if start is None else start
+
+
+def _readable(ids: Tensor, tokenizer: Any) -> list[str]:
+    """Returns tokens as Captum shows them; each by itself where the last one ends inside a character."""
+    try:
+        tokens: list[str] = _convert_ids_to_pretty_tokens(ids, tokenizer)
+    except (IndexError, NotImplementedError):  # Captum reads past the end; a slow tokenizer has no offsets
+        tokens = [tokenizer.decode([one]) for one in ids.tolist()]
+    return tokens
 
 
 def _warn_if_not_converged(deltas: Tensor, changes: Tensor, n_steps: int) -> None:

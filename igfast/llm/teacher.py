@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from igfast.errors import OutputError, OutputTypeError
+from igfast.errors import ArgumentError, OutputError, OutputTypeError
 from igfast.llm import scores
 from igfast.model.facts import multiplies_in_tf32, rounds_to_tf32
 from igfast.model.independence import is_autocast
@@ -29,6 +29,7 @@ class Teacher(nn.Module):
         answer: the answer's ids, (tokens,) int64.
         places: for each number of a row, the tokens of the answer that it is of.
         score: of one token.
+        start: the id that a decoder begins with; None where the model says which.
 
     Attributes:
         score_name: the name of the score; None if it is a function of the caller's.
@@ -43,9 +44,10 @@ class Teacher(nn.Module):
         answer: Tensor,
         places: Sequence[range],
         score: scores.Score = scores.log_prob,
+        start: int | None = None,
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.start = model, start
         self.training = model.training
         self.n_prompt, self.answer, self.places, self.score = n_prompt, answer, list(places), score
         self.prefix = answer  # what an encoder-decoder's decoder is given
@@ -86,7 +88,7 @@ class Teacher(nn.Module):
     def until(self, n_tokens: int) -> Teacher:
         """Returns the teacher of the answer's first tokens, which scores the last one of these."""
         last = [range(n_tokens - 1, n_tokens)]
-        return type(self)(self.model, self.n_prompt, self.answer[:n_tokens], last, self.score)
+        return type(self)(self.model, self.n_prompt, self.answer[:n_tokens], last, self.score, self.start)
 
     def without_end(self, ids: Tensor, n_tokens: int) -> Tensor:
         """Returns the part of `ids` that the teacher of the answer's first tokens is given."""
@@ -148,7 +150,7 @@ class EncoderDecoderTeacher(Teacher):
 
     def with_another_end(self, ids: Tensor, n_kept: int) -> tuple[Teacher, Tensor]:
         """Returns a teacher of another answer after the first `n_kept` tokens, and the prompt."""
-        other = EncoderDecoderTeacher(self.model, self.n_prompt, self.answer, self.places, self.score)
+        other = EncoderDecoderTeacher(self.model, self.n_prompt, self.answer, self.places, self.score, self.start)
         other.prefix = torch.cat([self.prefix[:n_kept], _others(self.prefix[n_kept:])])
         return other, ids
 
@@ -158,11 +160,21 @@ class EncoderDecoderTeacher(Teacher):
         return [self.n_prompt] * len(self.places)
 
     def _logits(self, ids: Tensor, n_tokens: int) -> Tensor:
-        config: Any = unwrapped(self.model).config
-        start = config.decoder_start_token_id
-        first = torch.full_like(self.answer[:1], config.bos_token_id if start is None else start)
+        start = _decoder_start(unwrapped(self.model)) if self.start is None else self.start
+        first = torch.full_like(self.answer[:1], start)
         given = torch.cat([first, self.prefix[: n_tokens - 1]]).to(ids)
         return _of(self.model(ids, decoder_input_ids=given.expand(len(ids), -1), **self._options))
+
+
+def _decoder_start(model: nn.Module) -> int:
+    """Returns the id that `generate` begins with, or that the model's configuration names."""
+    configs = [getattr(model, name, None) for name in ("generation_config", "config")]
+    for name in ("decoder_start_token_id", "bos_token_id"):
+        for config in configs:
+            found = getattr(config, name, None)
+            if found is not None:
+                return int(found[0] if isinstance(found, (list, tuple)) else found)
+    raise ArgumentError("the model must say which token its decoder begins with: set config.decoder_start_token_id")
 
 
 def teacher_of(model: nn.Module) -> type[Teacher]:

@@ -66,7 +66,11 @@ def parse_token_baseline(
         raise ArgumentTypeError(
             f"baselines must be a name, a token, a number, a tensor or an AtLayer; got {describe(baselines)}"
         )
-    absent = parse_model_inputs(present, baselines).baselines[0]
+    if isinstance(baselines, Tensor):
+        parse_model_inputs(present, torch.zeros_like(baselines, dtype=present.dtype))  # checks the shape
+        absent = (baselines == 1).to(present).expand_as(present)
+    else:
+        absent = torch.full_like(present, int(baselines == 1))
     return TokenBaseline(inp.to_model_input(absent).to(device), inp.baselines)
 
 

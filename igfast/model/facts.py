@@ -34,7 +34,7 @@ class Facts:
 
     Attributes:
         why_whole: why rows belong together; empty while rows are taken to be independent.
-        output_dim: dimensions of an output of several rows; None if unknown.
+        output_dim: dimensions of an output of several rows, of a layer those of each of its values; None if unknown.
         gains_channels_last: whether channels-last images make convolutions faster and leave the outputs as they are.
         agrees: ways of `igfast.model.guard` in which rows had the outputs that they have alone.
         not_lean: why the model does not take lean execution; empty unless that was found out.
@@ -46,7 +46,7 @@ class Facts:
     """
 
     why_whole: str = ""
-    output_dim: int | None = None
+    output_dim: int | tuple[int, ...] | None = None
     gains_channels_last: bool = False
     agrees: frozenset[str] = frozenset()
     not_lean: str = ""
@@ -140,10 +140,11 @@ def discover(evaluator: ForwardFunction) -> tuple[Facts, Any]:
     if why_whole:
         evaluator.n_entries(output)
         return Facts(why_whole, compiled=is_compiled), output
+    output = _with_entries(evaluator, output)
     if isinstance(output, Tensor):
-        if _drops_one_row(evaluator, output):
-            output = output.unsqueeze(0)
         evaluator.output_dim = output.dim()
+    elif _has_layers_values(evaluator):
+        evaluator.output_dim = tuple(value.dim() for value in output)
     why_whole = evaluator.why_output_is_joint(output)
     gains = watch.gains and not why_whole and _takes_channels_last(evaluator, output)
     return Facts(why_whole, evaluator.output_dim, gains, compiled=is_compiled), output
@@ -217,16 +218,30 @@ def _is_tf32(*settings: Any) -> bool:
     return next((level for level in levels if level != "none"), "ieee") == "tf32"
 
 
-def _drops_one_row(evaluator: ForwardFunction, output: Tensor) -> bool:
-    """Returns whether the output of one example lacks the dimension of examples, as after `squeeze()`."""
-    if evaluator.inputs.batch > 1 or (output.dim() > 0 and output.shape[0] == 1):
-        return False
+def _has_layers_values(evaluator: ForwardFunction) -> bool:
+    """Returns whether outputs are the values of a layer, a tuple of tensors."""
+    return not evaluator.runs_whole_model
+
+
+def _with_entries(evaluator: ForwardFunction, output: Any) -> Any:
+    """Returns an output with the dimension of entries, which some models drop for a single example: by `squeeze()`."""
+    values = output if _has_layers_values(evaluator) else (output,)
+    if evaluator.inputs.batch > 1 or not all(isinstance(value, Tensor) for value in values):
+        return output
+    if all(value.dim() > 0 and value.shape[0] == 1 for value in values):
+        return output
     twice = tuple(x.expand(2, *x.shape[1:]).contiguous() for x in evaluator.inputs.x)
     before = random_state(evaluator.inputs.device)
     try:
         of_two = evaluator.output(twice, torch.zeros(2, dtype=torch.int64, device=evaluator.inputs.device))
     except Exception:  # a model may raise anything for two rows
-        return False
+        return output
     finally:
         before.restore()
-    return isinstance(of_two, Tensor) and of_two.dim() == output.dim() + 1 and of_two.shape[0] == 2
+    pairs = zip(values, of_two if _has_layers_values(evaluator) else (of_two,), strict=True)
+    found = tuple(value.unsqueeze(0) if _drops(value, two) else value for value, two in pairs)
+    return found if _has_layers_values(evaluator) else found[0]
+
+
+def _drops(value: Tensor, of_two: Any) -> bool:
+    return isinstance(of_two, Tensor) and of_two.dim() == value.dim() + 1 and of_two.shape[0] == 2

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from igfast.errors import ArgumentTypeError, IgfastError, InputError, InputTypeError, OutputError
+from igfast.errors import ArgumentTypeError, IgfastError, InputError, InputTypeError, OutputError, TargetError
 from igfast.lean import LeanExecution
 from igfast.memory.recovery import free_memory, is_out_of_memory
 from igfast.model.independence import RowsDependError
@@ -94,7 +94,7 @@ class ForwardFunction:
     targets: tuple[Target, ...]
     lean: LeanExecution = field(default_factory=lambda: LeanExecution("nothing was decided yet"))
     unused_is_zero: bool = False
-    output_dim: int | None = None
+    output_dim: int | tuple[int, ...] | None = None
     keeps_output: bool = False
     kept_output: Any = None
     explains_integers: bool = True
@@ -181,9 +181,14 @@ class ForwardFunction:
 
     def with_entries(self, output: Any, example: Tensor) -> Any:
         """Returns an output with its dimension of entries, also where the model dropped that for a single row."""
-        if self.output_dim is None or example.shape[0] != 1 or not isinstance(output, Tensor):
+        dims = self.output_dim
+        if not isinstance(dims, int) or example.shape[0] != 1 or not isinstance(output, Tensor):
             return output
-        return output.unsqueeze(0) if output.dim() == self.output_dim - 1 else output
+        return output.unsqueeze(0) if output.dim() == dims - 1 else output
+
+    def take_outputs(self) -> tuple[Any, Any]:
+        """Returns the outputs at the inputs and at the baselines, if calls before made them, and lets go of them."""
+        return None, None
 
     def baseline_output(self) -> Any:
         """Returns the output of the caller's own call at the baselines, forward only."""
@@ -238,7 +243,7 @@ class ForwardFunction:
             with self.lean.active():
                 output = self.with_entries(self._call_with_graph(leaves, example), example)
                 self._check_stacked(output, example)
-                values = self.values(output, example)
+                values = self._values_of_chunk(output, example)
             for one in values:
                 _check_graph(output, one)
             self.kept_output = self.comparable(output).detach() if self.keeps_output else None
@@ -266,6 +271,15 @@ class ForwardFunction:
                 f"forward_func returns {self.n_entries(output)} entries for {example.shape[0]} examples in one batch, "
                 f"and {self.inputs.batch} for the {self.inputs.batch} of the inputs"
             )
+
+    def _values_of_chunk(self, output: Any, example: Tensor) -> list[Tensor]:
+        """Returns each target's values; raises RowsDependError where only rows that depend on each other explain it."""
+        try:
+            return self.values(output, example)
+        except (OutputError, TargetError) as error:
+            if not self.keeps_output or self.inputs.joint:
+                raise
+            raise RowsDependError(f"forward_func returns another output for {example.shape[0]} examples") from error
 
     def _unused(self, index: int) -> str:
         return (

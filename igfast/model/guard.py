@@ -83,14 +83,14 @@ class Guard:
             return evaluator.comparable(evaluator.output(tuple(p.index_select(0, index) for p in x), index))[part]
 
         before = random_state(evaluator.inputs.device)
-        try:
-            together = evaluator.comparable(evaluator.output(x, example))
-        except Exception as error:
+        together = _unless_out_of_memory(lambda: evaluator.comparable(evaluator.output(x, example)))
+        if together is None and n_rows > 1:  # as many as fit are compared with their halves
+            x, example, n_rows = tuple(p[:n_rows] for p in x), example[:n_rows], n_rows // 2
+            together = _unless_out_of_memory(lambda: evaluator.comparable(evaluator.output(x, example)))
+        if together is None:
             before.restore()
-            if is_out_of_memory(error):  # no output to compare with: only parts fit
-                self.unchecked.add(SPLIT)
-                return
-            raise
+            self.unchecked.add(SPLIT)
+            return
         try:
             for part in (slice(0, n_rows), slice(len(example) - n_rows, len(example))):
                 apart = evaluator.comparable(evaluator.output(tuple(p[part] for p in x), example[part]))
@@ -176,6 +176,16 @@ class Guard:
             self.unchecked.add(way)
         finally:
             before.restore()
+
+
+def _unless_out_of_memory(evaluate: Callable[[], Tensor]) -> Tensor | None:
+    """Returns what a function returns; None if it runs out of memory."""
+    try:
+        return evaluate()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    return None
 
 
 def _compared(count: int) -> list[int]:

@@ -52,6 +52,11 @@ class FromLayer(ForwardFunction):
         """Returns the output of the caller's own call, which was made to read the layers' values."""
         return self.own
 
+    def take_outputs(self) -> tuple[Any, Any]:
+        """Returns the outputs of the calls that read the layers' values, and lets go of them."""
+        made, self.own, self.own_baseline = (self.own, self.own_baseline), None, None
+        return made
+
     def baseline_output(self) -> Any:
         """Returns the output of the call at the baselines, which was made to read the layers' values there, if it was.
 
@@ -74,7 +79,8 @@ class FromLayer(ForwardFunction):
         with torch.no_grad():
             output = self.tap.replace(call, values, lambda: torch.set_grad_enabled(True))
             lasted = torch.is_grad_enabled()
-        if not lasted:
+        has_no_graph = isinstance(output, Tensor) and not output.requires_grad  # perhaps to weights before the layer
+        if not lasted or has_no_graph:
             self._records_throughout = True
             return self._call(points, example)
         return output
@@ -106,6 +112,14 @@ class ToLayer(ForwardFunction):
             lambda inputs: self._values_of(inputs, lambda: tuple(map(copied, self.args))),
             self.inputs.join(self.inputs.x),
         )
+
+    def with_entries(self, output: Any, example: Tensor) -> Any:
+        """Returns the layer's values with their dimension of entries, also where that is dropped for a single row."""
+        dims = self.output_dim
+        if not isinstance(dims, tuple) or example.shape[0] != 1 or not isinstance(output, tuple):
+            return output
+        pairs = zip(output, dims, strict=True)
+        return tuple(value.unsqueeze(0) if value.dim() == dim - 1 else value for value, dim in pairs)
 
     def n_entries(self, output: Any) -> int:
         """Returns the number of selected values; if there is one for all rows, the number of examples."""

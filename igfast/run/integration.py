@@ -32,11 +32,11 @@ from igfast.request.options import Options
 from igfast.request.samples import Baselines
 from igfast.rng import random_state
 from igfast.run.engine import Gradients, Loop, NotFinite
-from igfast.run.over_baselines import sampled_paths
 from igfast.run.path import accumulator, straight_line
 from igfast.run.plan import CPU, PARALLEL, WATCHED, ChunkPlan
 from igfast.run.report import Convergence, LeanReport, RunReport
 from igfast.run.steps import Quadrature
+from igfast.run.values_at_ends import values_at, values_at_samples, values_of
 
 _PLAIN_IS_FASTER = {"cuda"}  # for small calls: a GPU waits for Python, and lean execution runs more of that
 _SMALL_BYTES = 2**26
@@ -78,8 +78,8 @@ class Run:
     hooked: tuple[nn.Module, ...] = ()
     samples: Baselines | None = None
     own: ForwardFunction | None = None
-    _facts: Facts | None = field(default=None, init=False)
     _own_output: Any = field(default=None, init=False)  # of the caller's own call, if this call made it
+    _kept: dict[str, list[Tensor]] = field(default_factory=dict, init=False)  # each target's values at an end
     _facts_key: Hashable = field(default=None, init=False)
     _notes: list[str] = field(default_factory=list, init=False)
     _began: float = field(default_factory=time.perf_counter, init=False)
@@ -95,7 +95,7 @@ class Run:
         """
         inputs = self.evaluator.inputs
         input_not_finite = warn_if_not_finite(inputs)
-        facts = self._known() if inputs.batch > 0 else None  # before the accumulators take memory
+        facts = self._find_out() if inputs.batch > 0 else None  # before the accumulators take memory
         results = self.evaluator.integrated.x * len(self.evaluator.targets)
         n_bytes = sum(x.numel() * ops.accumulator_dtype(x.dtype).itemsize for x in results)
         with self.memory.for_results(n_bytes):
@@ -131,20 +131,29 @@ class Run:
             nothing = torch.zeros(0, dtype=torch.float64, device=self.evaluator.inputs.device)
             self._ends = [(nothing, nothing)] * len(self.evaluator.targets)
             return self._ends
-        if self._facts is None:
-            facts = self._known()
+        if self._done is None:
+            facts = self._find_out()
             self._remember(facts)
             self._take(facts)
-        return self._known_ends()
+        return self._compute_ends()
 
-    def _known_ends(self) -> list[tuple[Tensor, Tensor]]:
-        at_inputs = self._at_inputs()
+    def _compute_ends(self) -> list[tuple[Tensor, Tensor]]:
+        at_inputs = self._kept.get("inputs") or self._at_inputs()
         if self.samples is None:
-            at_baselines = self._at_end(0.0, self.evaluator.baseline_output)
+            at_baselines = self._kept.get("baselines") or self._at(0.0, self.evaluator.baseline_output)
         else:
-            at_baselines = self._at_baselines(self.samples)
+            inputs = self.evaluator.inputs
+            rows = 1 if inputs.joint else max(1, self._plan.rows if self._plan else inputs.batch)
+            at_baselines, self._spread = values_at_samples(self.evaluator, self.samples, rows, self._loop)
         self._ends = list(zip(at_inputs, at_baselines, strict=True))
         return self._ends
+
+    def _keep_values(self) -> None:
+        """Keeps the targets' values of outputs that are there anyway, and lets go of the outputs."""
+        at_inputs, at_baselines = self.evaluator.take_outputs()
+        made = {"inputs": self._own_output if at_inputs is None else at_inputs, "baselines": at_baselines}
+        self._own_output = None
+        self._kept |= {name: values_of(self.evaluator, output) for name, output in made.items() if output is not None}
 
     def results(self, attributions: Any, delta: Tensor | None, with_report: bool) -> Any:
         """Returns what `attribute` returns: the attributions, or a tuple with the delta and report asked for."""
@@ -182,24 +191,24 @@ class Run:
             spread=self._spread,
         )
 
-    def _known(self) -> Facts:
-        """Returns the facts that earlier calls of this kind found out, or that the caller's own call shows."""
+    def _find_out(self) -> Facts:
+        """Returns the facts that earlier calls of this kind found; without any, makes the caller's own call."""
         evaluator = self.evaluator
         kind = None if self.kind is None else (self.kind, self.options.memory_budget, self._own.inputs.batch)
         self._facts_key = key_of(evaluator, kind)
-        self._facts = remembered.get(evaluator.forward_func, self._facts_key) if self._facts_key is not None else None
-        if self._facts is None:
-            self._facts, output = discover(self._own)
+        facts = remembered.get(evaluator.forward_func, self._facts_key) if self._facts_key is not None else None
+        if facts is None:
+            facts, output = discover(self._own)
             if self.own is None:
                 self._own_output = output
             if output is None:
                 self._facts_key = None  # a call that has more memory may find out more
                 self._notes.append("the inputs do not fit in one forward pass: their rows are taken to be independent")
-                if self._facts.gains_channels_last:
+                if facts.gains_channels_last:
                     self._notes.append("channels-last path points, without memory to compare their outputs")
                     warn(f"the inputs do not fit in one forward pass, so igfast uses {self._notes[-1]}")
         evaluator.explains_integers = False
-        return self._facts
+        return facts
 
     @property
     def _own(self) -> ForwardFunction:
@@ -212,7 +221,7 @@ class Run:
 
     def _take(self, facts: Facts) -> None:
         """Sets the evaluator to whole steps where rows belong together; otherwise checks the number of targets."""
-        self.evaluator.output_dim = facts.output_dim
+        self._own.output_dim = self.evaluator.output_dim = facts.output_dim
         if facts.why_whole:
             self.evaluator = self.evaluator.in_whole_steps(facts.why_whole)
         else:
@@ -249,6 +258,7 @@ class Run:
         measured = ""
         while True:
             self._take(facts)
+            self._keep_values()
             if facts.why_whole:
                 self._notes.append(f"whole steps, one at a time: {facts.why_whole}")
             plan, before = self._planned(quadrature, facts), random_state(self.evaluator.inputs.device)
@@ -319,6 +329,7 @@ class Run:
         if guard.unchecked:
             ways = ", ".join(sorted(guard.unchecked))
             self._notes.append(f"no memory to compare outputs with those of a step alone: {ways}")
+            warn(f"path points are taken to be independent of each other, as there is {self._notes[-1]}")
         return replace(
             facts,
             agrees=facts.agrees | (guard.agrees - guard.unchecked),
@@ -333,54 +344,19 @@ class Run:
     def _path_ends(self) -> list[tuple[Tensor, Tensor]]:
         """Returns each target's values where the paths end and begin."""
         if self.evaluator.starts_at_baselines:
-            return self._known_ends()
-        return list(zip(self._at_inputs(), self._at_end(0.0, self.evaluator.start_output), strict=True))
+            return self._compute_ends()
+        at_inputs = self._kept.get("inputs") or self._at_inputs()
+        return list(zip(at_inputs, self._at(0.0, self.evaluator.start_output), strict=True))
 
     def _at_inputs(self) -> list[Tensor]:
         """Returns each target's values at the inputs, from the caller's own call if that was made."""
         output = self._own_output
-        return self._at_end(1.0, self.evaluator.own_output if output is None else lambda: output)
+        return self._at(1.0, self.evaluator.own_output if output is None else lambda: output)
 
-    def _at_baselines(self, samples: Baselines) -> list[Tensor]:
-        """Returns the mean over the baselines of each target's values, and keeps how far those spread."""
-        evaluator = self.evaluator
-        inputs = evaluator.inputs
-        paths = sampled_paths(inputs, samples)
-        lines = torch.arange(samples.n_each * inputs.batch, device=inputs.device)
-        rows = 1 if inputs.joint else max(1, self._plan.rows if self._plan else inputs.batch)
-        plan = ChunkPlan(1, len(lines), min(rows, len(lines)), inputs.row_bytes)
-
-        def values(chunk: slice) -> list[Tensor]:
-            points = tuple(path.ends(lines[chunk])[1] for path in paths)
-            return evaluator.value(points, lines[chunk] % inputs.batch)
-
-        parts = [part for _, part in self._loop(plan).over(len(lines), values)]
-        each = [
-            torch.cat([part.reshape(-1) for part in one]).double().unflatten(0, (samples.n_each, -1))
-            for one in zip(*parts, strict=True)
-        ]
-        self._spread = tuple(each[0].std(dim=0, correction=0).tolist())
-        return [one.mean(dim=0) for one in each]
-
-    def _at_end(self, alpha: float, whole: Callable[[], Any]) -> list[Tensor]:
-        """Returns each target's values at one end of the paths, in parts where the whole batch does not fit."""
-        evaluator = self.evaluator
-        inputs = evaluator.inputs
+    def _at(self, alpha: float, whole: Callable[[], Any]) -> list[Tensor]:
+        inputs = self.evaluator.inputs
         rows = inputs.batch if self.own is None or self._plan is None or inputs.joint else self._plan.rows
-        plan = ChunkPlan(1, inputs.batch, rows, inputs.row_bytes)
-        example = evaluator.all_examples()
-
-        def values(rows: slice) -> list[Tensor]:
-            n_rows = rows.stop - rows.start
-            if n_rows == inputs.batch:
-                return evaluator.values(evaluator.with_entries(whole(), example), example)
-            alphas = torch.full((n_rows,), alpha, dtype=torch.float64, device=inputs.device)
-            paths = map(straight_line, inputs.x, inputs.baselines)
-            points = tuple(path.points(example[rows], alphas, channels_last=False) for path in paths)
-            return evaluator.value(points, example[rows])
-
-        parts = [part for _, part in self._loop(plan).over(inputs.batch, values)]
-        return [one[0] if len(one) == 1 else torch.cat(one) for one in zip(*parts, strict=True)]
+        return values_at(self.evaluator, alpha, whole, rows, self._loop)
 
 
 def _why_refused(error: Exception, plan: ChunkPlan) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from igfast.errors import ArgumentError, LayerError
+from igfast.errors import ArgumentError, LayerError, warn
 from igfast.memory.recovery import is_out_of_memory
 from igfast.memory.scope import MemoryUse
 from igfast.model.forward import ForwardFunction, copied
@@ -104,14 +105,36 @@ def read_layers(forward: ForwardFunction, xs: Values, tap: LayerTap, memory: Mem
         return tap.read(lambda: forward._checked(forward.forward_func, *args))
 
     loop = Loop(ChunkPlan(1, n_parts, n_parts, row_bytes), memory, forward.save_memory, "one example")
-    parts = [part for _, part in loop.over(n_parts, read)]
+    chunks = list(loop.over(n_parts, read))
+    parts = [part for _, part in chunks]
     if len(parts) == 1:
         return parts[0]
+    _check_independent(read, *chunks[0])
     values = [
         tuple(torch.cat(column) for column in zip(*layer, strict=True))
         for layer in zip(*(v for v, _ in parts), strict=True)
     ]
     return values, torch.cat([output for _, output in parts])
+
+
+def _check_independent(read: Callable[[slice], tuple[list[Values], Any]], rows: slice, whole: Any) -> None:
+    """Compares the values of examples that were read together with those of their halves.
+
+    Raises LayerError where the examples depend on each other. Warns where there is one example, and nothing to compare.
+    """
+    half = (rows.stop - rows.start) // 2
+    if half == 0:
+        warn("examples are taken to be independent of each other, as memory holds the layer's values of one at a time")
+        return
+    values, output = whole
+    halves = [read(slice(rows.start, rows.start + half)), read(slice(rows.start + half, rows.stop))]
+    for number, tensor in enumerate((*flat(values), output)):
+        apart = torch.cat([(*flat(of_half), of_output)[number] for of_half, of_output in halves])
+        if distance(tensor, apart) > _SAME:
+            raise LayerError(
+                "the layer's values of one example depend on the others in the batch, and memory does not hold the "
+                "values of all examples at once"
+            )
 
 
 def _are_side_by_side(evaluator: FromLayer) -> bool:

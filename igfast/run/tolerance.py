@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from igfast.errors import ArgumentError, ArgumentTypeError, ConvergenceWarning, warn
+from igfast.errors import ArgumentError, ArgumentTypeError, ConvergenceWarning, OutputError, warn
 from igfast.memory.scope import MemoryUse
-from igfast.request.inputs import Inputs
+from igfast.request.inputs import Inputs, describe
 from igfast.run.engine import Gradients, NotFinite, Rows
 from igfast.run.path import differences
 from igfast.run.report import Convergence
@@ -300,7 +300,9 @@ class _Change:
 
     @classmethod
     def of(cls, at_end: Tensor, at_start: Tensor, joint: bool) -> _Change:
-        """Returns the change between values of F; of a joint example, of their sums."""
+        """Returns the change between values of F; of a joint example, of their sums; raises OutputError."""
+        if not at_end.is_floating_point():
+            raise OutputError(f"forward_func must return floating numbers to have a gradient; got {describe(at_end)}")
         change = at_end.double() - at_start.double()
         largest = torch.maximum(at_end.abs(), at_start.abs()).double()
         if joint:

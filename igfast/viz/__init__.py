@@ -1,7 +1,7 @@
 """Pictures of attributions: green speaks for the attributed output, red against it.
 
-Every function returns a figure, a text or a page and shows nothing by itself. matplotlib, Pillow, rich and jinja2 do
-the work. They are imported when they are used: `pip install "igfast[explain]"`.
+Functions return a figure, a text or a page, and show nothing by themselves. matplotlib, SciPy, rich and jinja2 do the
+work. They are imported when they are used: `pip install "igfast[explain]"`.
 """
 
 from igfast.viz.charts import bars as bars

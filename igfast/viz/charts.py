@@ -108,18 +108,18 @@ def series(
         >>> len(figure.axes)
         1
     """
-    given: Any = explanation
+    given, known = explanation, None
     if isinstance(explanation, Explanation):
         given = row_of(explanation.attributions, row, "attributions")
         signal = row_of(explanation.inputs, row, "inputs") if signal is None else signal
         title = described_target(explanation, row) if title is None else title
         known = explanation.feature_names
-        names = known if names is None and known is not None and len(known) == signal.shape[0] else names
     if signal is None:
         raise ArgumentError("signal is needed beside attributions without an explanation")
     scores, lines = (np.atleast_2d(as_array(v, n)) for v, n in ((given, "attributions"), (signal, "signal")))
     if scores.shape != lines.shape or scores.ndim != 2:
         raise InputError(f"signal must be (channels, time) like its attributions; got {lines.shape} and {scores.shape}")
+    names = known if names is None and known is not None and len(known) == len(lines) else names
     labels = _labels(names, None, len(lines))
     order = np.sort(np.argsort(-np.abs(scores).sum(axis=1), kind="stable")[:_MOST_CHANNELS])
     left_out = (

@@ -78,6 +78,8 @@ def described_target(explanation: Explanation, row: int) -> str:
     """Returns what was attributed for an example, and how far completeness holds, as a title has it."""
     target = explanation.target
     if isinstance(target, list) or (isinstance(target, Tensor) and target.dim() == 1):
+        if len(target) not in (1, rows_of(explanation)):
+            return "a target for each entry of the output"
         target = target[row if len(target) > 1 else 0]
     named = "the output" if target is None else f"target {int(target) if isinstance(target, Tensor) else target}"
     if not len(explanation.deltas) == len(explanation.predictions) == rows_of(explanation):

@@ -189,6 +189,7 @@ def test_models_that_rely_on_the_callers_layout(reads):
         assert relative_difference(got, wanted[0]) <= FLOAT32
 
 
+@pytest.mark.filterwarnings("ignore:path points are taken to be independent")
 def test_channels_last_without_memory_to_compare_is_said():
     weight = torch.randn(4, 3, 3, 3)
 

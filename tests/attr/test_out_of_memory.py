@@ -274,6 +274,7 @@ def test_blocks_that_do_not_do_the_same_twice():
         igfast.IntegratedGradients(failing).attribute(X[:1], target=1, n_steps=5, internal_batch_size=1)
 
 
+@pytest.mark.filterwarnings("ignore:examples are taken to be independent")
 def test_layer_values_are_read_in_smaller_chunks():
     network = models.convnet()
     wanted = igfast.LayerIntegratedGradients(network, network[1]).attribute(X, target=1, n_steps=5)
@@ -311,7 +312,9 @@ def test_a_callers_own_call_that_does_not_fit():
 
     for x in (X, X[:1]):
         wanted = igfast.IntegratedGradients(models.convnet()).attribute(x, target=1, n_steps=5)
-        got, report = igfast.IntegratedGradients(NeedsGrad()).attribute(x, target=1, n_steps=5, return_report=True)
+        explainer = igfast.IntegratedGradients(NeedsGrad())
+        with pytest.warns(igfast.IgfastWarning, match="path points are taken to be independent of each other"):
+            got, report = explainer.attribute(x, target=1, n_steps=5, return_report=True)
         assert relative_difference(got, wanted) <= 1e-12
         assert report.notes[0].startswith("the inputs do not fit in one forward pass")
         assert report.notes[1] == "no memory to compare outputs with those of a step alone: stacked"
@@ -335,7 +338,8 @@ def test_a_comparison_that_had_no_memory_is_made_by_a_later_call():
 
     model, x = NoRoomForASecond().train(), torch.randn(4, 6, dtype=torch.float64)
     explainer = igfast.IntegratedGradients(model)
-    _, report = explainer.attribute(x, target=1, n_steps=5, return_report=True)
+    with pytest.warns(igfast.IgfastWarning, match="path points are taken to be independent of each other"):
+        _, report = explainer.attribute(x, target=1, n_steps=5, return_report=True)
     assert report.notes == ("no memory to compare outputs with those of a step alone: stacked",)
     with pytest.warns(igfast.IgfastWarning, match="depends on the others in its batch"):
         explainer.attribute(x, target=1, n_steps=5)

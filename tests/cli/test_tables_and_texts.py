@@ -134,3 +134,79 @@ def test_files_of_one_name_explained_at_the_same_time(tmp_path):
     assert sorted(status for status, _ in found) == ["done", "failed"]
     assert "choose another --out" in next(said["error"] for status, said in found if status == "failed")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["x.png", "x.safetensors"]
+
+
+def test_a_table_is_not_written_over_itself(tmp_path, capsys):
+    assert table(tmp_path, "a,b,c\n1,2,3\n", out="t.csv") == 1
+    assert (tmp_path / "t.csv").read_text() == "a,b,c\n1,2,3\n"
+    assert "another file" in capsys.readouterr().err
+
+
+def test_columns_that_the_model_does_not_take_are_named(tmp_path, capsys):
+    assert table(tmp_path, "id,a,b,c\n1,1,2,3\n") == 1
+    assert "rows of the columns id, a, b, c" in capsys.readouterr().err
+    assert not (tmp_path / "o.csv").exists()
+
+
+def test_a_table_whose_columns_are_numbered(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    pandas.DataFrame([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]).to_parquet(tmp_path / "t.parquet")
+    assert table(tmp_path, None, name="t.parquet", out="o.parquet") == 0
+    written = pandas.read_parquet(tmp_path / "o.parquet")
+    assert list(written.columns)[:4] == ["0", "1", "2", "attribution:0"]
+
+
+def test_weights_of_integers_before_floating_ones(tmp_path, monkeypatch):
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.code = nn.Parameter(torch.ones(1, dtype=torch.int8), requires_grad=False)
+            self.layer = nn.Linear(2, 1, bias=False).double()
+            nn.init.ones_(self.layer.weight)
+
+        def forward(self, x):
+            return self.layer(x.double())
+
+    monkeypatch.setattr(factories, "table", Packed)
+    assert table(tmp_path, "a,b\n0.25,0.5\n") == 0
+    values = (tmp_path / "o.csv").read_text().splitlines()[1].split(",")
+    assert [float(value) for value in values[2:5]] == pytest.approx([0.25, 0.5, 0.75])
+
+
+@pytest.mark.parametrize("wrong", [["--baseline", "padd"], ["--steps", "0"], ["--target", "best"]])
+def test_a_wrong_option_leaves_earlier_results(tmp_path, wrong):
+    given = ["text", "good", "--model", "tests.cli.factories:text", "--out", str(tmp_path), "--steps", "5"]
+    assert main(given) == 0
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert before == ["0001.html", "0001.safetensors"]
+    assert main([*given, *wrong]) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_pictures_do_not_replace_photographs(tmp_path, capsys):
+    image = pytest.importorskip("PIL.Image")
+    for name in ("a.jpg", "a.jpg.png"):
+        image.new("RGB", (16, 16)).save(tmp_path / name)
+    before = (tmp_path / "a.jpg.png").read_bytes()
+    files = [str(tmp_path / "a.jpg"), str(tmp_path / "a.jpg.png")]
+    options = ["--out", str(tmp_path), "--model", "tests.cli.factories:network", "--size", "16", "--steps", "5"]
+    assert main(["image", *files, *options]) == 1
+    assert (tmp_path / "a.jpg.png").read_bytes() == before
+    assert "would be replaced" in capsys.readouterr().err
+
+
+def test_a_page_is_not_written_over_its_result(tmp_path):
+    explanation = igfast.IntegratedGradients(nn.Linear(3, 2)).explain(torch.ones(1, 3), target=0)
+    explanation.save(tmp_path / "r.safetensors")
+    before = (tmp_path / "r.safetensors").read_bytes()
+    assert main(["report", str(tmp_path / "r.safetensors"), "--out", str(tmp_path / "r.safetensors")]) == 1
+    assert (tmp_path / "r.safetensors").read_bytes() == before
+
+
+def test_a_classifier_with_an_encoder_and_a_decoder_is_refused(tmp_path, monkeypatch, capsys):
+    model, tokenizer = factories.text()
+    model.config = type("Config", (), {"is_encoder_decoder": True})()
+    monkeypatch.setattr(factories, "text", lambda: (model, tokenizer))
+    main(["text", "good", "--model", "tests.cli.factories:text"])
+    assert "encoder and its decoder" in capsys.readouterr().err

@@ -112,7 +112,7 @@ class Calls(nn.Module):
         (mlp(nn.BatchNorm1d(16).double()).train(), {"target": 0}, "mode", "bad", "BatchNorm1d in training mode"),
         (nn.Sequential(mlp(), nn.Softmax(1)), {"target": 0}, "scale", "good", "Probabilities: rows sum to one"),
         (lambda x: (1e4 * x).softmax(1), {"target": 0}, "scale", "look", "saturated"),
-        (mlp(), {"target": 0}, "scale", "good", "Logits"),
+        (mlp(), {"target": 0}, "scale", "good", "No probabilities"),
         (Calls(lambda x: x - x.mean(0)), {"target": 0}, "rows", "look", "examples depend on each other"),
         (lambda x: x.reshape(3, 6), {"target": 0}, "rows", "look", "does not take one example alone"),
         (lambda x: x / (x[1, 0] - x[:, :1]), {"target": 1}, "output", "bad", "The output of example 1 is inf"),

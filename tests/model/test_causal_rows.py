@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import igfast
-from igfast.run import integration, noise_tunnel
+from igfast.attr import noise_tunnel
+from igfast.run import integration
 from igfast.run.plan import Gains
 from tests.oracle import relative_difference
 

@@ -57,7 +57,7 @@ def test_groups_of_samples_of_a_layer(monkeypatch):
     """The comparison of groups draws nothing: samples at once have the numbers of Captum's seeds."""
     import numpy as np
 
-    from igfast.run import noise_tunnel
+    from igfast.attr import noise_tunnel
     from igfast.run.plan import Gains
 
     model = rows()
