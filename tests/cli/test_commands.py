@@ -371,3 +371,18 @@ def test_interrupted_writes_leave_no_file(tmp_path):
     process.kill()
     process.communicate()
     assert not (tmp_path / "result").exists()
+
+
+def test_pixels_are_normalised_and_turned(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    picture = image.new("RGB", (16, 16), (255, 0, 51))
+    picture.putpixel((0, 0), (0, 0, 0))
+    exif = picture.getexif()
+    exif[0x0112] = 3  # taken upside down
+    picture.save(tmp_path / "a.png", exif=exif)
+    options = ["--size", "16", "--steps", "5", "--mean", "0.5,0.4,0.3", "--std", "0.2,0.5,0.1"]
+    assert main(["image", str(tmp_path / "a.png"), "--out", str(tmp_path / "o"), *MODEL[:2], *options]) == 0
+    explanation = igfast.Explanation.load(tmp_path / "o" / "a.png.safetensors")
+    torch.testing.assert_close(explanation.inputs[0, :, 3, 3], torch.tensor([2.5, -0.8, -1.0]))
+    torch.testing.assert_close(explanation.inputs[0, :, 15, 15], torch.tensor([-2.5, -0.8, -3.0]))
+    torch.testing.assert_close(explanation.baselines[0, :, 3, 3], torch.tensor([-2.5, -0.8, -3.0]))

@@ -210,3 +210,29 @@ def test_a_classifier_with_an_encoder_and_a_decoder_is_refused(tmp_path, monkeyp
     monkeypatch.setattr(factories, "text", lambda: (model, tokenizer))
     main(["text", "good", "--model", "tests.cli.factories:text"])
     assert "encoder and its decoder" in capsys.readouterr().err
+
+
+def test_a_number_is_the_baseline_of_every_column(tmp_path):
+    model = factories.table()
+    assert table(tmp_path, "a,b,c\n1,2,3\n", "--baseline", "0.5") == 0
+    values = [float(v) for v in (tmp_path / "o.csv").read_text().splitlines()[1].split(",")]
+    with torch.no_grad():
+        change = model(torch.tensor([[1.0, 2.0, 3.0]]).double()) - model(torch.full((1, 3), 0.5).double())
+    assert sum(values[3:6]) == pytest.approx(float(change), abs=1e-4)
+
+
+def test_words_are_masked_and_long_texts_are_cut(tmp_path, monkeypatch):
+    model, tokenizer = factories.text()
+    asked = []
+
+    class Cuts(type(tokenizer)):
+        def __call__(self, text, return_tensors, truncation):
+            asked.append(truncation)
+            return super().__call__(text, return_tensors=return_tensors, truncation=truncation)
+
+    monkeypatch.setattr(factories, "text", lambda: (model, Cuts()))
+    given = ["text", "good", "--model", "tests.cli.factories:text", "--out", str(tmp_path), "--steps", "5"]
+    assert main([*given, "--baseline", "mask"]) == 0
+    explanation = igfast.Explanation.load(tmp_path / "0001.safetensors")
+    assert explanation.baselines.tolist() == [[2, 1, 1, 1, 1, 3]]
+    assert asked == [True]

@@ -366,3 +366,19 @@ def test_a_strip_leaves_running_statistics():
     before = net[0].running_mean.clone()
     viz.path_strip(explanation, net, n_images=2)
     assert torch.equal(before, net[0].running_mean)
+
+
+def test_the_colours_of_a_signal_say_for_and_against():
+    figure = viz.series(np.array([1.0, 1.0, -1.0, -1.0]), np.arange(4.0))
+    colours = figure.axes[0].collections[0].get_colors()[:, :3]
+    assert tuple(colours[0]) == pytest.approx(GREEN)
+    assert tuple(colours[-1]) == pytest.approx(RED)
+
+
+def test_the_channels_with_most_attribution_are_shown():
+    scores = np.zeros((40, 5))
+    scores[[2, 7]] = 1.0
+    figure = viz.series(scores, np.zeros((40, 5)), names=[f"c{i}" for i in range(40)])
+    shown = {axes.get_ylabel() for axes in figure.axes}
+    assert {"c2", "c7"} <= shown
+    assert len(shown) < 40
