@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _CONTAINERS = frozenset({list, tuple, dict})
 _MOST_ENTRIES = 1000  # of a list that is searched for modules: a longer one holds data
 _numbers: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
@@ -45,16 +46,21 @@ def parts_behind(forward_func: Callable[..., Any]) -> list[nn.Module]:
     In the place of a module that is made for one call is what it names as `kept_with`.
     """
     parts: dict[nn.Module, None] = {}
-    waiting = modules_behind(forward_func)[::-1]
+    modules = modules_behind(forward_func)
+    waiting = modules[::-1]
     while waiting:
         part = waiting.pop()
         if part not in parts:
             parts[part] = None
-            for value in list(vars(part).values()):  # of a copy, as another thread may attribute the model too
-                if type(value) in _CONTAINERS and value:
+            for name, value in list(vars(part).items()):  # of a copy, as another thread may attribute the model too
+                if type(value) in _CONTAINERS and name not in _OF_EVERY_MODULE:
                     waiting.extend(_modules_in(value)[::-1])
-            waiting.extend([child for child in part._modules.values() if child is not None][::-1])
-    return list(dict.fromkeys(map(lasting, parts)))
+            if part._modules:
+                waiting.extend([child for child in part._modules.values() if child is not None][::-1])
+    for module in modules:
+        if lasting(module) is not module:
+            parts[lasting(module)] = parts.pop(module)
+    return list(parts)
 
 
 def lasting(module: Any) -> Any:
