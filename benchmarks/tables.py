@@ -237,6 +237,18 @@ def operators() -> list[str]:
     return lines
 
 
+def architectures() -> list[str]:
+    """The architectures of transformers that were compared with Captum."""
+    lines = [
+        "| architectures | compared in float64 | largest difference | in float32 | largest difference | not equal |",
+        "|---|---|---|---|---|---|",
+    ]
+    for r in harness.read("architectures"):
+        parts = [f"{r['compared'][dtype]} | {r['worst'][dtype]:.0e}" for dtype in ("float64", "float32")]
+        lines.append(f"| {r['architectures']} {r['case']} | {' | '.join(parts)} | {len(r['different'])} |")
+    return lines
+
+
 def tested() -> list[str]:
     """The releases of Python and torch that the tests ran on."""
     lines = ["| Python | torch | tests passed | failed |", "|---|---|---|---|"]
@@ -270,6 +282,7 @@ TABLES = {
         ablation,
         gpu,
         gpu_operators,
+        architectures,
         tested,
     )
 }

@@ -88,7 +88,7 @@ def _key_of_part(part: nn.Module) -> Hashable:
     key: tuple[Hashable, ...] = number_of(part), *[value for value in list(own.values()) if type(value) in _FLAGS]
     if (forward := own.get("forward")) is not None and not _is_ours(forward):
         key += (id(forward),)
-    if "_compiled_call_impl" in own:
+    if own.get("_compiled_call_impl") is not None:
         key += ("compiled",)
     if part._buffers:
         key += tuple(buffer is None for buffer in part._buffers.values())  # batch norm without statistics, say

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import itertools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import CodeType
 from typing import Any
 
@@ -88,7 +88,11 @@ def compiled(forward_func: Callable[..., Any]) -> str:
         if callable(value) and _is_compiled(value):
             return f"{getattr(value, '__name__', 'a function')} is compiled (torch.compile)"
     for part in parts_behind(forward_func):
-        if "_orig_mod" in part._modules or "_compiled_call_impl" in vars(part) or _is_compiled(part.forward):
+        if (
+            "_orig_mod" in part._modules
+            or vars(part).get("_compiled_call_impl") is not None
+            or _is_compiled(part.forward)
+        ):
             return f"{type(part).__name__} is compiled (torch.compile)"
     return ""
 
@@ -123,7 +127,7 @@ def _used_by(forward_func: Callable[..., Any]) -> list[Any]:
     code = getattr(function, "__code__", None)
     if not isinstance(code, CodeType):  # an object that can be called
         return [*fixed, *_attributes_of(function).values()]
-    names = set(_names_in(code))
+    names = dict.fromkeys(_names_in(code))  # in the code's order, on which the first weight's dtype depends
     reached = [*fixed, *_reached_by(function, names)]
     named = [value for one in reached for name, value in _attributes_of(one).items() if name in names]
     return [*reached, *named, *_attributes_of(getattr(function, "__self__", None)).values()]
@@ -137,7 +141,7 @@ def _names_in(code: CodeType) -> Iterator[str]:
             yield from _names_in(constant)
 
 
-def _reached_by(function: Any, names: set[str]) -> Iterator[Any]:
+def _reached_by(function: Any, names: Iterable[str]) -> Iterator[Any]:
     """Yields what a function's global names, closure and defaults are."""
     yield from (function.__globals__[name] for name in names if name in function.__globals__)
     for cell in function.__closure__ or ():
