@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import harness
-from igfast.cli.demo import run_demo
+from igfast.cli.demo_photograph import run_demo
 
 
 def main() -> None:

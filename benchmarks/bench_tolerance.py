@@ -143,7 +143,7 @@ def net_cases() -> Iterator[Case]:
 
 def text_cases() -> Iterator[Case]:
     """The sentences of the text demo through MiniLM with its sentiment head."""
-    from igfast.cli.text import PAIR, SENTENCE, fit_sentiment, load_encoder
+    from igfast.cli.demo_text import PAIR, SENTENCE, fit_sentiment, load_encoder
 
     encoder, tokenizer = load_encoder()
     model, _ = fit_sentiment(encoder, tokenizer)

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 import igfast
-from igfast.cli.text import SENTENCE, fit_sentiment, load_encoder
+from igfast.cli.demo_text import SENTENCE, fit_sentiment, load_encoder
 
 STEPS = (20, 50, 100, 300)
 

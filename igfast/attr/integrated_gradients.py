@@ -315,7 +315,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains, metaclass=S
         own: tuple[Any, Any] | None = None,
     ) -> tuple[Run, list[tuple[Any, Tensor | None]]]:
         """Returns the run, and for each target the attributions in the form of the inputs, and the delta if asked."""
-        multiplies = self.multiplies_by_inputs and not quadrature.is_scaled
+        multiplies = self.multiplies_by_inputs and not quadrature.multiplies_itself
         with_graph = multiplies and takes_graph(inputs, baselines)
         with undisturbed(self.forward_func):
             parsed, samples = parsed_for(self.forward_func, inputs, baselines)

@@ -132,7 +132,7 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains,
         own: tuple[Any, Any] | None = None,
     ) -> Any:
         """Returns what `attribute` returns for a call that integrates in a way of its own; `own` as in `_run`."""
-        multiplies = self.multiplies_by_inputs and not quadrature.is_scaled
+        multiplies = self.multiplies_by_inputs and not quadrature.multiplies_itself
         with_graph = multiplies and takes_graph(inputs, baselines)
         with (
             undisturbed(self.forward_func),

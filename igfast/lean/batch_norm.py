@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from igfast._C import lean_batch_norm
-from igfast.lean.handlers import Plain, refuses
-from igfast.ops._load import kernels_for
+from igfast.lean.handlers import Plain, lacks_kernel, refuses
 
 
 def _batch_norm(
@@ -26,11 +25,10 @@ def _batch_norm(
 ) -> Tensor | Plain:
     if training or running_mean is None or running_var is None:
         return Plain("batch norm in training mode")
-    why = refuses(input, running_mean, running_var, weight, bias)
-    if why is not None:
+    if (why := refuses(input, running_mean, running_var, weight, bias)) is not None:
         return why
-    if not (input.is_cpu or kernels_for(input.device)):
-        return Plain(f"no kernel for {input.device.type}")
+    if (why := lacks_kernel(input)) is not None:
+        return why
     return lean_batch_norm(input, weight, bias, running_mean, running_var, eps)  # type: ignore[no-any-return]
 
 

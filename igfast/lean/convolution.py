@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from igfast._C import lean_convolution
-from igfast.lean.handlers import NOTHING_TO_SAVE, Plain, refuses, sizes
+from igfast.lean.handlers import Plain, refuses, sizes
 
 _Size = int | Sequence[int]
 
@@ -26,9 +26,8 @@ def _convolution(n: int) -> Callable[..., Any]:
         dilation: _Size = 1,
         groups: int = 1,
     ) -> Tensor | Plain:
-        why = refuses(input, weight, bias)
-        if why is not None or input.dim() != n + 2:
-            return NOTHING_TO_SAVE if why is None else why
+        if (why := refuses(input, weight, bias, dim=n + 2)) is not None:
+            return why
         dilation = sizes(dilation, n)
         if isinstance(padding, str):
             overlap = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
@@ -53,9 +52,8 @@ def _transposed_convolution(n: int) -> Callable[..., Any]:
         groups: int = 1,
         dilation: _Size = 1,
     ) -> Tensor | Plain:
-        why = refuses(input, weight, bias)
-        if why is not None or input.dim() != n + 2:
-            return NOTHING_TO_SAVE if why is None else why
+        if (why := refuses(input, weight, bias, dim=n + 2)) is not None:
+            return why
         return lean_convolution(  # type: ignore[no-any-return]
             input,
             weight,

@@ -13,6 +13,7 @@ from typing import Any, SupportsIndex
 from torch import Tensor, nn
 
 from igfast._C import lean_refusal
+from igfast.ops._load import kernels_for
 
 
 class Plain(str):
@@ -34,10 +35,20 @@ _WHY = (  # indexed by the number that lean_refusal returns
 )
 
 
-def refuses(x: Tensor, *weights: Any) -> Plain | None:
-    """Returns why a call with the differentiable input `x` and `weights` (or None) cannot be lean; None if it can."""
+def refuses(x: Tensor, *weights: Any, dim: int | None = None) -> Plain | None:
+    """Returns why a call with the differentiable input `x` and `weights` (or None) cannot be lean; None if it can.
+
+    NOTHING_TO_SAVE also where `x` does not have `dim` dimensions: PyTorch's own function runs then, or raises.
+    """
     refusal = lean_refusal(x, *weights)
-    return None if refusal == 0 else Plain(_WHY[refusal].format(x=x))
+    if refusal != 0:
+        return Plain(_WHY[refusal].format(x=x))
+    return None if dim is None or x.dim() == dim else NOTHING_TO_SAVE
+
+
+def lacks_kernel(x: Tensor) -> Plain | None:
+    """Returns that there is no kernel for a tensor's device; None if there is one."""
+    return None if x.is_cpu or kernels_for(x.device) else Plain(f"no kernel for {x.device.type}")
 
 
 def is_parameter(tensor: Any) -> bool:

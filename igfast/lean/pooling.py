@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from igfast._C import lean_adaptive_avg_pool, lean_avg_pool, lean_max_pool, lean_pad
-from igfast.lean.handlers import NOTHING_TO_SAVE, Plain, refuses, sizes
-from igfast.ops._load import kernels_for
+from igfast.lean.handlers import NOTHING_TO_SAVE, Plain, lacks_kernel, refuses, sizes
 
 _Size = int | Sequence[int]
 _MOST_CELLS = 256  # of a window: one byte numbers them
@@ -64,14 +63,17 @@ def _max_pool(n: int) -> Callable[..., Any]:
         ceil_mode: bool = False,
         return_indices: bool = False,
     ) -> Tensor | Plain:
-        why = refuses(input)
-        if why is not None or input.dim() != n + 2:
-            return NOTHING_TO_SAVE if why is None else why
-        if return_indices or not (input.is_cpu or kernels_for(input.device)):
-            return Plain("its indices are asked for" if return_indices else f"no kernel for {input.device.type}")
+        if (why := refuses(input, dim=n + 2)) is not None:
+            return why
+        if return_indices:
+            return Plain("its indices are asked for")
+        if (why := lacks_kernel(input)) is not None:
+            return why
         window = _window(n, _integers(kernel_size), _integers(stride), _integers(padding), _integers(dilation))
-        if isinstance(window, Plain) or input.numel() == 0:
-            return window if isinstance(window, Plain) else NOTHING_TO_SAVE
+        if isinstance(window, Plain):
+            return window
+        if input.numel() == 0:
+            return NOTHING_TO_SAVE
         if any(map(gt, window.spans, input.shape[2:])):
             return Plain("a window that exceeds its input")
         kernel, strides, edge, spacing, _ = window
@@ -94,9 +96,8 @@ def _avg_pool(n: int) -> Callable[..., Any]:
         count_include_pad: bool = True,
         divisor_override: int | None = None,
     ) -> Tensor | Plain:
-        why = refuses(input)
-        if why is not None or input.dim() != n + 2:
-            return NOTHING_TO_SAVE if why is None else why
+        if (why := refuses(input, dim=n + 2)) is not None:
+            return why
         kernel = sizes(kernel_size, n)
         strides = _strides(stride, kernel, n)
         return lean_avg_pool(  # type: ignore[no-any-return]
@@ -114,9 +115,8 @@ def _avg_pool1d(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
 ) -> Tensor | Plain:
-    why = refuses(input)
-    if why is not None or input.dim() != 3:
-        return NOTHING_TO_SAVE if why is None else why
+    if (why := refuses(input, dim=3)) is not None:
+        return why
     kernel = sizes(kernel_size, 1)
     (k,), (s,), (p,) = kernel, _strides(stride, kernel, 1), sizes(padding, 1)
     output = lean_avg_pool(input.unsqueeze(2), [1, k], [1, s], [0, p], ceil_mode, count_include_pad, None)
@@ -125,9 +125,8 @@ def _avg_pool1d(
 
 def _adaptive_avg_pool(n: int) -> Callable[..., Any]:
     def handler(input: Tensor, output_size: Any) -> Tensor | Plain:
-        why = refuses(input)
-        if why is not None or input.dim() != n + 2:
-            return NOTHING_TO_SAVE if why is None else why
+        if (why := refuses(input, dim=n + 2)) is not None:
+            return why
         output = (output_size,) * n if isinstance(output_size, int) else tuple(output_size)
         if None in output:
             output = tuple(size if w is None else w for w, size in zip(output, input.shape[2:], strict=True))
@@ -144,10 +143,11 @@ def _pad(
     mode: str = "constant",
     value: float | None = None,  # noqa: ARG001
 ) -> Tensor | Plain:
-    why = refuses(input)
+    if (why := refuses(input)) is not None:
+        return why
     # In PyTorch only these two modes save the input. lean_pad pads all of *sizes of a (batch, channels, *sizes) input.
-    if why is not None or mode not in ("reflect", "replicate") or len(pad) != 2 * (input.dim() - 2):
-        return NOTHING_TO_SAVE if why is None else why
+    if mode not in ("reflect", "replicate") or len(pad) != 2 * (input.dim() - 2):
+        return NOTHING_TO_SAVE
     return lean_pad(input, list(pad), mode)  # type: ignore[no-any-return]
 
 

@@ -157,7 +157,7 @@ class LLMGradientAttribution(captum.attr.LLMGradientAttribution, metaclass=Stand
         )
         found = self._found(method, question, asked, one_pass)
         result = self._result(question, found, inp, len(places), per_token, spans is not None)
-        if found.deltas is not None and found.changes is not None and method.scaled and not asked.has_tolerance:
+        if found.deltas is not None and found.changes is not None and method.multiplied and not asked.has_tolerance:
             _warn_if_not_converged(found.deltas, found.changes, asked.quadrature.n_steps)
         others = ([result.deltas] if return_convergence_delta else []) + ([found.report] if return_report else [])
         return (result, *others) if others else result

@@ -51,14 +51,14 @@ class Method:
     Attributes:
         layer: where the tokens' values are.
         device_ids: as in `igfast.LayerIntegratedGradients`.
-        scaled: whether gradients are multiplied by the layer's value, or its difference from the baseline.
+        multiplied: whether gradients are multiplied by the layer's value, or its difference from the baseline.
         options: how the model is run.
         is_gradient: whether it is the gradient at the input, without a path.
     """
 
     layer: nn.Module
     device_ids: list[int] | None
-    scaled: bool
+    multiplied: bool
     options: Options
     is_gradient: bool
 
@@ -92,7 +92,7 @@ class Method:
         if self.is_gradient:
             quadrature: Quadrature = FixedSteps(Rule(np.ones(1), np.ones(1)))
         else:
-            if asked["tolerance"] is not None and not self.scaled:
+            if asked["tolerance"] is not None and not self.multiplied:
                 raise ArgumentError("tolerance is for an attr_method with multiply_by_inputs=True; pass n_steps")
             quadrature = quadrature_of(
                 asked["method"],

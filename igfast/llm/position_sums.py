@@ -22,18 +22,18 @@ class PositionSums(FromLayer):
 
     Attributes:
         n_positions: of the layer's value, (1, n_positions, features).
-        scaled: whether gradients are multiplied by (x - baseline) in the sum.
+        multiplied: whether gradients are multiplied by (x - baseline) in the sum.
         last_positions: for each target, the first position that it must not depend on.
     """
 
     n_positions: int
-    scaled: bool
+    multiplied: bool
     last_positions: tuple[int, ...]
     _is_checked: bool = field(default=False, init=False)
     _differences: Tensor | None = field(default=None, init=False)
 
     @classmethod
-    def of(cls, evaluator: FromLayer, n_positions: int, scaled: bool, last_positions: list[int]) -> PositionSums:
+    def of(cls, evaluator: FromLayer, n_positions: int, multiplied: bool, last_positions: list[int]) -> PositionSums:
         """Returns the function with sums over features; raises LayerError if the layer has no such positions."""
         values = evaluator.inputs.x
         if len(values) != 1 or evaluator.inputs.joint or values[0].dim() != 3 or values[0].shape[1] != n_positions:
@@ -43,7 +43,7 @@ class PositionSums(FromLayer):
                 f"{got}. Name the embedding layer, or a block of the model"
             )
         given = {one.name: getattr(evaluator, one.name) for one in fields(evaluator) if one.init}
-        return cls(**given, n_positions=n_positions, scaled=scaled, last_positions=tuple(last_positions))
+        return cls(**given, n_positions=n_positions, multiplied=multiplied, last_positions=tuple(last_positions))
 
     @property
     def integrated(self) -> Inputs:
@@ -61,7 +61,7 @@ class PositionSums(FromLayer):
             self._check_later_positions(grad, target)
         with torch.autocast(grad.device.type, enabled=False):
             grad = grad.to(ops.accumulator_dtype(grad.dtype))
-            return (grad * self._difference(grad) if self.scaled else grad).sum(dim=-1).double()
+            return (grad * self._difference(grad) if self.multiplied else grad).sum(dim=-1).double()
 
     def _difference(self, grad: Tensor) -> Tensor:
         if self._differences is None:

@@ -72,7 +72,7 @@ def integrated(method: Method, asked: Asked, teacher: Teacher, paths: Paths, is_
     """
     options = {name: getattr(method.options, name) for name in ("lean", "memory_budget", "show_progress")}
     device_ids = method.device_ids or getattr(teacher.model, "device_ids", None)
-    explainer = LayerIntegratedGradients(teacher, method.layer, device_ids, method.scaled, **options)
+    explainer = LayerIntegratedGradients(teacher, method.layer, device_ids, method.multiplied, **options)
     targets = tuple(Target((number,)) for number in range(len(teacher.places)))
     at_layer = AtLayer(0.0) if method.is_gradient else paths.at_layer
     start = paths.start if at_layer is None else at_layer
@@ -82,7 +82,7 @@ def integrated(method: Method, asked: Asked, teacher: Teacher, paths: Paths, is_
         with explainer._run(*asking) as run:
             run.kind = None if teacher.kind is None else (run.kind, teacher.kind)
             seen, teacher.seen = teacher.seen, None  # the input's, and the baseline's where that is ids
-            layers = PositionSums.of(run.evaluator, paths.ids.shape[1], method.scaled, teacher.last_positions)  # type: ignore[arg-type]
+            layers = PositionSums.of(run.evaluator, paths.ids.shape[1], method.multiplied, teacher.last_positions)  # type: ignore[arg-type]
             run.evaluator = _fixed(layers, paths.moves) if paths.at_layer and not method.is_gradient else layers
             if is_one_pass:
                 at_ends = list(zip((paths.ids, paths.start), seen, strict=False))

@@ -62,6 +62,11 @@ class NotFinite:
     step: int | None
     n_rows: int
 
+    def place(self, n_steps: int) -> str:
+        """Returns where on the path the row is, for messages; `n_steps` are those of the rule."""
+        alpha = f"alpha {self.alpha:.4g}"
+        return alpha if self.step is None else f"step {self.step} of {n_steps} ({alpha})"
+
 
 def per_row(per_step: ArrayLike, batch: int, device: torch.device) -> Tensor:
     """Returns a number of each step for each row, (rows,) float64, steps outermost."""

@@ -40,7 +40,6 @@ from igfast.run.values_at_ends import values_at, values_at_samples, values_of
 
 _PLAIN_IS_FASTER = {"cuda"}  # for small calls: a GPU waits for Python, and lean execution runs more of that
 _SMALL_BYTES = 2**26
-_NOT_CHANNELS_LAST = "forward_func does not take channels-last images"
 
 
 class _Done(NamedTuple):
@@ -117,7 +116,7 @@ class Run:
         not_finite = self._done.not_finite if self._done else None
         if not_finite is not None and not input_not_finite:
             warn(
-                f"the gradient of example {not_finite.example} at {quadrature.place_of(not_finite)} is NaN or "
+                f"the gradient of example {not_finite.example} at {not_finite.place(quadrature.n_steps)} is NaN or "
                 f"infinite; {not_finite.n_rows} path points have such gradients, and attributions that depend on them "
                 "will be too"
             )
@@ -265,14 +264,14 @@ class Run:
             try:
                 facts = self._run(quadrature, sums, plan, facts)
             except RowsDependError as error:
-                said = str(error)
+                said, refuses_layout = str(error), isinstance(error, _RefusesLayoutError)
             else:
                 break
             before.restore()  # outside the handler, whose traceback holds the failed chunk's tensors
             self._ends = None
             for acc in sums:
                 acc.zero_()
-            if said == _NOT_CHANNELS_LAST:
+            if refuses_layout:
                 facts = replace(facts, gains_channels_last=False)
             else:
                 measured = said
@@ -320,10 +319,10 @@ class Run:
                 integrated = self.evaluator.integrated
                 convergence = quadrature.integrate(gradients, integrated, accumulators, self._path_ends, self.memory)
             except Exception as error:
-                refused = _why_refused(error, plan) if guard.pending else ""
-                if not refused:
+                refusal = _refusal(error, plan) if guard.pending else None
+                if refusal is None:
                     raise
-                raise RowsDependError(refused) from None
+                raise refusal from None
         self._done = _Done(gradients.chunks, gradients.not_finite, loop.n_evaluations, convergence)
         self._plan = loop.plan
         if guard.unchecked:
@@ -359,14 +358,20 @@ class Run:
         return values_at(self.evaluator, alpha, whole, rows, self._loop)
 
 
-def _why_refused(error: Exception, plan: ChunkPlan) -> str:
-    """Returns why a model that took the caller's own call refuses a chunk; "" for errors with other causes."""
+class _RefusesLayoutError(RowsDependError):
+    """The model does not take channels-last images."""
+
+
+def _refusal(error: Exception, plan: ChunkPlan) -> RowsDependError | None:
+    """Returns why a model that took the caller's own call refuses a chunk; None for errors with other causes."""
     if isinstance(error, (RowsDependError, IgfastError, Warning)) or is_out_of_memory(error):
-        return ""  # a warning is an error where the user has it so
+        return None  # a warning is an error where the user has it so
     if plan.channels_last:  # the model may call `view` on its input
-        return _NOT_CHANNELS_LAST
+        return _RefusesLayoutError()
     said = f"{type(error).__name__}: {error}".splitlines()[0]
-    return f"forward_func does not take other numbers of path points in one batch than there are examples ({said})"
+    return RowsDependError(
+        f"forward_func does not take other numbers of path points in one batch than there are examples ({said})"
+    )
 
 
 def _kernels_on(device: torch.device) -> str:

@@ -14,7 +14,7 @@ from igfast.memory.scope import MemoryUse
 from igfast.model.channels_last import in_channels_last
 from igfast.request.inputs import Inputs
 from igfast.request.samples import Baselines
-from igfast.run.engine import Gradients, NotFinite, Rows
+from igfast.run.engine import Gradients, Rows
 from igfast.run.path import difference
 from igfast.run.quadrature import Rule
 from igfast.run.report import Convergence
@@ -78,16 +78,12 @@ class OverBaselines:
     samples: Baselines
     multiplied: bool
     in_steps: bool = field(default=True, init=False)
-    is_scaled: bool = field(default=True, init=False)
+    multiplies_itself: bool = field(default=True, init=False)
 
     @property
     def n_steps(self) -> int:
         """The path points of an example."""
         return len(self.rule.nodes) * self.samples.n_each
-
-    def place_of(self, not_finite: NotFinite) -> str:
-        """Returns the alpha."""
-        return f"alpha {not_finite.alpha:.4g}"
 
     def integrate(
         self,

@@ -28,7 +28,7 @@ def quadrature_of(
     tolerance: Any,
     max_steps: Any,
     correct_completeness: bool,
-    scaled: bool,
+    multiplied: bool,
     baselines: Any = None,
     *,
     with_error: bool = False,
@@ -41,7 +41,7 @@ def quadrature_of(
         tolerance: as in `attribute`.
         max_steps: as in `attribute`.
         correct_completeness: as in `attribute`.
-        scaled: whether attributions are multiplied by (x - baseline).
+        multiplied: whether attributions are multiplied by (x - baseline).
         baselines: as in `attribute`.
         with_error: whether the error is to be estimated where a rule allows it.
 
@@ -50,12 +50,12 @@ def quadrature_of(
     if isinstance(baselines, Baselines):
         if tolerance is not None:
             raise ArgumentError("tolerance is for one baseline; with igfast.Baselines, pass n_steps")
-        return OverBaselines(quadrature_rule(method, n_steps), baselines, scaled)
+        return OverBaselines(quadrature_rule(method, n_steps), baselines, multiplied)
     if tolerance is None:
         rule = quadrature_rule(method, n_steps)
-        return FixedSteps(rule, halves_of(method, len(rule.nodes)) if with_error else None, scaled)
+        return FixedSteps(rule, halves_of(method, len(rule.nodes)) if with_error else None, multiplied)
     if n_steps is not DEFAULT_STEPS:
         raise ArgumentError(f"n_steps and tolerance exclude each other; got n_steps={n_steps}, tolerance={tolerance}")
     if method != _METHOD:
         raise ArgumentError(f"method cannot be chosen with tolerance, which places steps itself; got {method!r}")
-    return ToTolerance(tolerance, max_steps, correct_completeness, scaled)
+    return ToTolerance(tolerance, max_steps, correct_completeness, multiplied)

@@ -10,7 +10,7 @@ from torch import Tensor
 from igfast import ops
 from igfast.memory.scope import MemoryUse
 from igfast.request.inputs import Inputs
-from igfast.run.engine import Gradients, NotFinite, Rows
+from igfast.run.engine import Gradients, Rows
 from igfast.run.report import Convergence
 from igfast.run.steps import Ends
 
@@ -27,12 +27,8 @@ class SampledPoints:
     alphas: Tensor
     n_copies: int = 1
     in_steps = True
-    is_scaled = False
+    multiplies_itself = False
     n_steps = 1
-
-    def place_of(self, not_finite: NotFinite) -> str:
-        """Returns the alpha."""
-        return f"alpha {not_finite.alpha:.4g}"
 
     def integrate(
         self,
@@ -51,7 +47,7 @@ class SampledPoints:
         example = torch.arange(inputs.batch, device=gradients.device).view(-1, n_copies).T.reshape(-1)
         alpha = alphas[:1] if inputs.joint else alphas[example]
         rows = Rows(example, alpha, torch.ones_like(alpha))
-        gradients.summed(rows, sums, inputs.batch // n_copies)
+        gradients.summed(rows, sums)
         return None
 
 

@@ -73,11 +73,11 @@ class SplitSums:
     Args:
         x: the inputs, (batch, *features) each.
         n_slots, n_segments: how many examples, and segments of each path.
-        scaled: whether attributions are multiplied by (x - baseline), for their norms.
+        multiplied: whether attributions are multiplied by (x - baseline), for their norms.
     """
 
-    def __init__(self, x: Sequence[Tensor], n_slots: int, n_segments: int, scaled: bool) -> None:
-        self._scaled = scaled
+    def __init__(self, x: Sequence[Tensor], n_slots: int, n_segments: int, multiplied: bool) -> None:
+        self._multiplied = multiplied
         self._last = _Last()
 
         def zeros(like: Tensor, *shape: int) -> Tensor:
@@ -143,7 +143,7 @@ class SplitSums:
         totals, squares, widths = [], np.zeros(len(h)), h.tolist()
         between = norm = along = slope = size = 0.0
         for halves, direction, difference in zip(self.halves, self.direction, differences, strict=True):
-            factor = difference if self._scaled else torch.ones_like(difference)
+            factor = difference if self._multiplied else torch.ones_like(difference)
             total, apart = torch.zeros_like(difference), torch.zeros_like(difference)
             for segment, (width, (even, odd)) in enumerate(zip(widths, halves[slot], strict=True)):
                 part = 2 * width * (even - odd) * factor

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from igfast.memory.scope import MemoryUse
 from igfast.request.inputs import Inputs
-from igfast.run.engine import Gradients, NotFinite, Rows, per_row
+from igfast.run.engine import Gradients, Rows, per_row
 from igfast.run.path import differences
 from igfast.run.quadrature import Array, Rule
 from igfast.run.report import Convergence
@@ -35,19 +35,16 @@ class Quadrature(Protocol):
         """Whether all examples have the same steps, so that a chunk of whole steps is several calls stacked."""
 
     @property
-    def is_scaled(self) -> bool:
-        """Whether the sums are multiplied by (x - baseline) already."""
+    def multiplies_itself(self) -> bool:
+        """Whether `integrate` multiplies by (x - baseline) where that is asked for, so that the caller must not."""
 
     def integrate(
         self, gradients: Gradients, inputs: Inputs, sums: tuple[Tensor, ...], ends: Ends, memory: MemoryUse
     ) -> Convergence | None:
-        """Adds the integrated gradients of each example to `sums`, multiplied by (x - baseline) if `is_scaled`.
+        """Adds the integrated gradients of each example to `sums`, multiplied where asked for if `multiplies_itself`.
 
         Returns how far the integrals are from their limits, if that is known.
         """
-
-    def place_of(self, not_finite: NotFinite) -> str:
-        """Returns where on the path a row is, for messages."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class FixedSteps:
     halves: Array | None = None
     multiplied: bool = True
     in_steps = True
-    is_scaled = False
+    multiplies_itself = False
 
     @property
     def n_steps(self) -> int:
@@ -117,7 +114,3 @@ class FixedSteps:
             squares = [part.reshape(len(part), -1).norm(dim=1).double().square() for part in parts]
             found.append(torch.stack(squares).sum(dim=0).sqrt())
         return torch.cat(found).cpu()
-
-    def place_of(self, not_finite: NotFinite) -> str:
-        """Returns the step and its alpha."""
-        return f"step {not_finite.step} of {self.n_steps} (alpha {not_finite.alpha:.4g})"

@@ -19,7 +19,7 @@ from torch import Tensor
 from igfast.errors import ArgumentError, ArgumentTypeError, ConvergenceWarning, OutputError, warn
 from igfast.memory.scope import MemoryUse
 from igfast.request.inputs import Inputs, describe
-from igfast.run.engine import Gradients, NotFinite, Rows
+from igfast.run.engine import Gradients, Rows
 from igfast.run.path import differences
 from igfast.run.report import Convergence
 from igfast.run.segments import PILOT_INTERVALS, Floats, Nodes, Segments, is_converged
@@ -44,15 +44,15 @@ class ToTolerance:
         tolerance: the relative L2 error of an example's attributions.
         max_steps: the most path points of an example.
         correct: whether the sum of the attributions is made F(input) - F(baseline).
-        scaled: whether attributions are multiplied by (x - baseline), for their norms.
+        multiplied: whether attributions are multiplied by (x - baseline), for their norms.
     """
 
     tolerance: float
     max_steps: int
     correct: bool
-    scaled: bool
+    multiplied: bool
     in_steps = False
-    is_scaled = False
+    multiplies_itself = False
 
     def __post_init__(self) -> None:
         if isinstance(self.tolerance, bool) or not isinstance(self.tolerance, (int, float, np.number)):
@@ -68,10 +68,6 @@ class ToTolerance:
     def n_steps(self) -> int:
         """The path points that chunks are planned for."""
         return min(_USUAL_STEPS, self.max_steps)
-
-    def place_of(self, not_finite: NotFinite) -> str:
-        """Returns the alpha."""
-        return f"alpha {not_finite.alpha:.4g}"
 
     def integrate(
         self, gradients: Gradients, inputs: Inputs, sums: tuple[Tensor, ...], ends: Ends, memory: MemoryUse
@@ -180,7 +176,7 @@ class _Work:
     def __init__(self, asked: ToTolerance, inputs: Inputs, sizes: _Sizes, n_targets: int, dtype: torch.dtype) -> None:
         self.asked, self.inputs, self.sizes, self.dtype = asked, inputs, sizes, dtype
         self.live: dict[int, _Example] = {}
-        self.sums = [SplitSums(inputs.x, sizes.n_slots, sizes.n_segments, asked.scaled) for _ in range(n_targets)]
+        self.sums = [SplitSums(inputs.x, sizes.n_slots, sizes.n_segments, asked.multiplied) for _ in range(n_targets)]
 
     def fill(self, waiting: deque[int]) -> None:
         """Puts waiting examples into the free slots."""

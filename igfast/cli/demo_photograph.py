@@ -14,7 +14,7 @@ import torch
 
 import igfast
 from igfast import viz
-from igfast.cli.measurement import Job, Measurement, measure
+from igfast.cli.measurement import Attribution, Measurement, measure
 from igfast.cli.photograph import CAT_CLASSES, load_network, load_photograph, to_picture
 from igfast.memory.machine import available_bytes
 
@@ -35,14 +35,14 @@ def run_demo(out: Path, n_steps: int, large_side: int | None) -> None:
     name = CAT_CLASSES.get(target, f"class {target}")
     print(f"EfficientNet-Lite0 sees: {name} ({probability:.0%}). Attributing that to the pixels, {n_steps} steps.\n")
 
-    small = [measure(Job(library, _SIDE, target, n_steps)) for library in ("igfast", "captum")]
+    small = [measure(Attribution(library, _SIDE, target, n_steps)) for library in ("igfast", "captum")]
     side = large_side or _side_beyond(small[1].peak_bytes)
     free = available_bytes()
     needed = _peak_at(side, small[1].peak_bytes)
     fits = needed < free
     large = [
-        measure(Job("igfast", side, target, n_steps)),
-        measure(Job("captum", side, target, n_steps, internal_batch_size=None if fits else 1)),
+        measure(Attribution("igfast", side, target, n_steps)),
+        measure(Attribution("captum", side, target, n_steps, internal_batch_size=None if fits else 1)),
     ]
     print()
     for rows in (small, large):
