@@ -15,6 +15,7 @@ import igfast
 from igfast.cli.models import check_target, digest, digest_of_state, numbers_of, target_of
 from igfast.errors import CommandError
 from igfast.explanation import Explanation
+from igfast.llm.answer import first_device
 from igfast.model.modules import floating_dtype
 from igfast.packages import needed
 
@@ -72,7 +73,7 @@ class ImageRequest:
             square = operations.fit(turned, (self.size, self.size), pillow.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.asarray(square, dtype=np.float32) / 255).permute(2, 0, 1)
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        device = next((weight.device for weight in self.model.parameters()), torch.device("cpu"))
+        device = first_device(self.model)
         return ((pixels - mean) / std).unsqueeze(0).to(device, floating_dtype(self.model) or torch.float32)
 
     def start(self, x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import igfast
 from igfast.cli.models import output_of, targets_of
 from igfast.errors import CommandError, MissingPackageError
 from igfast.explanation.files import written
+from igfast.llm.answer import first_device
 from igfast.model.modules import floating_dtype
 from igfast.packages import needed
 
@@ -79,7 +80,7 @@ def explain_table(
         raise CommandError(
             f"{data} has columns {clash} already; name those to explain with --columns, and rename these"
         )
-    device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
+    device = first_device(model)
     x = torch.tensor(numbers).to(device, floating_dtype(model) or torch.float32)
     start = _start(baseline, x)
     with written(out) as temporary:  # before the work, which a folder that cannot be written would waste

@@ -137,7 +137,7 @@ class Run:
         return self._compute_ends()
 
     def _compute_ends(self) -> list[tuple[Tensor, Tensor]]:
-        at_inputs = self._kept.get("inputs") or self._at_inputs()
+        at_inputs = self._at_inputs()
         if self.samples is None:
             at_baselines = self._kept.get("baselines") or self._at(0.0, self.evaluator.baseline_output)
         else:
@@ -344,11 +344,12 @@ class Run:
         """Returns each target's values where the paths end and begin."""
         if self.evaluator.starts_at_baselines:
             return self._compute_ends()
-        at_inputs = self._kept.get("inputs") or self._at_inputs()
-        return list(zip(at_inputs, self._at(0.0, self.evaluator.start_output), strict=True))
+        return list(zip(self._at_inputs(), self._at(0.0, self.evaluator.start_output), strict=True))
 
     def _at_inputs(self) -> list[Tensor]:
         """Returns each target's values at the inputs, from the caller's own call if that was made."""
+        if "inputs" in self._kept:
+            return self._kept["inputs"]
         output = self._own_output
         return self._at(1.0, self.evaluator.own_output if output is None else lambda: output)
 
