@@ -49,7 +49,7 @@ def points_at(inputs: Inputs, alphas: Tensor) -> tuple[Tensor, ...]:
     return tuple(line.points(example, alphas, channels_last=False) for line in lines)
 
 
-def differences(inputs: Inputs, rows: slice) -> list[Tensor]:
+def differences(inputs: Inputs, rows: slice | Tensor) -> list[Tensor]:
     """Returns (x - baseline) of some examples, (rows, *features) for each input, at least float32."""
     found = []
     for x, baseline in zip(inputs.x, inputs.baselines, strict=True):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from igfast import ops
-from igfast.run.segments import Floats, Integers, Segments
+from igfast.run.segments import Floats, Integers
 
 
 @dataclass(frozen=True)
@@ -87,10 +86,10 @@ class SplitSums:
         self.halves = [zeros(one, n_segments, 2) for one in x]
         self.direction = [zeros(one) for one in x]
 
-    def clear(self, slot: int) -> None:
-        """Makes room for another example in a slot."""
+    def clear(self, slots: Sequence[int]) -> None:
+        """Makes room for other examples in some slots."""
         for halves in self.halves:
-            halves[slot].zero_()
+            halves.index_fill_(0, self._place(slots), 0)
 
     def begin_round(self) -> None:
         """Forgets the direction of the round before."""
@@ -98,10 +97,10 @@ class SplitSums:
         for direction in self.direction:
             direction.zero_()
 
-    def add(self, grads: Sequence[Tensor], rows: Placed, finite: Tensor, differences: dict[int, list[Tensor]]) -> None:
+    def add(self, grads: Sequence[Tensor], rows: Placed, finite: Tensor, slopes: Floats) -> None:
         """Adds a chunk's gradients; sets `finite`, (rows,) uint8, to 0 for rows that are not.
 
-        `differences` has (x - baseline) of each input, (*features), for the slots in the chunk.
+        `slopes` has each row's derivative along the path, (rows,).
         """
         shared = torch.nonzero(rows.following >= 0).flatten()
         for halves, grad in zip(self.halves, grads, strict=True):
@@ -110,7 +109,7 @@ class SplitSums:
             if len(shared):
                 twice, weights = rows.following[shared], rows.weights[shared]
                 ops.accumulate_(acc, grad.index_select(0, shared), twice, weights)
-        self._add_direction(grads, rows, _slopes(grads, rows.slots, differences))
+        self._add_direction(grads, rows, slopes)
 
     def _add_direction(self, grads: Sequence[Tensor], rows: Placed, slopes: Floats) -> None:
         slots, alphas, last = rows.slots, rows.alphas, self._last
@@ -132,53 +131,85 @@ class SplitSums:
         for direction, grad in zip(self.direction, grads, strict=True):
             ops.accumulate_(direction, grad, place, weight)
 
-    def measured(self, slot: int, h: Floats, differences: Sequence[Tensor]) -> tuple[list[Tensor], Measured]:
-        """Returns the integrals of the gradients for each input, and how near they are.
+    def measured(
+        self, slots: Sequence[int], h: Floats, differences: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Measured]]:
+        """Returns the integrals of the gradients, (slots, *features) for each input, and how near each slot's are.
 
         Args:
-            slot: of the example.
-            h: the width of each segment's intervals.
-            differences: (x - baseline) of each input, (*features).
+            slots: of the examples.
+            h: the width of each segment's intervals, (slots, segments).
+            differences: (x - baseline) of each input, (slots, *features).
         """
-        totals, squares, widths = [], np.zeros(len(h)), h.tolist()
-        between = norm = along = slope = size = 0.0
+        place, widths = self._place(slots), torch.from_numpy(h).to(self.direction[0].device)
+        totals, squares, of_path = [], torch.zeros_like(widths), torch.zeros_like(widths[:, :1]).repeat(1, 5)
         for halves, direction, difference in zip(self.halves, self.direction, differences, strict=True):
-            factor = difference if self._multiplied else torch.ones_like(difference)
-            total, apart = torch.zeros_like(difference), torch.zeros_like(difference)
-            for segment, (width, (even, odd)) in enumerate(zip(widths, halves[slot], strict=True)):
+            change = _flat(difference)
+            factor = change if self._multiplied else torch.ones_like(change)
+            total, apart = torch.zeros_like(change), torch.zeros_like(change)
+            for segment, width in enumerate(widths.to(change.dtype).unsqueeze(2).unbind(1)):
+                even, odd = halves[:, segment].index_select(0, place).reshape(len(slots), 2, -1).unbind(1)
                 part = 2 * width * (even - odd) * factor
-                squares[segment] += _square(part)
+                squares[:, segment] += _squares(part)
                 apart += part
                 total += width * (even + odd)
-            between, norm = between + _square(apart), norm + _square(total * factor)
-            along += float((total * difference).sum(dtype=torch.float64))
-            slope += float((direction[slot] * difference).sum(dtype=torch.float64))
-            size += _square(direction[slot] * factor)
-            totals.append(total)
-        return totals, Measured(math.sqrt(between), np.sqrt(squares), math.sqrt(norm), along, slope, math.sqrt(size))
+            upwards = _flat(direction.index_select(0, place))
+            along, slope = ((values * change).sum(dim=1, dtype=torch.float64) for values in (total, upwards))
+            columns = (_squares(apart), _squares(total * factor), along, slope, _squares(upwards * factor))
+            of_path += torch.stack(columns, dim=1)
+            totals.append(total.reshape(difference.shape))
+        numbers: Floats = torch.cat([of_path, squares], dim=1).cpu().numpy()
+        numbers[:, [0, 1, 4, *range(5, numbers.shape[1])]] **= 0.5
+        return totals, [
+            Measured(total, row, norm, along, slope, size)
+            for row, (total, norm, along, slope, size) in zip(numbers[:, 5:], numbers[:, :5].tolist(), strict=True)
+        ]
 
-    def fold(self, slot: int, segments: Segments) -> None:
-        """Adds the sums of odd nodes to those of even nodes where a refinement gave the odd nodes an even index."""
+    def correct(self, totals: Sequence[Tensor], slots: Sequence[int], steps: Sequence[float]) -> None:
+        """Moves the integrals in some slots, (slots, *features) for each input, by a step in their direction."""
+        moved = [index for index, step in enumerate(steps) if step]
+        if not moved:
+            return
+        rows, place = self._place(moved), self._place([slots[index] for index in moved])
+        for total, direction in zip(totals, self.direction, strict=True):
+            step = torch.tensor([steps[index] for index in moved], dtype=total.dtype, device=total.device)
+            by = direction.index_select(0, place) * step.reshape(-1, *[1] * (total.dim() - 1))
+            total.index_add_(0, rows, by)
+
+    def fold(self, segment: int, slots: Sequence[int]) -> None:
+        """Adds the sums of odd nodes of a segment to those of even nodes, for slots where these indices became even."""
+        place = self._place(slots)
         for halves in self.halves:
-            for segment in np.flatnonzero(segments.folds).tolist():
-                halves[slot, segment, 0] += halves[slot, segment, 1]
-                halves[slot, segment, 1].zero_()
+            even, odd = halves[:, segment].unbind(1)
+            even.index_add_(0, place, odd.index_select(0, place))
+            odd.index_fill_(0, place, 0)
+
+    def _place(self, indices: Sequence[int]) -> Tensor:
+        return torch.tensor(indices, device=self.direction[0].device)
 
 
-def _square(tensor: Tensor) -> float:
-    return float(tensor.double().square().sum())
+def slopes(grads: Sequence[Tensor], of_row: Tensor, differences: Sequence[Tensor]) -> Floats:
+    """Returns each row's derivative along the path: the product of its gradient and (x - baseline).
+
+    Args:
+        grads: (rows, *features) for each input.
+        of_row: (rows,), the index of a row's example in `differences`.
+        differences: (x - baseline) of each input, (examples, *features).
+    """
+    with torch.autocast(grads[0].device.type, enabled=False):  # autocast computes products in half precision
+        products = [
+            torch.einsum("rf,rf->r", _flat(grad).to(difference.dtype), _flat(difference).index_select(0, of_row))
+            for grad, difference in zip(grads, differences, strict=True)
+        ]
+    found: Floats = torch.stack(products).sum(dim=0, dtype=torch.float64).cpu().numpy()
+    return found
 
 
-def _slopes(grads: Sequence[Tensor], slots: Integers, differences: dict[int, list[Tensor]]) -> Floats:
-    """Returns each row's derivative along the path: the product of its gradient and (x - baseline)."""
-    cuts = [0, *(np.flatnonzero(np.diff(slots)) + 1).tolist(), len(slots)]
-    parts = []
-    for start, stop in pairwise(cuts):
-        with torch.autocast(grads[0].device.type, enabled=False):  # autocast computes products in half precision
-            products = [
-                grad[start:stop].reshape(stop - start, -1).to(difference.dtype) @ difference.flatten()
-                for grad, difference in zip(grads, differences[int(slots[start])], strict=True)
-            ]
-        parts.append(torch.stack(products).sum(dim=0, dtype=torch.float64))
-    slopes: Floats = torch.cat(parts).cpu().numpy()
-    return slopes
+def _flat(tensor: Tensor) -> Tensor:
+    """Returns a tensor as (rows, features)."""
+    return tensor.reshape(len(tensor), math.prod(tensor.shape[1:]))
+
+
+def _squares(tensor: Tensor) -> Tensor:
+    """Returns the sum of the squares of each row, in float64."""
+    return tensor.double().square().sum(dim=1)

@@ -23,7 +23,7 @@ from igfast.run.engine import Gradients, Rows
 from igfast.run.path import differences
 from igfast.run.report import Convergence
 from igfast.run.segments import PILOT_INTERVALS, Floats, Nodes, Segments, is_converged
-from igfast.run.split_sums import Measured, Placed, SplitSums
+from igfast.run.split_sums import Measured, Placed, SplitSums, slopes
 from igfast.run.steps import Ends
 
 _USUAL_STEPS = 50  # of an example, to plan chunks with
@@ -31,6 +31,7 @@ _SEGMENTS = (8, 4, 2, 1)
 _SUMS_BYTES = 2**27  # of all sums of examples in work, unless one example with one segment takes more
 _SHARE_OF_MEMORY = 8  # the sums may take one part of so many
 _MOST_SLOTS = 1024
+_MEASURED_BYTES = 2**22  # of attributions that are measured at once, for a few times as much memory
 _CORRECTED = 0.2  # of the tolerance: a correction up to that is within the error that was asked for
 _ROUNDING = 1e3  # times the dtype's epsilon: differences below are rounding
 _ROUNDING_OF_OUTPUT = 16  # times the epsilon of the output's dtype
@@ -180,11 +181,11 @@ class _Work:
 
     def fill(self, waiting: deque[int]) -> None:
         """Puts waiting examples into the free slots."""
-        for slot in range(self.sizes.n_slots):
-            if slot not in self.live and waiting:
-                self.live[slot] = _Example(waiting.popleft(), *Segments.pilot(self.sizes.n_segments))
-                for sums in self.sums:
-                    sums.clear(slot)
+        free = [slot for slot in range(self.sizes.n_slots) if slot not in self.live][: len(waiting)]
+        for slot in free:
+            self.live[slot] = _Example(waiting.popleft(), *Segments.pilot(self.sizes.n_segments))
+        for sums in self.sums if free else ():
+            sums.clear(free)
 
     def take(self, gradients: Gradients) -> None:
         """Sends the new nodes of all examples through the model, and adds their gradients up."""
@@ -195,10 +196,12 @@ class _Work:
         n_inputs = len(self.inputs.x)
         for chunk, grads in gradients.of(rows):
             part = Placed(*(values[chunk] for values in vars(placed).values()))
-            of_slots = {slot: self._differences(slot) for slot in np.unique(part.slots).tolist()}
+            slots, of_row = np.unique(part.slots, return_inverse=True)
+            its, of_rows = self._differences(slots.tolist()), torch.from_numpy(of_row).to(gradients.device)
             for number, sums in enumerate(self.sums):
-                sums.add(grads[number * n_inputs : (number + 1) * n_inputs], part, finite[chunk], of_slots)
-            del grads
+                of_target = grads[number * n_inputs : (number + 1) * n_inputs]
+                sums.add(of_target, part, finite[chunk], slopes(of_target, of_rows, its))
+            del grads, of_target
         gradients.look_at(finite, rows, None)
 
     def _rows(self, device: torch.device) -> tuple[Rows, Placed]:
@@ -217,33 +220,56 @@ class _Work:
         )
         return Rows(example, alpha, weight), Placed(slots, alphas, first, second, weight)
 
-    def _differences(self, slot: int) -> list[Tensor]:
-        """Returns (x - baseline) of the example in a slot, (*features) for each input."""
-        example = self.live[slot].example
-        return [one[0] for one in differences(self.inputs, slice(example, example + 1))]
+    def _differences(self, slots: Sequence[int]) -> list[Tensor]:
+        """Returns (x - baseline) of the examples in some slots, (slots, *features) for each input."""
+        return differences(self.inputs, self._examples(slots))
+
+    def _examples(self, slots: Sequence[int]) -> Tensor:
+        return torch.tensor([self.live[slot].example for slot in slots], device=self.inputs.device)
 
     def judged(self, changes: Sequence[_Change], results: tuple[Tensor, ...]) -> list[_Judged]:
-        """Measures the examples in work, writes the sums of those that are done, and returns these."""
-        done = []
-        for slot in list(self.live):
-            found = self._judged(slot, changes, results)
-            if found is not None:
-                done.append(found)
-                del self.live[slot]
+        """Measures the examples in work, writes their sums, and returns and removes those that are done."""
+        done, folds = [], [list[int]() for _ in range(self.sizes.n_segments)]
+        for slots in self._groups():
+            for slot, verdicts in zip(slots, self._verdicts(slots, changes, results), strict=True):
+                found = self._judged(self.live[slot], verdicts)
+                if found is not None:
+                    done.append(found)
+                    del self.live[slot]
+                    continue
+                for segment in np.flatnonzero(self.live[slot].segments.folds).tolist():
+                    folds[segment].append(slot)
+        for segment, slots in enumerate(folds):
+            for sums in self.sums if slots else ():
+                sums.fold(segment, slots)
         return done
 
-    def _judged(self, slot: int, changes: Sequence[_Change], results: tuple[Tensor, ...]) -> _Judged | None:
-        one, n_inputs = self.live[slot], len(self.inputs.x)
-        its = self._differences(slot)
-        verdicts = []
-        for number, sums in enumerate(self.sums):
-            totals, found = sums.measured(slot, one.segments.h, its)
-            change, noise = changes[number].values[one.example], changes[number].noise[one.example]
-            verdict = self._verdict(found, change, noise)
-            verdicts.append(verdict)
-            of_target = results[number * n_inputs : (number + 1) * n_inputs]
-            for acc, total, direction in zip(of_target, totals, sums.direction, strict=True):
-                acc[one.example] = total + verdict.step * direction[slot] if verdict.step else total
+    def _groups(self) -> list[list[int]]:
+        """Returns the slots in use, in groups that are measured at once."""
+        live = list(self.live)
+        size = max(1, _MEASURED_BYTES // max(1, sum(direction[0].nbytes for direction in self.sums[0].direction)))
+        return [live[start : start + size] for start in range(0, len(live), size)]
+
+    def _verdicts(
+        self, slots: Sequence[int], changes: Sequence[_Change], results: tuple[Tensor, ...]
+    ) -> list[tuple[_Verdict, ...]]:
+        """Measures the examples in some slots, and writes their sums; returns what is made of each one's targets."""
+        ones, examples, its = [self.live[slot] for slot in slots], self._examples(slots), self._differences(slots)
+        h, n_inputs, of_targets = np.stack([one.segments.h for one in ones]), len(self.inputs.x), []
+        for number, (sums, change) in enumerate(zip(self.sums, changes, strict=True)):
+            totals, measured = sums.measured(slots, h, its)
+            verdicts = [
+                self._verdict(found, change.values[one.example], change.noise[one.example])
+                for one, found in zip(ones, measured, strict=True)
+            ]
+            sums.correct(totals, slots, [verdict.step for verdict in verdicts])
+            for acc, total in zip(results[number * n_inputs : (number + 1) * n_inputs], totals, strict=True):
+                acc.index_copy_(0, examples, total)
+            of_targets.append(verdicts)
+        return list(zip(*of_targets, strict=True))
+
+    def _judged(self, one: _Example, verdicts: Sequence[_Verdict]) -> _Judged | None:
+        """Returns an example that is done; otherwise None, after its next nodes were placed."""
         worst = max(verdicts, key=lambda verdict: verdict.difference)
         converged = all(verdict.converged for verdict in verdicts)
         doubtful = any(verdict.is_doubtful for verdict in verdicts)
@@ -253,8 +279,6 @@ class _Work:
             nodes = one.segments.refined(by_segment, worst.difference, allowed, self.asked.max_steps)
             if nodes is not None:
                 one.nodes = nodes
-                for sums in self.sums:
-                    sums.fold(slot, one.segments)
                 return None
         residual = max((verdict.residual for verdict in verdicts), key=abs)
         return _Judged(one.example, one.segments.n_nodes, worst.difference, residual, converged, doubtful)
