@@ -93,7 +93,7 @@ sanitize: setup
 gpu-test gpu-sanitize gpu-bench: export IGFAST_REQUIRE_KERNELS := 1
 gpu-test gpu-sanitize: export IGFAST_REQUIRE_GPU := 1
 gpu-test:
-	$(PYTHON) -m pytest tests/gpu tests/cuda
+	$(PYTHON) -m pytest tests/gpu tests/cuda tests/attr/test_same_on_gpu.py
 
 # PyTorch's caching allocator cuts blocks from larger ones, and the sanitizer cannot see where such a block ends.
 gpu-sanitize: export PYTORCH_NO_CUDA_MEMORY_CACHING := 1

@@ -67,7 +67,8 @@ def parts(out: Path, on_cpu: bool, compiled: Sequence[str], networks: Sequence[s
     bench = [python, "-m", "benchmarks.bench_gpu", "--out", str(out)]
     small = ["--cpu", "--megabytes", "1"] if on_cpu else []
     some = ["--networks", *(["MLP of 6 layers"] if on_cpu else networks)] if on_cpu or networks else []
-    gpu_tests = [python, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "tests/gpu"]
+    gpu_tests = [python, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider"]
+    gpu_tests += ["tests/gpu", "tests/attr/test_same_on_gpu.py"]
     required = () if on_cpu else (("IGFAST_REQUIRE_GPU", "1"),)
     sanitizer = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "1", "--report-api-errors", "no"]
     kernels = [python, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "tests/gpu/test_ops.py"]

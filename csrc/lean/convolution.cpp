@@ -59,6 +59,22 @@ struct ConvolutionBackward final : Node {
     return at::empty_strided(input.sizes, input.strides, input.options).copy_(result);
   }
 
+  // Returns the convolution of a gradient with the weight that goes the other way. Where strides make several sizes
+  // possible, `missing` brings the result to at least the size of the input.
+  Tensor of_transposed(const Tensor& grad, const Tensor& weight) const {
+    at::DimVector missing(stride.size(), 0);
+    for (size_t d = 0; d < stride.size() && !transposed; ++d) {
+      const int64_t left = input.sizes[2 + d] + 2 * padding[d] - dilation[d] * (weight.size(2 + d) - 1) - 1;
+      missing[d] = left % stride[d];
+    }
+    const at::AutoDispatchBelowADInplaceOrView guard;  // no result is recorded as a view, as in in_layout
+    Tensor result = at::convolution(grad, weight, {}, stride, padding, dilation, !transposed, missing, groups);
+    for (int64_t d = 2; d < result.dim(); ++d) {
+      if (result.size(d) > input.sizes[d]) result = result.narrow(d, 0, input.sizes[d]);
+    }
+    return result;
+  }
+
   Tensor input_gradient(Tensor grad) override {
     const Tensor weight = unpack(0);
     if (is_for_winograd(grad, weight)) {
@@ -68,6 +84,9 @@ struct ConvolutionBackward final : Node {
       } catch (const c10::OutOfMemoryError&) {  // without scratch memory, the gradient may fit the budget
       }
     }
+    // On a GPU, a placeholder would be memory. A dense convolution's gradient is the transposed convolution, which
+    // needs no input. For convolutions in groups, PyTorch has faster kernels of its own behind convolution_backward.
+    if (grad.is_cuda() && groups == 1 && grad.numel() > 0) return of_transposed(grad, weight);
     return std::get<0>(at::convolution_backward(grad, input.placeholder(), weight, at::OptionalIntArrayRef{}, stride,
                                                 padding, dilation, transposed, output_padding, groups,
                                                 {true, false, false}));
@@ -77,6 +96,11 @@ struct ConvolutionBackward final : Node {
 Tensor convolution(const Tensor& input, const Tensor& weight, const optional<Tensor>& bias, IntArrayRef stride,
                    IntArrayRef padding, IntArrayRef dilation, bool transposed, IntArrayRef output_padding,
                    int64_t groups) {
+  const size_t n_dims = input.dim() > 2 ? input.dim() - 2 : 0;
+  TORCH_CHECK_VALUE(
+      stride.size() == n_dims && padding.size() == n_dims && dilation.size() == n_dims,
+      "igfast::lean_convolution: stride, padding and dilation must have a number for each size of the input, got ",
+      input.sizes(), ", ", stride, ", ", padding, " and ", dilation);
   return run(
       input,
       [&] {
