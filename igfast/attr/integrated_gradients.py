@@ -294,14 +294,21 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains, metaclass=S
         return run.results_of_targets(found, return_report)
 
     def _attributed_with(
-        self, quadrature: Quadrature, inputs: Any, baselines: Any, target: Any, args: Any, with_delta: bool, own: Any
+        self,
+        quadrature: Quadrature,
+        inputs: Any,
+        baselines: Any,
+        target: Any,
+        args: Any,
+        with_delta: bool,
+        copied_from: tuple[Any, Any],
     ) -> tuple[Any, Tensor | None]:
         """Returns attributions and delta of a call that integrates in a way of its own.
 
-        `own` has the inputs and the further arguments of the caller's own call, of which the inputs are noisy copies.
+        `copied_from` has the inputs and further arguments of the caller's own call: the inputs are noisy copies of those.
         """
         asked = (inputs, baselines, (parse_target(target),), args, quadrature, None, with_delta)
-        return self._attributed(*asked, own)[1][0]
+        return self._attributed(*asked, copied_from)[1][0]
 
     def _attributed(
         self,
@@ -312,7 +319,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains, metaclass=S
         quadrature: Quadrature,
         size: int | None,
         with_delta: bool,
-        own: tuple[Any, Any] | None = None,
+        copied_from: tuple[Any, Any] | None = None,
     ) -> tuple[Run, list[tuple[Any, Tensor | None]]]:
         """Returns the run, and for each target the attributions in the form of the inputs, and the delta if asked."""
         multiplies = self.multiplies_by_inputs and not quadrature.multiplies_itself
@@ -322,8 +329,10 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains, metaclass=S
             evaluator = self._evaluator(parsed, targets, additional_forward_args)
             with self._options.memory(evaluator.inputs.device) as memory:
                 evaluator = with_top_targets(evaluator, targets)
-                own_call = self._evaluator(parse_inputs(own[0], None), (), own[1]) if own else None
-                run = Run(evaluator, self._options, memory, size, "inputs", samples=samples, own=own_call)
+                own_call = None
+                if copied_from is not None:
+                    own_call = self._evaluator(parse_inputs(copied_from[0], None), (), copied_from[1])
+                run = Run(evaluator, self._options, memory, size, "inputs", samples=samples, own_call=own_call)
                 sums = by_target(run.integrate(quadrature), len(evaluator.inputs.x))
                 ends = run.ends() if with_delta else [None] * len(sums)
                 attributions = [scale(run.evaluator, of_target, multiplies and not with_graph) for of_target in sums]

@@ -129,14 +129,14 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains,
         at_input: bool,
         size: int | None = None,
         return_report: bool = False,
-        own: tuple[Any, Any] | None = None,
+        copied_from: tuple[Any, Any] | None = None,
     ) -> Any:
-        """Returns what `attribute` returns for a call that integrates in a way of its own; `own` as in `_run`."""
+        """Returns what `attribute` returns for a call that integrates in a way of its own; `copied_from` as in `_run`."""
         multiplies = self.multiplies_by_inputs and not quadrature.multiplies_itself
         with_graph = multiplies and takes_graph(inputs, baselines)
         with (
             undisturbed(self.forward_func),
-            self._run(inputs, selector, baselines, args, at_input, size, own) as run,
+            self._run(inputs, selector, baselines, args, at_input, size, copied_from) as run,
         ):
             sums = run.integrate(quadrature)
             attributions = scale(run.evaluator, sums, multiplies and not with_graph)
@@ -167,11 +167,11 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains,
         args: Any,
         at_input: bool,
         size: int | None,
-        own: tuple[Any, Any] | None = None,
+        copied_from: tuple[Any, Any] | None = None,
     ) -> Iterator[Run]:
         """Gives the run of a call, whose layer is hooked during the block.
 
-        `own` has the inputs and the further arguments of the caller's own call, if the inputs are noisy copies of its.
+        `copied_from` has the inputs and further arguments of the caller's own call, if the inputs are noisy copies.
         """
         device_ids = self.device_ids or getattr(self.forward_func, "device_ids", None)
         parsed, samples = parsed_for(self.forward_func, inputs, baselines)
@@ -188,6 +188,6 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains,
             # Facts must not keep a layer alive. Functions that select cannot be told apart.
             kind = None if callable(selector) else (number_of(self.layer), at_input, str(parse_selector(selector)))
             own_call = None
-            if own is not None:
-                own_call = replace(evaluator, inputs=parse_inputs(own[0], None), args=as_tuple(own[1]))
+            if copied_from is not None:
+                own_call = replace(evaluator, inputs=parse_inputs(copied_from[0], None), args=as_tuple(copied_from[1]))
             yield Run(evaluator, self._options, memory, size, kind, (self.layer,), samples, own_call)

@@ -31,7 +31,7 @@ class Guard:
 
     Attributes:
         evaluator: the model; its inputs are not one joint example.
-        own: the caller's own call: steps are of its examples. The evaluator itself, or that with noisy copies of them.
+        own_call: the caller's own call: steps are of its examples. The evaluator itself, or that with noisy copies of them.
         in_steps: whether chunks have the examples in the caller's order, step after step.
         agrees: the ways that were checked.
         pending: the ways of the present chunk that are not checked yet.
@@ -39,7 +39,7 @@ class Guard:
     """
 
     evaluator: ForwardFunction
-    own: ForwardFunction
+    own_call: ForwardFunction
     in_steps: bool
     agrees: set[str]
     pending: set[str] = field(default_factory=set)
@@ -47,7 +47,7 @@ class Guard:
 
     def before(self, n_rows: int, channels_last: bool) -> None:
         """Checks, before a chunk, that a part of the examples keeps its outputs; raises RowsDependError otherwise."""
-        batch = self.own.inputs.batch
+        batch = self.own_call.inputs.batch
         ways = {STACKED} if n_rows > batch else {SPLIT} if n_rows < batch else set()
         if not self.in_steps:
             ways = {MIXED} if max(n_rows, batch) > 1 else set()
@@ -74,7 +74,7 @@ class Guard:
 
     def _check_split(self, n_rows: int) -> None:
         """Compares the first and the last examples: a row may depend on those before it alone, or after it."""
-        evaluator = self.own
+        evaluator = self.own_call
         x, example = evaluator.inputs.x, evaluator.all_examples()
 
         def among_others(part: slice) -> Tensor:  # in a batch of the same size, with one of them for the others
@@ -128,12 +128,12 @@ class Guard:
         self._compare(slice(row, row + 1), in_own_batch, among_others, points, MIXED, twice)
 
     def _check_step(self, points: tuple[Tensor, ...]) -> None:
-        n_each = min(points[0].shape[0], self.own.inputs.batch)
+        n_each = min(points[0].shape[0], self.own_call.inputs.batch)
         for number, step in enumerate(_compared(points[0].shape[0] // n_each)):
             self._check_one_step(slice(step * n_each, (step + 1) * n_each), points, twice=number == 0)
 
     def _check_one_step(self, step: slice, points: tuple[Tensor, ...], twice: bool) -> None:
-        evaluator = self.own
+        evaluator = self.own_call
         n_rows, n_each = points[0].shape[0], step.stop - step.start
         example = evaluator.all_examples()[:n_each]
 
@@ -157,7 +157,7 @@ class Guard:
         twice: bool,
     ) -> None:
         """Raises RowsDependError if rows of the kept output are not what they are alone; or, `twice`, change there."""
-        evaluator, kept = self.own, self.evaluator.kept_output
+        evaluator, kept = self.own_call, self.evaluator.kept_output
         before = random_state(evaluator.inputs.device)
         try:
             wanted = alone(evaluator.output)

@@ -31,15 +31,15 @@ class FromLayer(ForwardFunction):
         tap: the attached layers.
         per_layer: number of tensors of each layer; their sum is the number of `inputs`.
         group: for each tensor, how many of its entries belong to one example (windows of an image, say).
-        own: the output of the caller's own call.
-        own_baseline: the output of the same call at the baselines; None where the baselines are the layers' values.
+        output_at_inputs: the output of the caller's own call.
+        output_at_baselines: the output of the same call at the baselines; None where those are the layers' values.
     """
 
     tap: LayerTap
     per_layer: tuple[int, ...]
     group: tuple[int, ...]
-    own: Any = None
-    own_baseline: Any = None
+    output_at_inputs: Any = None
+    output_at_baselines: Any = None
     starts_at_baselines: ClassVar[bool] = False  # what goes around the layers stays at the inputs
     _records_throughout: bool = field(default=False, init=False)
 
@@ -50,11 +50,12 @@ class FromLayer(ForwardFunction):
 
     def own_output(self) -> Any:
         """Returns the output of the caller's own call, which was made to read the layers' values."""
-        return self.own
+        return self.output_at_inputs
 
     def take_outputs(self) -> tuple[Any, Any]:
         """Returns the outputs of the calls that read the layers' values, and lets go of them."""
-        made, self.own, self.own_baseline = (self.own, self.own_baseline), None, None
+        made = self.output_at_inputs, self.output_at_baselines
+        self.output_at_inputs = self.output_at_baselines = None
         return made
 
     def baseline_output(self) -> Any:
@@ -62,7 +63,7 @@ class FromLayer(ForwardFunction):
 
         Otherwise the model is run with the layers' values replaced.
         """
-        return self.start_output() if self.own_baseline is None else self.own_baseline
+        return self.start_output() if self.output_at_baselines is None else self.output_at_baselines
 
     def _call(self, points: Values, example: Tensor) -> Any:
         joined = self.inputs.join(points)

@@ -65,7 +65,7 @@ class Run:
         kind: what the facts depend on besides the evaluator's inputs and arguments.
         hooked: layers whose values are replaced or read by hooks.
         samples: several baselines of each example; None where each has one.
-        own: the caller's own call, where the evaluator's examples are noisy copies of its examples, all copies of one
+        own_call: the caller's own call, where the evaluator's examples are noisy copies of its examples, all copies of one
             example side by side; None where the evaluator makes that call.
     """
 
@@ -76,7 +76,7 @@ class Run:
     kind: Hashable = None
     hooked: tuple[nn.Module, ...] = ()
     samples: Baselines | None = None
-    own: ForwardFunction | None = None
+    own_call: ForwardFunction | None = None
     _own_output: Any = field(default=None, init=False)  # of the caller's own call, if this call made it
     _kept: dict[str, list[Tensor]] = field(default_factory=dict, init=False)  # each target's values at an end
     _facts_key: Hashable = field(default=None, init=False)
@@ -103,7 +103,7 @@ class Run:
             self._done = _Done(Counter(), None, 0, None)
             return sums
         self.evaluator.lean, facts = self._lean(facts, quadrature.n_steps)
-        self._own.lean = self.evaluator.lean
+        self._own_call.lean = self.evaluator.lean
         for _ in range(facts.n_savings):  # measures that earlier calls of this kind took
             if done := self.evaluator.save_memory():
                 self._notes.append(f"{done}, as in an earlier call")
@@ -193,12 +193,12 @@ class Run:
     def _find_out(self) -> Facts:
         """Returns the facts that earlier calls of this kind found; without any, makes the caller's own call."""
         evaluator = self.evaluator
-        kind = None if self.kind is None else (self.kind, self.options.memory_budget, self._own.inputs.batch)
+        kind = None if self.kind is None else (self.kind, self.options.memory_budget, self._own_call.inputs.batch)
         self._facts_key = key_of(evaluator, kind)
         facts = remembered.get(evaluator.forward_func, self._facts_key) if self._facts_key is not None else None
         if facts is None:
-            facts, output = discover(self._own)
-            if self.own is None:
+            facts, output = discover(self._own_call)
+            if self.own_call is None:
                 self._own_output = output
             if output is None:
                 self._facts_key = None  # a call that has more memory may find out more
@@ -210,9 +210,9 @@ class Run:
         return facts
 
     @property
-    def _own(self) -> ForwardFunction:
+    def _own_call(self) -> ForwardFunction:
         """The caller's own call."""
-        return self.evaluator if self.own is None else self.own
+        return self.evaluator if self.own_call is None else self.own_call
 
     def _remember(self, facts: Facts) -> None:
         if self._facts_key is not None:
@@ -220,7 +220,7 @@ class Run:
 
     def _take(self, facts: Facts) -> None:
         """Sets the evaluator to whole steps where rows belong together; otherwise checks the number of targets."""
-        self._own.output_dim = self.evaluator.output_dim = facts.output_dim
+        self._own_call.output_dim = self.evaluator.output_dim = facts.output_dim
         if facts.why_whole:
             self.evaluator = self.evaluator.in_whole_steps(facts.why_whole)
         else:
@@ -293,7 +293,7 @@ class Run:
         channels_last = facts.gains_channels_last and gains and any(map(may_be_channels_last, inputs.x))
         if inputs.joint:
             return ChunkPlan(1, n_rows, 1, row_bytes)
-        step = self._own.inputs.batch if quadrature.in_steps else 1
+        step = self._own_call.inputs.batch if quadrature.in_steps else 1
         plan = ChunkPlan(step, n_rows, 1, row_bytes, channels_last, most_rows=facts.most_rows)
         if self.internal_batch_size is not None:
             plan = replace(plan, rows=min(self.internal_batch_size, n_rows, facts.most_rows or n_rows))
@@ -306,7 +306,7 @@ class Run:
     def _run(self, quadrature: Quadrature, sums: tuple[Tensor, ...], plan: ChunkPlan, facts: Facts) -> Facts:
         inputs = self.evaluator.inputs
         loop = self._loop(plan)
-        guard = Guard(self.evaluator, self._own, quadrature.in_steps, set(facts.agrees))
+        guard = Guard(self.evaluator, self._own_call, quadrature.in_steps, set(facts.agrees))
         gradients = Gradients(list(map(straight_line, inputs.x, inputs.baselines)), self.evaluator, loop)
         if not inputs.joint:
             gradients.before = lambda n_rows: guard.before(n_rows, loop.plan.channels_last)
@@ -355,7 +355,7 @@ class Run:
 
     def _at(self, alpha: float, whole: Callable[[], Any]) -> list[Tensor]:
         inputs = self.evaluator.inputs
-        rows = inputs.batch if self.own is None or self._plan is None or inputs.joint else self._plan.rows
+        rows = inputs.batch if self.own_call is None or self._plan is None or inputs.joint else self._plan.rows
         return values_at(self.evaluator, alpha, whole, rows, self._loop)
 
 

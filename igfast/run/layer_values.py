@@ -33,13 +33,13 @@ def from_layer(
     """
     if given.batch == 0:
         raise ArgumentError("inputs must hold at least one example, or the layer's values have no shape; got none")
-    at_input, own = read_layers(forward, given.x, tap, memory)
+    at_input, output_at_inputs = read_layers(forward, given.x, tap, memory)
     x = flat(at_input)
     if at_layer is None:
-        at_baseline, own_baseline = read_layers(forward, given.baselines, tap, memory)
+        at_baseline, output_at_baselines = read_layers(forward, given.baselines, tap, memory)
         baseline = flat(at_baseline)
     else:
-        baseline, own_baseline = at_layer.for_values(x), None
+        baseline, output_at_baselines = at_layer.for_values(x), None
     for value, other in zip(x, baseline, strict=True):
         if value.shape != other.shape or value.dim() == 0:
             raise LayerError(
@@ -58,8 +58,8 @@ def from_layer(
         tap=tap,
         per_layer=tuple(len(values) for values in at_input),
         group=group,
-        own=own,
-        own_baseline=own_baseline,
+        output_at_inputs=output_at_inputs,
+        output_at_baselines=output_at_baselines,
     )
     if not why_joint and max(group) > 1 and not _are_side_by_side(evaluator):
         why_joint = f"the layer's {tap.what} has several entries per example, and they are not side by side"
