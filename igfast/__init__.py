@@ -41,7 +41,7 @@ from igfast.llm import LLMGradientAttribution as LLMGradientAttribution
 from igfast.patching import CaptumPatch as CaptumPatch
 from igfast.patching import patch_captum as patch_captum
 from igfast.patching import unpatch_captum as unpatch_captum
-from igfast.request.samples import Baselines as Baselines
+from igfast.request.several_baselines import Baselines as Baselines
 from igfast.run.quadrature import METHODS as METHODS
 from igfast.run.report import Convergence as Convergence
 from igfast.run.report import LeanReport as LeanReport

@@ -18,7 +18,7 @@ from igfast.model.state import undisturbed
 from igfast.request.inputs import Inputs, describe, parse_inputs, parse_internal_batch_size
 from igfast.request.model_inputs import parse_model_inputs
 from igfast.request.options import Lean, Options
-from igfast.request.samples import Baselines as Samples
+from igfast.request.several_baselines import Baselines
 from igfast.request.several_targets import parse_targets
 from igfast.request.target import Target, parse_target
 from igfast.run.attributions import (
@@ -35,7 +35,7 @@ from igfast.run.precision import DEFAULT_STEPS, MAX_STEPS, quadrature_of
 from igfast.run.steps import Quadrature
 
 TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
-Baselines = Tensor | int | float | tuple[Tensor | int | float, ...] | Samples | None
+AnyBaselines = Tensor | int | float | tuple[Tensor | int | float, ...] | Baselines | None
 AnyTarget = int | tuple[int | slice, ...] | Tensor | list[int] | list[tuple[int, ...]] | None
 _CAPTUMS = captum.attr.IntegratedGradients  # under this name, whatever patch_captum() does
 _CAPTUMS_INTEGRAL = _CAPTUMS._attribute
@@ -106,7 +106,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains, metaclass=S
     def attribute(
         self,
         inputs: TensorOrTuple,
-        baselines: Baselines = ...,
+        baselines: AnyBaselines = ...,
         target: AnyTarget = ...,
         additional_forward_args: object = ...,
         n_steps: int = ...,
@@ -124,7 +124,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains, metaclass=S
     def attribute(
         self,
         inputs: TensorOrTuple,
-        baselines: Baselines = ...,
+        baselines: AnyBaselines = ...,
         target: AnyTarget = ...,
         additional_forward_args: object = ...,
         n_steps: int = ...,
@@ -142,7 +142,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains, metaclass=S
     def attribute(
         self,
         inputs: TensorOrTuple,
-        baselines: Baselines = ...,
+        baselines: AnyBaselines = ...,
         target: AnyTarget = ...,
         additional_forward_args: object = ...,
         n_steps: int = ...,
@@ -325,14 +325,14 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains, metaclass=S
         multiplies = self.multiplies_by_inputs and not quadrature.multiplies_itself
         with_graph = multiplies and takes_graph(inputs, baselines)
         with undisturbed(self.forward_func):
-            parsed, samples = parsed_for(self.forward_func, inputs, baselines)
+            parsed, several = parsed_for(self.forward_func, inputs, baselines)
             evaluator = self._evaluator(parsed, targets, additional_forward_args)
             with self._options.memory(evaluator.inputs.device) as memory:
                 evaluator = with_top_targets(evaluator, targets)
                 own_call = None
                 if copied_from is not None:
                     own_call = self._evaluator(parse_inputs(copied_from[0], None), (), copied_from[1])
-                run = Run(evaluator, self._options, memory, size, "inputs", samples=samples, own_call=own_call)
+                run = Run(evaluator, self._options, memory, size, "inputs", several=several, own_call=own_call)
                 sums = by_target(run.integrate(quadrature), len(evaluator.inputs.x))
                 ends = run.ends() if with_delta else [None] * len(sums)
                 attributions = [scale(run.evaluator, of_target, multiplies and not with_graph) for of_target in sums]
@@ -391,12 +391,12 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains, metaclass=S
         """Returns F(inputs) and F(baselines), one number for each entry of the output."""
         targets = (parse_target(target),)
         with undisturbed(self.forward_func):
-            parsed, samples = parsed_for(self.forward_func, inputs, baselines)
-            return self._ends_of(self._evaluator(parsed, targets, additional_forward_args), samples)
+            parsed, several = parsed_for(self.forward_func, inputs, baselines)
+            return self._ends_of(self._evaluator(parsed, targets, additional_forward_args), several)
 
-    def _ends_of(self, evaluator: ForwardFunction, samples: Samples | None = None) -> tuple[Tensor, Tensor]:
+    def _ends_of(self, evaluator: ForwardFunction, several: Baselines | None = None) -> tuple[Tensor, Tensor]:
         with self._options.memory(evaluator.inputs.device) as memory:
-            return Run(evaluator, self._options, memory, None, "inputs", samples=samples).ends()[0]
+            return Run(evaluator, self._options, memory, None, "inputs", several=several).ends()[0]
 
     def _evaluator(self, inputs: Inputs, targets: tuple[Target, ...] | int, args: Any) -> ForwardFunction:
         known = targets if isinstance(targets, tuple) else ()

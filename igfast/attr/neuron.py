@@ -174,7 +174,7 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains,
         `copied_from` has the inputs and further arguments of the caller's own call, if the inputs are noisy copies.
         """
         device_ids = self.device_ids or getattr(self.forward_func, "device_ids", None)
-        parsed, samples = parsed_for(self.forward_func, inputs, baselines)
+        parsed, several = parsed_for(self.forward_func, inputs, baselines)
         tapped = LayerTap([self.layer], at_input, device_ids, is_path=False).attached()
         with self._options.memory(parsed.device) as memory, tapped as tap:
             evaluator = ToLayer(
@@ -190,4 +190,4 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains,
             own_call = None
             if copied_from is not None:
                 own_call = replace(evaluator, inputs=parse_inputs(copied_from[0], None), args=as_tuple(copied_from[1]))
-            yield Run(evaluator, self._options, memory, size, kind, (self.layer,), samples, own_call)
+            yield Run(evaluator, self._options, memory, size, kind, (self.layer,), several, own_call)

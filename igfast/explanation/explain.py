@@ -16,7 +16,7 @@ from igfast.errors import ArgumentError, ArgumentTypeError, InputTypeError
 from igfast.explanation.result import Explanation
 from igfast.model.modules import floating_dtype, modules_behind, weights_behind
 from igfast.request.model_inputs import AtLayer
-from igfast.request.samples import Baselines
+from igfast.request.several_baselines import Baselines
 from igfast.run.attributions import convergence_delta
 
 _IN_THE_RESULT = ("return_convergence_delta", "return_report")

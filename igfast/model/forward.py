@@ -15,7 +15,7 @@ from igfast.memory.recovery import free_memory, is_out_of_memory
 from igfast.model.independence import RowsDependError
 from igfast.model.modules import floating_dtype
 from igfast.request.inputs import Inputs, describe, parse_inputs
-from igfast.request.samples import Baselines
+from igfast.request.several_baselines import Baselines
 from igfast.request.several_targets import top_targets
 from igfast.request.target import Target
 from igfast.rng import random_state
@@ -54,12 +54,12 @@ def in_dtype_of_baselines(inputs: Any, baselines: Any, forward_func: Callable[..
 
 def parsed_for(forward_func: Callable[..., Any], inputs: Any, baselines: Any) -> tuple[Inputs, Baselines | None]:
     """Returns the checked inputs, and the several baselines of each example if those are given; raises as both do."""
-    samples = baselines if isinstance(baselines, Baselines) else None
-    start = None if samples is not None else baselines
+    several = baselines if isinstance(baselines, Baselines) else None
+    start = None if several is not None else baselines
     parsed = parse_inputs(in_dtype_of_baselines(inputs, start, forward_func), start)
-    if samples is not None:
-        samples.check(parsed.join(parsed.x))
-    return parsed, samples
+    if several is not None:
+        several.check(parsed.join(parsed.x))
+    return parsed, several
 
 
 def copied(arg: Any) -> Any:

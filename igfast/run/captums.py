@@ -10,7 +10,7 @@ from torch import Tensor
 from igfast.errors import ArgumentError, LeanError, warn
 from igfast.model.state import buffers_restored
 from igfast.request.options import Options
-from igfast.request.samples import Baselines
+from igfast.request.several_baselines import Baselines
 from igfast.run.report import LeanReport, RunReport
 
 _OURS = {"tolerance", "max_steps", "correct_completeness", "return_report"}

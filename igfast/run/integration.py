@@ -29,14 +29,14 @@ from igfast.model.weights import weight_bytes
 from igfast.ops._load import kernels_for
 from igfast.request.inputs import warn_if_not_finite
 from igfast.request.options import Options
-from igfast.request.samples import Baselines
+from igfast.request.several_baselines import Baselines
 from igfast.rng import random_state
 from igfast.run.engine import Gradients, Loop, NotFinite
 from igfast.run.path import accumulator, straight_line
 from igfast.run.plan import CPU, PARALLEL, WATCHED, ChunkPlan
 from igfast.run.report import Convergence, LeanReport, RunReport
 from igfast.run.steps import Quadrature
-from igfast.run.values_at_ends import values_at, values_at_samples, values_of
+from igfast.run.values_at_ends import values_at, values_at_several_baselines, values_of
 
 _PLAIN_IS_FASTER = {"cuda"}  # for small calls: a GPU waits for Python, and lean execution runs more of that
 _SMALL_BYTES = 2**26
@@ -64,7 +64,7 @@ class Run:
         internal_batch_size: the rows that the caller allows in one chunk, or None.
         kind: what the facts depend on besides the evaluator's inputs and arguments.
         hooked: layers whose values are replaced or read by hooks.
-        samples: several baselines of each example; None where each has one.
+        several: several baselines of each example; None where each has one.
         own_call: the caller's own call, where the evaluator's examples are noisy copies of its examples, all copies of one
             example side by side; None where the evaluator makes that call.
     """
@@ -75,7 +75,7 @@ class Run:
     internal_batch_size: int | None
     kind: Hashable = None
     hooked: tuple[nn.Module, ...] = ()
-    samples: Baselines | None = None
+    several: Baselines | None = None
     own_call: ForwardFunction | None = None
     _own_output: Any = field(default=None, init=False)  # of the caller's own call, if this call made it
     _kept: dict[str, list[Tensor]] = field(default_factory=dict, init=False)  # each target's values at an end
@@ -138,12 +138,12 @@ class Run:
 
     def _compute_ends(self) -> list[tuple[Tensor, Tensor]]:
         at_inputs = self._at_inputs()
-        if self.samples is None:
+        if self.several is None:
             at_baselines = self._kept.get("baselines") or self._at(0.0, self.evaluator.baseline_output)
         else:
             inputs = self.evaluator.inputs
             rows = 1 if inputs.joint else max(1, self._plan.rows if self._plan else inputs.batch)
-            at_baselines, self._spread = values_at_samples(self.evaluator, self.samples, rows, self._loop)
+            at_baselines, self._spread = values_at_several_baselines(self.evaluator, self.several, rows, self._loop)
         self._ends = list(zip(at_inputs, at_baselines, strict=True))
         return self._ends
 

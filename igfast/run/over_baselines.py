@@ -13,7 +13,7 @@ from igfast.errors import BaselineError
 from igfast.memory.scope import MemoryUse
 from igfast.model.channels_last import in_channels_last
 from igfast.request.inputs import Inputs
-from igfast.request.samples import Baselines
+from igfast.request.several_baselines import Baselines
 from igfast.run.engine import Gradients, Rows
 from igfast.run.path import difference
 from igfast.run.quadrature import Rule
@@ -22,7 +22,7 @@ from igfast.run.steps import Ends
 
 
 @dataclass(frozen=True)
-class SampledPath:
+class PathFromSeveral:
     """The lines from several baselines to each input; line k * batch + e leads from baseline k of example e.
 
     Attributes:
@@ -51,16 +51,16 @@ class SampledPath:
         return difference(*self.ends(line))
 
 
-def sampled_paths(inputs: Inputs, samples: Baselines) -> list[SampledPath]:
+def paths_from_several(inputs: Inputs, several: Baselines) -> list[PathFromSeveral]:
     """Returns for each input the lines from its baselines; raises BaselineError where those do not fit."""
     xs = tuple(inputs.join(inputs.x))
     rows = {len(x) for x in xs}
     if len(rows) > 1:
         raise BaselineError(f"Baselines needs inputs with one number of rows; got {sorted(rows)}")
-    chosen = torch.from_numpy(np.ascontiguousarray(samples.chosen(len(xs[0])))).to(inputs.device)
+    chosen = torch.from_numpy(np.ascontiguousarray(several.chosen(len(xs[0])))).to(inputs.device)
     return [
-        SampledPath(x, baselines, chosen if inputs.joint else chosen.flatten())
-        for x, baselines in zip(inputs.x, samples.check(xs), strict=True)
+        PathFromSeveral(x, baselines, chosen if inputs.joint else chosen.flatten())
+        for x, baselines in zip(inputs.x, several.check(xs), strict=True)
     ]
 
 
@@ -70,12 +70,12 @@ class OverBaselines:
 
     Attributes:
         rule: the same for all lines.
-        samples: the baselines.
+        several: the baselines.
         multiplied: whether gradients are multiplied by (x - baseline).
     """
 
     rule: Rule
-    samples: Baselines
+    several: Baselines
     multiplied: bool
     in_steps: bool = field(default=True, init=False)
     multiplies_itself: bool = field(default=True, init=False)
@@ -83,7 +83,7 @@ class OverBaselines:
     @property
     def n_steps(self) -> int:
         """The path points of an example."""
-        return len(self.rule.nodes) * self.samples.n_each
+        return len(self.rule.nodes) * self.several.n_each
 
     def integrate(
         self,
@@ -94,7 +94,7 @@ class OverBaselines:
         memory: MemoryUse,  # noqa: ARG002
     ) -> Convergence | None:
         """Adds the mean over the baselines to `sums`, multiplied by (x - baseline) where asked for."""
-        paths = sampled_paths(inputs, self.samples)
+        paths = paths_from_several(inputs, self.several)
         gradients.paths = paths
         rows = self._rows(inputs.batch, gradients.device)
         finite = torch.ones(len(rows), dtype=torch.uint8, device=gradients.device)
@@ -109,6 +109,6 @@ class OverBaselines:
 
     def _rows(self, batch: int, device: torch.device) -> Rows:
         """Returns the rows: nodes outermost, then baselines, then examples."""
-        n_each = self.samples.n_each
+        n_each = self.several.n_each
         repeated = Rows.of_rule(self.rule, n_each * batch, device)  # of each line
         return Rows(repeated.example % batch, repeated.alpha, repeated.weight / n_each, repeated.example)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from igfast.errors import ArgumentError
-from igfast.request.samples import Baselines
+from igfast.request.several_baselines import Baselines
 from igfast.run.over_baselines import OverBaselines
 from igfast.run.quadrature import halves_of, quadrature_rule
 from igfast.run.steps import FixedSteps, Quadrature

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from igfast.model.forward import ForwardFunction
-from igfast.request.samples import Baselines
+from igfast.request.several_baselines import Baselines
 from igfast.run.engine import Loop
-from igfast.run.over_baselines import sampled_paths
+from igfast.run.over_baselines import paths_from_several
 from igfast.run.path import straight_line
 from igfast.run.plan import ChunkPlan
 
@@ -50,13 +50,13 @@ def values_at(
     return [one[0] if len(one) == 1 else torch.cat(one) for one in zip(*parts, strict=True)]
 
 
-def values_at_samples(
-    evaluator: ForwardFunction, samples: Baselines, rows: int, loop: Callable[[ChunkPlan], Loop]
+def values_at_several_baselines(
+    evaluator: ForwardFunction, several: Baselines, rows: int, loop: Callable[[ChunkPlan], Loop]
 ) -> tuple[list[Tensor], tuple[float, ...]]:
     """Returns the mean over several baselines of each target's values, and how far the first target's spread."""
     inputs = evaluator.inputs
-    paths = sampled_paths(inputs, samples)
-    lines = torch.arange(samples.n_each * inputs.batch, device=inputs.device)
+    paths = paths_from_several(inputs, several)
+    lines = torch.arange(several.n_each * inputs.batch, device=inputs.device)
 
     def values(chunk: slice) -> list[Tensor]:
         points = tuple(path.ends(lines[chunk])[1] for path in paths)
@@ -65,7 +65,7 @@ def values_at_samples(
     plan = ChunkPlan(1, len(lines), min(rows, len(lines)), inputs.row_bytes)
     parts = [part for _, part in loop(plan).over(len(lines), values)]
     each = [
-        torch.cat([part.reshape(-1) for part in one]).double().unflatten(0, (samples.n_each, -1))
+        torch.cat([part.reshape(-1) for part in one]).double().unflatten(0, (several.n_each, -1))
         for one in zip(*parts, strict=True)
     ]
     return [one.mean(dim=0) for one in each], tuple(each[0].std(dim=0, correction=0).tolist())
