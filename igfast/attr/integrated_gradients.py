@@ -13,7 +13,7 @@ from torch import Tensor
 from igfast.attr.stands_in import StandsIn
 from igfast.errors import ArgumentError, ArgumentTypeError, InputTypeError
 from igfast.explanation.explain import Explains
-from igfast.model.forward import ForwardFunction, as_tuple, parsed_for, with_top_targets
+from igfast.model.forward import ForwardFunction, as_tuple, parsed_for, with_targets
 from igfast.model.state import undisturbed
 from igfast.request.inputs import Inputs, describe, parse_inputs, parse_internal_batch_size
 from igfast.request.model_inputs import parse_model_inputs
@@ -305,7 +305,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains, metaclass=S
     ) -> tuple[Any, Tensor | None]:
         """Returns attributions and delta of a call that integrates in a way of its own.
 
-        `copied_from` has the inputs and further arguments of the caller's own call: the inputs are noisy copies of those.
+        `copied_from` has the inputs and further arguments of the caller's own call, where the inputs are noisy copies.
         """
         asked = (inputs, baselines, (parse_target(target),), args, quadrature, None, with_delta)
         return self._attributed(*asked, copied_from)[1][0]
@@ -326,12 +326,11 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains, metaclass=S
         with_graph = multiplies and takes_graph(inputs, baselines)
         with undisturbed(self.forward_func):
             parsed, several = parsed_for(self.forward_func, inputs, baselines)
-            evaluator = self._evaluator(parsed, targets, additional_forward_args)
-            with self._options.memory(evaluator.inputs.device) as memory:
-                evaluator = with_top_targets(evaluator, targets)
+            with self._options.memory(parsed.device) as memory:
+                evaluator = with_targets(self._evaluator(parsed, additional_forward_args), targets)
                 own_call = None
                 if copied_from is not None:
-                    own_call = self._evaluator(parse_inputs(copied_from[0], None), (), copied_from[1])
+                    own_call = self._evaluator(parse_inputs(copied_from[0], None), copied_from[1])
                 run = Run(evaluator, self._options, memory, size, "inputs", several=several, own_call=own_call)
                 sums = by_target(run.integrate(quadrature), len(evaluator.inputs.x))
                 ends = run.ends() if with_delta else [None] * len(sums)
@@ -381,7 +380,8 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains, metaclass=S
                 raise  # else attributions of embeddings, at token ids that the model takes as they are
             with undisturbed(self.forward_func):
                 ids = parse_model_inputs(end_point, start_point).as_inputs()
-                ends = self._ends_of(self._evaluator(ids, (parse_target(target),), additional_forward_args))
+                evaluator = with_targets(self._evaluator(ids, additional_forward_args), (parse_target(target),))
+                ends = self._ends_of(evaluator)
         check_attributions(given, xs)
         return convergence_delta(tuple(a.detach() for a in given), *ends)
 
@@ -392,15 +392,14 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains, metaclass=S
         targets = (parse_target(target),)
         with undisturbed(self.forward_func):
             parsed, several = parsed_for(self.forward_func, inputs, baselines)
-            return self._ends_of(self._evaluator(parsed, targets, additional_forward_args), several)
+            return self._ends_of(with_targets(self._evaluator(parsed, additional_forward_args), targets), several)
 
     def _ends_of(self, evaluator: ForwardFunction, several: Baselines | None = None) -> tuple[Tensor, Tensor]:
         with self._options.memory(evaluator.inputs.device) as memory:
             return Run(evaluator, self._options, memory, None, "inputs", several=several).ends()[0]
 
-    def _evaluator(self, inputs: Inputs, targets: tuple[Target, ...] | int, args: Any) -> ForwardFunction:
-        known = targets if isinstance(targets, tuple) else ()
-        return ForwardFunction(forward_func=self.forward_func, inputs=inputs, args=as_tuple(args), targets=known)
+    def _evaluator(self, inputs: Inputs, args: Any) -> ForwardFunction:
+        return ForwardFunction(forward_func=self.forward_func, inputs=inputs, args=as_tuple(args))
 
     def _why_captum(self) -> str:
         """Returns why a call is left to Captum's own code; empty if the call is not."""

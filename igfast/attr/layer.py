@@ -14,7 +14,7 @@ from igfast.attr.integrated_gradients import IntegratedGradients
 from igfast.attr.stands_in import StandsIn
 from igfast.errors import ArgumentError, ArgumentTypeError
 from igfast.explanation.explain import Explains
-from igfast.model.forward import ForwardFunction, as_tuple, with_top_targets
+from igfast.model.forward import ForwardFunction, as_tuple, with_targets
 from igfast.model.modules import number_of
 from igfast.model.partial import FromLayer
 from igfast.model.state import buffers_restored, undisturbed
@@ -295,21 +295,18 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains, m
         """Gives the run of a call, whose layers are hooked during the block."""
         at_layer = baselines if isinstance(baselines, AtLayer) else None
         given = parse_model_inputs(inputs, None if at_layer else baselines)
-        forward = self._forward(given, targets, args, grad_kwargs)
+        forward = self._forward(given, args, grad_kwargs)
         with self._options.memory(forward.inputs.device) as memory, self._tapped(at_input) as tap:
-            evaluator = with_top_targets(from_layer(forward, given, at_layer, tap, memory), targets)
+            evaluator = with_targets(from_layer(forward, given, at_layer, tap, memory), targets)
             kind = (*map(number_of, self._layers), at_input)  # facts must not keep a layer alive
             yield Run(evaluator, self._options, memory, size, kind, tuple(self._layers))
 
-    def _forward(
-        self, given: ModelInputs, targets: tuple[Target, ...] | int, args: Any, grad_kwargs: dict[str, Any] | None
-    ) -> ForwardFunction:
-        """Returns the forward function with its checked inputs, arguments and targets."""
+    def _forward(self, given: ModelInputs, args: Any, grad_kwargs: dict[str, Any] | None) -> ForwardFunction:
+        """Returns the forward function with its checked inputs and arguments."""
         return ForwardFunction(
             forward_func=self.forward_func,
             inputs=given.as_inputs(),
             args=as_tuple(args),
-            targets=targets if isinstance(targets, tuple) else (),
             unused_is_zero=_unused_is_zero(grad_kwargs),
         )
 

@@ -131,7 +131,7 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains,
         return_report: bool = False,
         copied_from: tuple[Any, Any] | None = None,
     ) -> Any:
-        """Returns what `attribute` returns for a call that integrates in a way of its own; `copied_from` as in `_run`."""
+        """Returns what `attribute` returns, for a call that integrates in its own way; `copied_from` as in `_run`."""
         multiplies = self.multiplies_by_inputs and not quadrature.multiplies_itself
         with_graph = multiplies and takes_graph(inputs, baselines)
         with (

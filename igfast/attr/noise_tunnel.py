@@ -191,7 +191,7 @@ class OfLayer(_Sampled):
     def _values(self, xs: Any, args: Any, at_input: bool) -> tuple[tuple[Tensor, ...], Any]:
         """Returns the layers' values at some inputs, and the output there."""
         given = parse_model_inputs(xs, None)
-        forward = self.explainer._forward(given, (Target(),), args, None)
+        forward = self.explainer._forward(given, args, None)
         with self.explainer._options.memory(forward.inputs.device) as memory, self.explainer._tapped(at_input) as tap:
             values, output = read_layers(forward, given.x, tap, memory)
             return flat(values), output

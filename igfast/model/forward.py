@@ -91,7 +91,7 @@ class ForwardFunction:
     forward_func: Callable[..., Any]
     inputs: Inputs
     args: tuple[Any, ...]
-    targets: tuple[Target, ...]
+    targets: tuple[Target, ...] = ()
     lean: LeanExecution = field(default_factory=lambda: LeanExecution("nothing was decided yet"))
     unused_is_zero: bool = False
     output_dim: int | tuple[int, ...] | None = None
@@ -356,12 +356,13 @@ class ForwardFunction:
         return None
 
 
-def with_top_targets(evaluator: _Forward, targets: object) -> _Forward:
-    """Returns the evaluator with the k largest classes of each example as targets, if `targets` is k.
+def with_targets(evaluator: _Forward, targets: tuple[Target, ...] | int) -> _Forward:
+    """Returns the evaluator with targets: those that are given, or the k largest classes of each example.
 
-    Runs the caller's own call for that, or each example alone where memory does not hold all.
+    Runs the caller's own call for the latter, or each example alone where memory does not hold all.
     """
-    if not isinstance(targets, int):
+    if isinstance(targets, tuple):
+        evaluator.targets = targets
         return evaluator
     if evaluator.inputs.batch == 0:
         return replace(evaluator, targets=(Target((0,)),) * targets)

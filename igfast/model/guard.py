@@ -31,7 +31,7 @@ class Guard:
 
     Attributes:
         evaluator: the model; its inputs are not one joint example.
-        own_call: the caller's own call: steps are of its examples. The evaluator itself, or that with noisy copies of them.
+        own_call: the caller's own call: steps are of its examples, of which the evaluator's may be noisy copies.
         in_steps: whether chunks have the examples in the caller's order, step after step.
         agrees: the ways that were checked.
         pending: the ways of the present chunk that are not checked yet.

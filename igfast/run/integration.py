@@ -65,8 +65,8 @@ class Run:
         kind: what the facts depend on besides the evaluator's inputs and arguments.
         hooked: layers whose values are replaced or read by hooks.
         several: several baselines of each example; None where each has one.
-        own_call: the caller's own call, where the evaluator's examples are noisy copies of its examples, all copies of one
-            example side by side; None where the evaluator makes that call.
+        own_call: the caller's own call, where the evaluator's examples are noisy copies of its examples. All copies of
+            one example are side by side. None where the evaluator makes that call.
     """
 
     evaluator: ForwardFunction

@@ -52,7 +52,6 @@ def from_layer(
         forward_func=forward.forward_func,
         inputs=_layer_inputs(x, baseline, given.batch, group, f"the layer's {tap.what}"),
         args=(*given.x, *forward.args),
-        targets=forward.targets,
         lean=forward.lean,
         unused_is_zero=forward.unused_is_zero,
         tap=tap,
