@@ -379,7 +379,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains, metaclass=S
             if not any(isinstance(x, Tensor) and not x.is_floating_point() for x in xs):
                 raise  # else attributions of embeddings, at token ids that the model takes as they are
             with undisturbed(self.forward_func):
-                ids = parse_model_inputs(end_point, start_point).as_inputs()
+                ids = parse_model_inputs(end_point, start_point)
                 evaluator = with_targets(self._evaluator(ids, additional_forward_args), (parse_target(target),))
                 ends = self._ends_of(evaluator)
         check_attributions(given, xs)

@@ -19,8 +19,8 @@ from igfast.model.modules import number_of
 from igfast.model.partial import FromLayer
 from igfast.model.state import buffers_restored, undisturbed
 from igfast.model.tap import LayerTap
-from igfast.request.inputs import describe, parse_internal_batch_size
-from igfast.request.model_inputs import AtLayer, ModelInputs, parse_model_inputs
+from igfast.request.inputs import Inputs, describe, parse_internal_batch_size
+from igfast.request.model_inputs import AtLayer, parse_model_inputs
 from igfast.request.options import Lean, Options
 from igfast.request.several_targets import parse_targets
 from igfast.request.target import Target, parse_target
@@ -297,15 +297,15 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains, m
         given = parse_model_inputs(inputs, None if at_layer else baselines)
         forward = self._forward(given, args, grad_kwargs)
         with self._options.memory(forward.inputs.device) as memory, self._tapped(at_input) as tap:
-            evaluator = with_targets(from_layer(forward, given, at_layer, tap, memory), targets)
+            evaluator = with_targets(from_layer(forward, at_layer, tap, memory), targets)
             kind = (*map(number_of, self._layers), at_input)  # facts must not keep a layer alive
             yield Run(evaluator, self._options, memory, size, kind, tuple(self._layers))
 
-    def _forward(self, given: ModelInputs, args: Any, grad_kwargs: dict[str, Any] | None) -> ForwardFunction:
+    def _forward(self, given: Inputs, args: Any, grad_kwargs: dict[str, Any] | None) -> ForwardFunction:
         """Returns the forward function with its checked inputs and arguments."""
         return ForwardFunction(
             forward_func=self.forward_func,
-            inputs=given.as_inputs(),
+            inputs=given,
             args=as_tuple(args),
             unused_is_zero=_unused_is_zero(grad_kwargs),
         )

@@ -13,27 +13,6 @@ from igfast.request.inputs import Inputs, check_baseline, describe, one_for_each
 
 
 @dataclass(frozen=True)
-class ModelInputs:
-    """Checked inputs and baselines, (batch, *) each.
-
-    Attributes:
-        x: the inputs.
-        baselines: one for each input, of its dtype.
-        batch: number of examples, the rows of the first input.
-    """
-
-    x: tuple[Tensor, ...]
-    baselines: tuple[Tensor, ...]
-    batch: int
-
-    def as_inputs(self) -> Inputs:
-        """Returns the inputs in the form that the forward function takes; no path leads through these inputs."""
-        differ = any(x.shape[0] != self.batch for x in self.x)
-        why_joint = "the inputs have different numbers of rows" if differ else ""
-        return Inputs(self.x, self.baselines, True, (), self.batch, why_joint)
-
-
-@dataclass(frozen=True)
 class AtLayer:
     """A baseline that is the layer's own value, in the place of an input that leads to it; for layers alone.
 
@@ -65,8 +44,10 @@ class AtLayer:
         return tuple(_baseline(index, one, value) for index, (one, value) in enumerate(zip(given, values, strict=True)))
 
 
-def parse_model_inputs(inputs: Any, baselines: Any) -> ModelInputs:
-    """Checks `inputs` and `baselines`, and returns both as `ModelInputs`.
+def parse_model_inputs(inputs: Any, baselines: Any) -> Inputs:
+    """Checks `inputs` and `baselines`, and returns both as `Inputs`, of any dtype and in their own shapes.
+
+    No path leads through these inputs, so joint ones get no leading dimension of 1.
 
     Raises InputTypeError, InputError (for 0-d inputs), BaselineError and ArgumentTypeError as in `parse_inputs`.
     """
@@ -81,7 +62,9 @@ def parse_model_inputs(inputs: Any, baselines: Any) -> ModelInputs:
     baselines = one_for_each(baselines, len(given))
     xs = tuple(x.detach() for x in given)
     parsed = tuple(_baseline(index, b, x) for index, (b, x) in enumerate(zip(baselines, xs, strict=True)))
-    return ModelInputs(xs, parsed, xs[0].shape[0])
+    differ = len({x.shape[0] for x in xs}) > 1
+    why_joint = "the inputs have different numbers of rows" if differ else ""
+    return Inputs(xs, parsed, True, (), xs[0].shape[0], why_joint)
 
 
 def _baseline(index: int, baseline: object, x: Tensor) -> Tensor:

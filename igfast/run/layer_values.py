@@ -17,20 +17,19 @@ from igfast.model.independence import distance
 from igfast.model.partial import FromLayer
 from igfast.model.tap import LayerTap, Values
 from igfast.request.inputs import Inputs, describe
-from igfast.request.model_inputs import AtLayer, ModelInputs
+from igfast.request.model_inputs import AtLayer
 from igfast.run.engine import Loop
 from igfast.run.plan import ChunkPlan
 
 _SAME = 5e-2  # of the largest output: rounding is less on any device, another grouping is more
 
 
-def from_layer(
-    forward: ForwardFunction, given: ModelInputs, at_layer: AtLayer | None, tap: LayerTap, memory: MemoryUse
-) -> FromLayer:
+def from_layer(forward: ForwardFunction, at_layer: AtLayer | None, tap: LayerTap, memory: MemoryUse) -> FromLayer:
     """Returns the forward function from the layers on.
 
     The inputs of that function are the layers' values at the inputs and the baselines.
     """
+    given = forward.inputs
     if given.batch == 0:
         raise ArgumentError("inputs must hold at least one example, or the layer's values have no shape; got none")
     at_input, output_at_inputs = read_layers(forward, given.x, tap, memory)
