@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -33,3 +35,13 @@ def random_state(device: torch.device) -> RandomState:
     if device.type != "cuda":
         return RandomState(torch.get_rng_state())
     return RandomState(torch.get_rng_state(), device, torch.cuda.get_rng_state(device))
+
+
+@contextmanager
+def random_state_kept(device: torch.device) -> Iterator[None]:
+    """Puts the generators that a model on a device draws from back when the block ends."""
+    before = random_state(device)
+    try:
+        yield
+    finally:
+        before.restore()

@@ -21,7 +21,7 @@ from igfast.model.state import undisturbed
 from igfast.request.inputs import parse_inputs
 from igfast.request.model_inputs import AtLayer, parse_model_inputs
 from igfast.request.target import Target, parse_target
-from igfast.rng import random_state
+from igfast.rng import random_state_kept
 from igfast.run.attributions import convergence_delta
 from igfast.run.layer_values import are_rows, flat, per_layer, read_layers
 from igfast.run.path import points_at
@@ -201,9 +201,8 @@ class OfLayer(_Sampled):
     ) -> bool:
         """Returns whether the first and the last points alone have the layers' values and outputs as among all."""
         n_rows = len(alphas)
-        with undisturbed(self.explainer.forward_func):
+        with undisturbed(self.explainer.forward_func), random_state_kept(alphas.device):
             points = points_at(parse_inputs(inputs, baselines), alphas)
-            before = random_state(alphas.device)
             try:
                 values, output = self._values(points, args, at_input)
                 if Target().n_entries(output) != n_rows:
@@ -218,8 +217,6 @@ class OfLayer(_Sampled):
                 if is_out_of_memory(error):
                     raise
                 return False
-            finally:
-                before.restore()
         return True
 
     def _groups(

@@ -14,7 +14,7 @@ from igfast.diagnosis.result import Diagnosis, Finding
 from igfast.diagnosis.subject import Subject
 from igfast.errors import ArgumentError
 from igfast.model.state import buffers_restored
-from igfast.rng import random_state
+from igfast.rng import random_state_kept
 
 _AXIOMS: dict[str, Callable[[Subject, int], Finding]] = {
     "sensitivity": axioms.check_sensitivity,
@@ -71,12 +71,8 @@ def diagnose(
     if n_steps < 2 or max_steps < n_steps:
         raise ArgumentError(f"n_steps must be at least 2 and max_steps at least n_steps; got {n_steps} and {max_steps}")
     subject = Subject.of(model, inputs, target, baselines, additional_forward_args)
-    before = random_state(subject.inputs[0].device)
-    try:
-        with buffers_restored(model):
-            return _diagnosed(subject, n_steps, max_steps)
-    finally:
-        before.restore()
+    with random_state_kept(subject.inputs[0].device), buffers_restored(model):
+        return _diagnosed(subject, n_steps, max_steps)
 
 
 def _diagnosed(subject: Subject, n_steps: int, max_steps: int) -> Diagnosis:

@@ -20,7 +20,7 @@ from igfast.model.forward import ForwardFunction
 from igfast.model.independence import distance, is_autocast, rounding
 from igfast.model.modules import compiled, flags_of, number_of, parts_behind, weights_behind
 from igfast.model.state import Remembered
-from igfast.rng import random_state
+from igfast.rng import random_state_kept
 
 UNKNOWN = sys.maxsize
 _FLAGS = frozenset({bool, str})
@@ -122,9 +122,9 @@ def discover(evaluator: ForwardFunction) -> tuple[Facts, Any]:
     why_whole = evaluator.why_whole_steps()
     is_compiled = compiled(evaluator.forward_func)
     watch = ConvolutionWatch()
-    output, before = None, random_state(evaluator.inputs.device)
-    try:
-        with nullcontext() if is_compiled else watch:
+    output = None
+    try:  # random draws are those of a call without this evaluation
+        with random_state_kept(evaluator.inputs.device), nullcontext() if is_compiled else watch:
             output = evaluator.own_output()
     except Exception as error:
         if why_whole and not is_out_of_memory(error) and not isinstance(error, IgfastError):
@@ -132,8 +132,6 @@ def discover(evaluator: ForwardFunction) -> tuple[Facts, Any]:
         if not is_out_of_memory(error):
             raise
         free_memory(evaluator.inputs.device)
-    finally:
-        before.restore()  # so that random draws are those of a call without this evaluation
     evaluator.explains_integers = False
     if output is None:
         return Facts(why_whole, gains_channels_last=watch.gains, compiled=is_compiled), None
@@ -167,14 +165,12 @@ def plain_bytes(evaluator: ForwardFunction, limit: int) -> int:
                 raise MemoryError("more than that")
         return tensor.detach()  # the tensor itself would be held by its own graph
 
-    before = random_state(evaluator.inputs.device)
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     try:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with random_state_kept(evaluator.inputs.device), hooks:
             evaluator.output_with_graph(evaluator.inputs.x, evaluator.all_examples())
     except Exception:  # a model may raise anything, also where hooks are in place
         return UNKNOWN
-    finally:
-        before.restore()
     return sum(kept.values())
 
 
@@ -186,15 +182,13 @@ def _takes_channels_last(evaluator: ForwardFunction, output: Any) -> bool:
     images = tuple(map(in_channels_last, evaluator.inputs.x))
     if all(image is x for image, x in zip(images, evaluator.inputs.x, strict=True)):
         return False
-    before = random_state(evaluator.inputs.device)
     try:
-        other = evaluator.comparable(evaluator.output(images, evaluator.all_examples()))
+        with random_state_kept(evaluator.inputs.device):
+            other = evaluator.comparable(evaluator.output(images, evaluator.all_examples()))
     except Exception as error:  # a model may raise anything for another layout: `view` does
         if is_out_of_memory(error):
             free_memory(evaluator.inputs.device)
         return False
-    finally:
-        before.restore()
     own = evaluator.comparable(output)
     # Kernels for another layout may round float32 to 10 bits in an order of their own.
     return distance(other, own) <= max(rounding((own, *images)), 5e-2 if own.is_cuda and rounds_to_tf32() else 0.0)
@@ -231,13 +225,11 @@ def _with_entries(evaluator: ForwardFunction, output: Any) -> Any:
     if all(value.dim() > 0 and value.shape[0] == 1 for value in values):
         return output
     twice = tuple(x.expand(2, *x.shape[1:]).contiguous() for x in evaluator.inputs.x)
-    before = random_state(evaluator.inputs.device)
     try:
-        of_two = evaluator.output(twice, torch.zeros(2, dtype=torch.int64, device=evaluator.inputs.device))
+        with random_state_kept(evaluator.inputs.device):
+            of_two = evaluator.output(twice, torch.zeros(2, dtype=torch.int64, device=evaluator.inputs.device))
     except Exception:  # a model may raise anything for two rows
         return output
-    finally:
-        before.restore()
     pairs = zip(values, of_two if _has_layers_values(evaluator) else (of_two,), strict=True)
     found = tuple(value.unsqueeze(0) if _drops(value, two) else value for value, two in pairs)
     return found if _has_layers_values(evaluator) else found[0]

@@ -18,7 +18,7 @@ from igfast.request.inputs import Inputs, describe, parse_inputs
 from igfast.request.several_baselines import Baselines
 from igfast.request.several_targets import top_targets
 from igfast.request.target import Target
-from igfast.rng import random_state
+from igfast.rng import random_state_kept
 
 _Forward = TypeVar("_Forward", bound="ForwardFunction")
 _IN_PLACE = "leaf Variable that requires grad"
@@ -366,15 +366,13 @@ def with_targets(evaluator: _Forward, targets: tuple[Target, ...] | int) -> _For
         return evaluator
     if evaluator.inputs.batch == 0:
         return replace(evaluator, targets=(Target((0,)),) * targets)
-    before = random_state(evaluator.inputs.device)
     try:
-        output = evaluator.own_output()
+        with random_state_kept(evaluator.inputs.device):
+            output = evaluator.own_output()
     except Exception as error:
         if not is_out_of_memory(error) or evaluator.inputs.joint:
             raise
         output = None
-    finally:
-        before.restore()
     if output is None:  # outside the handler, whose traceback holds the failed pass
         free_memory(evaluator.inputs.device)
         rows = [slice(index, index + 1) for index in range(evaluator.inputs.batch)]
