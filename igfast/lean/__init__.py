@@ -7,5 +7,5 @@ convolution, for instance. Attributions need no such gradient. Other calls run u
 Prior art: Bhatia, Dangel 2024, "Lowering PyTorch's Memory Consumption for Selective Differentiation", arXiv:2404.12406.
 """
 
-from igfast.lean.execution import LeanExecution as LeanExecution
-from igfast.lean.execution import why_not as why_not
+from igfast.lean.execution import Execution as Execution
+from igfast.lean.execution import why_not_lean as why_not_lean

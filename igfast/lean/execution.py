@@ -26,8 +26,8 @@ _Result = TypeVar("_Result")
 _OWN_MODES = {"LeanMode", "ConvolutionWatch", "AllocationWatch", "DeviceContext"}  # the last makes new tensors alone
 
 
-class LeanExecution:
-    """Runs the forward passes of one attribution in lean execution, and falls back to plain autograd.
+class Execution:
+    """Runs the forward passes of one attribution: leanly or plainly, and with further measures that save memory.
 
     Args:
         off_because: why lean execution is off from the start; empty if it is on.
@@ -47,6 +47,7 @@ class LeanExecution:
     def __init__(
         self,
         off_because: str,
+        *,
         required: bool = False,
         module: nn.Module | None = None,
         hooked: Sequence[nn.Module] = (),
@@ -153,7 +154,7 @@ class LeanExecution:
         return self._saving(None if self.off_because else self._new_mode(), None)
 
     def _new_mode(self) -> Any:
-        from igfast.lean.mode import LeanMode  # the import needs the compiled operators, which why_not loads
+        from igfast.lean.mode import LeanMode  # the import needs the compiled operators, which why_not_lean loads
 
         return LeanMode(self._refusals)
 
@@ -214,7 +215,7 @@ class LeanExecution:
         return evaluate()
 
 
-def why_not() -> str:
+def why_not_lean() -> str:
     """Returns why lean execution cannot be used; empty if it can."""
     if not kernels_loaded():
         return "igfast's compiled operators are not built"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from igfast.errors import ArgumentTypeError, IgfastError, InputError, InputTypeError, OutputError, TargetError
-from igfast.lean import LeanExecution
+from igfast.lean import Execution
 from igfast.memory.recovery import free_memory, is_out_of_memory
 from igfast.model.independence import RowsDependError
 from igfast.model.modules import floating_dtype
@@ -92,7 +92,7 @@ class ForwardFunction:
     inputs: Inputs
     args: tuple[Any, ...]
     targets: tuple[Target, ...] = ()
-    lean: LeanExecution = field(default_factory=lambda: LeanExecution("nothing was decided yet"))
+    lean: Execution = field(default_factory=lambda: Execution("nothing was decided yet"))
     unused_is_zero: bool = False
     output_dim: int | tuple[int, ...] | None = None
     keeps_output: bool = False

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from igfast import ops
 from igfast.errors import IgfastError, warn
-from igfast.lean import LeanExecution, why_not
+from igfast.lean import Execution, why_not_lean
 from igfast.memory.recovery import is_out_of_memory
 from igfast.memory.scope import MemoryUse
 from igfast.model.channels_last import may_be_channels_last
@@ -227,21 +227,28 @@ class Run:
             for target in self.evaluator.targets:
                 target.check_count(self.evaluator.inputs.batch)
 
-    def _lean(self, facts: Facts, n_steps: int) -> tuple[LeanExecution, Facts]:
+    def _lean(self, facts: Facts, n_steps: int) -> tuple[Execution, Facts]:
         """Returns how the chunks are executed, and the facts with what was found out for that."""
         forward_func, lean = self.evaluator.forward_func, self.options.lean
         module, device = module_of(forward_func), self.evaluator.inputs.device
-        given = (module, self.hooked, device, facts.recomputes, partial(weights_behind, forward_func))
+        execution = partial(
+            Execution,
+            module=module,
+            hooked=self.hooked,
+            device=device,
+            recomputes=facts.recomputes,
+            weights=partial(weights_behind, forward_func),
+        )
         if lean is False:
-            return LeanExecution("lean=False", False, *given), facts
-        because = (facts.not_lean if lean == "auto" else "") or why_not() or facts.compiled
+            return execution("lean=False"), facts
+        because = (facts.not_lean if lean == "auto" else "") or why_not_lean() or facts.compiled
         if not because and lean == "auto" and not facts.why_whole and self._may_be_small(n_steps):
             known = facts.plain_bytes
             kept = plain_bytes(self.evaluator, _SMALL_BYTES) if known is None else known
             facts = replace(facts, plain_bytes=kept)
             if self._is_small(kept * n_steps):
                 because = f"plain autograd keeps little here, and is faster on {device}"
-        return LeanExecution(because, lean is True, *given), facts
+        return execution(because, required=lean is True), facts
 
     def _may_be_small(self, n_steps: int) -> bool:
         """Returns whether plain autograd may be faster and need little memory; it keeps the inputs at least."""

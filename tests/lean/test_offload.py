@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import igfast
-from igfast.lean import LeanExecution
+from igfast.lean import Execution
 from igfast.memory.offload import Offload
 from tests.lean.test_recompute import Network, chain
 
@@ -33,7 +33,7 @@ def test_what_is_saved_is_copied_but_for_weights(recomputes, monkeypatch):
     shapes = []
     monkeypatch.setattr("igfast.lean.execution.Offload", counting(shapes))
     network, x = Network(chain), torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
-    lean = LeanExecution("", module=network, recomputes=recomputes, weights=network.parameters)
+    lean = Execution("", module=network, recomputes=recomputes, weights=network.parameters)
     while lean.save_more(torch.device("cuda")):
         pass
     with lean.active():
@@ -47,12 +47,12 @@ def test_what_is_saved_is_copied_but_for_weights(recomputes, monkeypatch):
 def test_the_weights_of_a_model_behind_a_function_are_known(monkeypatch):
     network, seen = Network(chain), []
 
-    class Records(LeanExecution):
+    class Records(Execution):
         def __init__(self, *given):
             super().__init__(*given)
             seen.append(list(self._weights()))
 
-    monkeypatch.setattr("igfast.run.integration.LeanExecution", Records)
+    monkeypatch.setattr("igfast.run.integration.Execution", Records)
     x = torch.randn(4, 6, dtype=torch.float64)
     igfast.IntegratedGradients(lambda x: network(x)).attribute(x, target=1, n_steps=2)
     assert list(map(id, seen[0])) == list(map(id, network.parameters()))

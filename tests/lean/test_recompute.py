@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten
 
-from igfast.lean import LeanExecution
+from igfast.lean import Execution
 from igfast.lean.recompute import NotRecomputableError
 
 torch.manual_seed(0)
@@ -95,7 +95,7 @@ RUNS = [chain, residual, around, arguments, in_place, twice, unused, without_gra
 
 
 def gradients(network, x, n_targets, recomputed, lean=True):
-    execution = LeanExecution("" if lean else "not now", False, network)
+    execution = Execution("" if lean else "not now", module=network)
     if recomputed:
         assert "3 repeated blocks" in execution.save_more(torch.device("cpu"))
     x = x.clone().requires_grad_()
@@ -259,7 +259,7 @@ def test_blocks_that_are_used_for_what_they_keep_alone():
 
 def test_goes_on_without_recomputation_where_another_measure_was_taken():
     network, x = Network(chain, Counts), torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
-    lean = LeanExecution("", module=network)
+    lean = Execution("", module=network)
 
     def evaluate():
         with lean.active():
@@ -269,12 +269,12 @@ def test_goes_on_without_recomputation_where_another_measure_was_taken():
     lean.save_more(x.device)
     with pytest.raises(MemoryError, match="other numbers"):
         lean.attempt(evaluate)
-    lean = LeanExecution("", module=network)
+    lean = Execution("", module=network)
     assert lean.save_more(torch.device("cuda"))
     assert lean.save_more(torch.device("cuda"))
     assert lean.attempt(evaluate)[0][0].shape == x.shape
     assert not lean.recomputes
-    later = LeanExecution("", module=network, recomputes=lean.recomputes)
+    later = Execution("", module=network, recomputes=lean.recomputes)
     assert "main memory" in later.save_more(torch.device("cuda"))
     assert later.save_more(torch.device("cuda")) == ""
 
@@ -282,7 +282,7 @@ def test_goes_on_without_recomputation_where_another_measure_was_taken():
 def test_a_pass_that_fails_leaves_nothing_behind():
     """The next chunk would not fit beside what was recorded for this one."""
     network, alive = Network(chain), []
-    lean = LeanExecution("", module=network)
+    lean = Execution("", module=network)
     lean.save_more(torch.device("cpu"))
     network.blocks[1].register_forward_pre_hook(lambda _, args: alive.append(weakref.ref(args[0])))
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 import transformers
 from torch import nn
 
-from igfast.lean import LeanExecution
+from igfast.lean import Execution
 from igfast.lean.rerun import rerun_modules
 
 TOKENS, HIDDEN, LAYERS = 64, 256, 8
@@ -52,7 +52,7 @@ def run(network, x, lean=None):
 
 def kept_bytes(network):
     """The bytes that autograd keeps of a forward pass for each token, layer and hidden unit, without weights."""
-    lean, x = LeanExecution("", True, network), values(network)
+    lean, x = Execution("", required=True, module=network), values(network)
     known = {w.untyped_storage().data_ptr() for w in network.parameters()}
     kept = {}
 
@@ -85,7 +85,7 @@ def test_keeps_little(network, most):
 @pytest.mark.parametrize("make", [llama, gpt2])
 def test_gradients_are_plain_autograds(make, dtype):
     network = make(dtype)
-    x, lean = values(network), LeanExecution("", True, network)
+    x, lean = values(network), Execution("", required=True, module=network)
     (wanted, wanted_grad), (got, grad) = run(network, x), run(network, x, lean)
     assert torch.equal(got, wanted)
     assert torch.equal(grad, wanted_grad)
@@ -98,7 +98,7 @@ def test_gradients_are_plain_autograds(make, dtype):
 def test_products_with_activations(activation, turned):
     torch.manual_seed(0)
     x, up = (torch.randn(3, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    lean = LeanExecution("", True)
+    lean = Execution("", required=True)
     results = []
     for mode in (None, lean):
         saved = []
@@ -129,7 +129,7 @@ def test_an_activation_that_is_used_twice():
         return (y * up).sum() + y.sin().sum() + (y * y).sum()
 
     wanted = torch.autograd.grad(call(), (x, up))
-    with LeanExecution("", True).active():
+    with Execution("", required=True).active():
         total = call()
     for one, other in zip(torch.autograd.grad(total, (x, up)), wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-14, atol=1e-14)
@@ -144,14 +144,14 @@ def test_an_activation_that_was_written_to():
         return (y * up).sum()
 
     wanted = torch.autograd.grad(call(), (x, up))
-    with LeanExecution("", True).active():
+    with Execution("", required=True).active():
         total = call()
     assert all(torch.equal(a, b) for a, b in zip(torch.autograd.grad(total, (x, up)), wanted, strict=True))
 
 
 def test_an_input_that_was_written_to_is_an_error():
     x, up = (torch.randn(3, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    with LeanExecution("", True).active():
+    with Execution("", required=True).active():
         gate = x.clone()
         y = F.silu(gate)
         total = (y * up).sum()
@@ -162,7 +162,7 @@ def test_an_input_that_was_written_to_is_an_error():
 
 def test_modules_are_left_as_they_were():
     network = gpt2()
-    lean = LeanExecution("", True, network)
+    lean = Execution("", required=True, module=network)
     modules = rerun_modules(network)
     assert len(modules) == LAYERS
     calls = []
