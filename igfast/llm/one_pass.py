@@ -71,12 +71,9 @@ def why_not_one_pass(teacher: Teacher, ends: list[tuple[Tensor, Tensor]]) -> str
 
 
 def _log_probs(teacher: Teacher, ids: Tensor) -> Tensor:
-    teacher.seen = []
-    try:
+    with teacher.recorded() as seen:
         teacher(ids)
-        return teacher.seen[0]
-    finally:
-        teacher.seen = None
+    return seen[0]
 
 
 def _near(one: Tensor, other: Tensor, dtype: torch.dtype, allowed: dict[str, float]) -> bool:

@@ -23,17 +23,17 @@ class PositionSums(FromLayer):
     Attributes:
         n_positions: of the layer's value, (1, n_positions, features).
         multiplied: whether gradients are multiplied by (x - baseline) in the sum.
-        last_positions: for each target, the first position that it must not depend on.
+        n_positions_seen: for each target, how many positions it may depend on.
     """
 
     n_positions: int
     multiplied: bool
-    last_positions: tuple[int, ...]
+    n_positions_seen: tuple[int, ...]
     _is_checked: bool = field(default=False, init=False)
     _differences: Tensor | None = field(default=None, init=False)
 
     @classmethod
-    def of(cls, evaluator: FromLayer, n_positions: int, multiplied: bool, last_positions: list[int]) -> PositionSums:
+    def of(cls, evaluator: FromLayer, n_positions: int, multiplied: bool, n_positions_seen: list[int]) -> PositionSums:
         """Returns the function with sums over features; raises LayerError if the layer has no such positions."""
         values = evaluator.inputs.x
         if len(values) != 1 or evaluator.inputs.joint or values[0].dim() != 3 or values[0].shape[1] != n_positions:
@@ -43,7 +43,7 @@ class PositionSums(FromLayer):
                 f"{got}. Name the embedding layer, or a block of the model"
             )
         given = {one.name: getattr(evaluator, one.name) for one in fields(evaluator) if one.init}
-        return cls(**given, n_positions=n_positions, multiplied=multiplied, last_positions=tuple(last_positions))
+        return cls(**given, n_positions=n_positions, multiplied=multiplied, n_positions_seen=tuple(n_positions_seen))
 
     @property
     def integrated(self) -> Inputs:
@@ -70,7 +70,7 @@ class PositionSums(FromLayer):
         return self._differences
 
     def _check_later_positions(self, grad: Tensor, target: int) -> None:
-        later = grad[..., self.last_positions[target] :, :]
+        later = grad[..., self.n_positions_seen[target] :, :]
         if later.numel() and bool(later.any()):
             raise OnePassError("the prediction of a token depends on tokens after it: its gradient there is not zero")
         self._is_checked = target == len(self.targets) - 1

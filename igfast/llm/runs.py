@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +14,7 @@ from igfast.llm.method import Asked, Method
 from igfast.llm.one_pass import why_not_one_pass
 from igfast.llm.position_sums import PositionSums
 from igfast.llm.teacher import Teacher
-from igfast.model.state import buffers_restored
+from igfast.model.state import undisturbed
 from igfast.request.model_inputs import AtLayer
 from igfast.request.target import Target
 from igfast.run.report import RunReport
@@ -70,27 +71,26 @@ def integrated(method: Method, asked: Asked, teacher: Teacher, paths: Paths, is_
         OnePassError: `is_one_pass`, and the model does not score each token as if the answer ended there.
         LayerError: the layer has no entry for each token.
     """
-    options = {name: getattr(method.options, name) for name in ("lean", "memory_budget", "show_progress")}
     device_ids = method.device_ids or getattr(teacher.model, "device_ids", None)
-    explainer = LayerIntegratedGradients(teacher, method.layer, device_ids, method.multiplied, **options)
+    explainer = LayerIntegratedGradients(teacher, method.layer, device_ids, method.multiplied, **vars(method.options))
     targets = tuple(Target((number,)) for number in range(len(teacher.places)))
     at_layer = AtLayer(0.0) if method.is_gradient else paths.at_layer
     start = paths.start if at_layer is None else at_layer
     asking = (paths.ids, start, targets, None, asked.at_input, asked.grad_kwargs, asked.internal_batch_size)
-    teacher.seen = []
-    with torch.inference_mode(False), torch.no_grad(), buffers_restored(teacher):
-        with explainer._run(*asking) as run:
-            run.kind = None if teacher.kind is None else (run.kind, teacher.kind)
-            seen, teacher.seen = teacher.seen, None  # the input's, and the baseline's where that is ids
-            layers = PositionSums.of(run.evaluator, paths.ids.shape[1], method.multiplied, teacher.last_positions)  # type: ignore[arg-type]
-            run.evaluator = _fixed(layers, paths.moves) if paths.at_layer and not method.is_gradient else layers
-            if is_one_pass:
-                at_ends = list(zip((paths.ids, paths.start), seen, strict=False))
-                reason = why_not_one_pass(teacher, at_ends)
-                if reason:
-                    raise OnePassError(reason)
-            sums = run.integrate(asked.quadrature)
-            ends = None if method.is_gradient else run.ends()
+    with undisturbed(teacher), ExitStack() as stack:
+        with teacher.recorded() as seen:  # the passes at the input, and at the baseline where that is ids
+            of_layer = stack.enter_context(explainer._run(*asking))
+        kind = None if teacher.kind is None else (of_layer.kind, teacher.kind)
+        layers = PositionSums.of(of_layer.evaluator, paths.ids.shape[1], method.multiplied, teacher.n_positions_seen)  # type: ignore[arg-type]
+        evaluator = _fixed(layers, paths.moves) if paths.at_layer and not method.is_gradient else layers
+        run = replace(of_layer, evaluator=evaluator, kind=kind)
+        if is_one_pass:
+            at_ends = list(zip((paths.ids, paths.start), seen, strict=False))
+            reason = why_not_one_pass(teacher, at_ends)
+            if reason:
+                raise OnePassError(reason)
+        sums = run.integrate(asked.quadrature)
+        ends = None if method.is_gradient else run.ends()
         return Scored([one.reshape(-1) for one in sums], ends, seen[0], run.report(), layers.inputs.x[0].dtype)
 
 

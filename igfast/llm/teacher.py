@@ -99,6 +99,15 @@ class Teacher(nn.Module):
         start = self.n_prompt + n_kept
         return self, torch.cat([ids[:, :start], _others(ids[:, start:])], dim=1)
 
+    @contextmanager
+    def recorded(self) -> Iterator[list[Tensor]]:
+        """Gives `seen`, which gets the log-probabilities of each forward pass until the block ends."""
+        self.seen = seen = []
+        try:
+            yield seen
+        finally:
+            self.seen = None
+
     @property
     def kept_with(self) -> nn.Module:
         """The module that facts about the teacher are kept with."""
@@ -112,8 +121,8 @@ class Teacher(nn.Module):
         return type(self), self.score_name, self.n_prompt, len(self.answer), tuple(map(tuple, self.places))
 
     @property
-    def last_positions(self) -> list[int]:
-        """For each number of a row, the first position that it must not depend on."""
+    def n_positions_seen(self) -> list[int]:
+        """For each number of a row, how many positions it may depend on."""
         return [self.n_prompt + places[-1] for places in self.places]
 
     def _logits(self, ids: Tensor, n_tokens: int) -> Tensor:
@@ -155,8 +164,8 @@ class EncoderDecoderTeacher(Teacher):
         return other, ids
 
     @property
-    def last_positions(self) -> list[int]:
-        """The prompt's end: every number depends on all of the prompt."""
+    def n_positions_seen(self) -> list[int]:
+        """All of the prompt, for every number."""
         return [self.n_prompt] * len(self.places)
 
     def _logits(self, ids: Tensor, n_tokens: int) -> Tensor:

@@ -94,7 +94,7 @@ class Run:
         """
         inputs = self.evaluator.inputs
         input_not_finite = warn_if_not_finite(inputs)
-        facts = self._find_out() if inputs.batch > 0 else None  # before the accumulators take memory
+        facts = self._find_facts() if inputs.batch > 0 else None  # before the accumulators take memory
         results = self.evaluator.integrated.x * len(self.evaluator.targets)
         n_bytes = sum(x.numel() * ops.accumulator_dtype(x.dtype).itemsize for x in results)
         with self.memory.for_results(n_bytes):
@@ -102,13 +102,13 @@ class Run:
         if facts is None:
             self._done = _Done(Counter(), None, 0, None)
             return sums
-        self.evaluator.lean, facts = self._lean(facts, quadrature.n_steps)
+        self.evaluator.lean, facts = self._execution(facts, quadrature.n_steps)
         self._own_call.lean = self.evaluator.lean
         for _ in range(facts.n_savings):  # measures that earlier calls of this kind took
             if done := self.evaluator.save_memory():
                 self._notes.append(f"{done}, as in an earlier call")
         try:
-            facts = self._integrate(quadrature, sums, facts)
+            facts = self._integrated_where_rows_agree(quadrature, sums, facts)
         finally:
             lean = self.evaluator.lean
             not_lean = lean.failed_because or facts.not_lean
@@ -131,15 +131,15 @@ class Run:
             self._ends = [(nothing, nothing)] * len(self.evaluator.targets)
             return self._ends
         if self._done is None:
-            facts = self._find_out()
+            facts = self._find_facts()
             self._remember(facts)
-            self._take(facts)
+            self._apply(facts)
         return self._compute_ends()
 
     def _compute_ends(self) -> list[tuple[Tensor, Tensor]]:
         at_inputs = self._at_inputs()
         if self.several is None:
-            at_baselines = self._kept.get("baselines") or self._at(0.0, self.evaluator.baseline_output)
+            at_baselines = self._kept.get("baselines") or self._values_at(0.0, self.evaluator.baseline_output)
         else:
             inputs = self.evaluator.inputs
             rows = 1 if inputs.joint else max(1, self._plan.rows if self._plan else inputs.batch)
@@ -190,7 +190,7 @@ class Run:
             spread=self._spread,
         )
 
-    def _find_out(self) -> Facts:
+    def _find_facts(self) -> Facts:
         """Returns the facts that earlier calls of this kind found; without any, makes the caller's own call."""
         evaluator = self.evaluator
         kind = None if self.kind is None else (self.kind, self.options.memory_budget, self._own_call.inputs.batch)
@@ -218,7 +218,7 @@ class Run:
         if self._facts_key is not None:
             remembered.put(self.evaluator.forward_func, self._facts_key, facts)
 
-    def _take(self, facts: Facts) -> None:
+    def _apply(self, facts: Facts) -> None:
         """Sets the evaluator to whole steps where rows belong together; otherwise checks the number of targets."""
         self._own_call.output_dim = self.evaluator.output_dim = facts.output_dim
         if facts.why_whole:
@@ -227,7 +227,7 @@ class Run:
             for target in self.evaluator.targets:
                 target.check_count(self.evaluator.inputs.batch)
 
-    def _lean(self, facts: Facts, n_steps: int) -> tuple[Execution, Facts]:
+    def _execution(self, facts: Facts, n_steps: int) -> tuple[Execution, Facts]:
         """Returns how the chunks are executed, and the facts with what was found out for that."""
         forward_func, lean = self.evaluator.forward_func, self.options.lean
         module, device = module_of(forward_func), self.evaluator.inputs.device
@@ -259,17 +259,17 @@ class Run:
         """Returns whether plain autograd may keep so many bytes for all path points at once."""
         return n_bytes <= _SMALL_BYTES and (self.memory.allowed is None or n_bytes <= self.memory.allowed // 4)
 
-    def _integrate(self, quadrature: Quadrature, sums: tuple[Tensor, ...], facts: Facts) -> Facts:
+    def _integrated_where_rows_agree(self, quadrature: Quadrature, sums: tuple[Tensor, ...], facts: Facts) -> Facts:
         """Integrates, in whole steps where rows turn out to belong together, and returns the updated facts."""
         measured = ""
         while True:
-            self._take(facts)
+            self._apply(facts)
             self._keep_values()
             if facts.why_whole:
                 self._notes.append(f"whole steps, one at a time: {facts.why_whole}")
             plan, before = self._planned(quadrature, facts), random_state(self.evaluator.inputs.device)
             try:
-                facts = self._run(quadrature, sums, plan, facts)
+                facts = self._attempt(quadrature, sums, plan, facts)
             except RowsDependError as error:
                 said, refuses_layout = str(error), isinstance(error, _RefusesLayoutError)
             else:
@@ -310,7 +310,7 @@ class Run:
             return plan
         return replace(plan, weight_bytes=weight_bytes(module_of(self.evaluator.forward_func), self.memory.device))
 
-    def _run(self, quadrature: Quadrature, sums: tuple[Tensor, ...], plan: ChunkPlan, facts: Facts) -> Facts:
+    def _attempt(self, quadrature: Quadrature, sums: tuple[Tensor, ...], plan: ChunkPlan, facts: Facts) -> Facts:
         inputs = self.evaluator.inputs
         loop = self._loop(plan)
         guard = Guard(self.evaluator, self._own_call, quadrature.in_steps, set(facts.agrees))
@@ -351,16 +351,16 @@ class Run:
         """Returns each target's values where the paths end and begin."""
         if self.evaluator.starts_at_baselines:
             return self._compute_ends()
-        return list(zip(self._at_inputs(), self._at(0.0, self.evaluator.start_output), strict=True))
+        return list(zip(self._at_inputs(), self._values_at(0.0, self.evaluator.start_output), strict=True))
 
     def _at_inputs(self) -> list[Tensor]:
         """Returns each target's values at the inputs, from the caller's own call if that was made."""
         if "inputs" in self._kept:
             return self._kept["inputs"]
         output = self._own_output
-        return self._at(1.0, self.evaluator.own_output if output is None else lambda: output)
+        return self._values_at(1.0, self.evaluator.own_output if output is None else lambda: output)
 
-    def _at(self, alpha: float, whole: Callable[[], Any]) -> list[Tensor]:
+    def _values_at(self, alpha: float, whole: Callable[[], Any]) -> list[Tensor]:
         inputs = self.evaluator.inputs
         rows = inputs.batch if self.own_call is None or self._plan is None or inputs.joint else self._plan.rows
         return values_at(self.evaluator, alpha, whole, rows, self._loop)
