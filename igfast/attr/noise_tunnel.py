@@ -20,7 +20,7 @@ from igfast.model.partial import FromLayer, Selector
 from igfast.model.state import undisturbed
 from igfast.request.inputs import parse_inputs
 from igfast.request.model_inputs import AtLayer, parse_model_inputs
-from igfast.request.target import Target, parse_target
+from igfast.request.target import entries_of, parse_target
 from igfast.rng import random_state_kept
 from igfast.run.attributions import convergence_delta
 from igfast.run.layer_values import are_rows, flat, per_layer, read_layers
@@ -205,7 +205,7 @@ class OfLayer(_Sampled):
             points = points_at(parse_inputs(inputs, baselines), alphas)
             try:
                 values, output = self._values(points, args, at_input)
-                if Target().n_entries(output) != n_rows:
+                if entries_of(output) != n_rows:
                     return False
                 for rows in (range(n_alone), range(n_rows - n_alone, n_rows)):
                     of_points, of_args = (of_rows(given, torch.tensor(rows), n_rows) for given in (points, args))

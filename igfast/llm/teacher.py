@@ -102,7 +102,8 @@ class Teacher(nn.Module):
     @contextmanager
     def recorded(self) -> Iterator[list[Tensor]]:
         """Gives `seen`, which gets the log-probabilities of each forward pass until the block ends."""
-        self.seen = seen = []
+        seen: list[Tensor] = []
+        self.seen = seen
         try:
             yield seen
         finally:

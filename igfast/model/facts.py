@@ -138,10 +138,10 @@ def discover(evaluator: ForwardFunction) -> tuple[Facts, Any]:
     if why_whole:
         evaluator.n_entries(output)
         return Facts(why_whole, compiled=is_compiled), output
-    output = _with_entries(evaluator, output)
+    output = _dimension_restored(evaluator, output)
     if isinstance(output, Tensor):
         evaluator.output_dim = output.dim()
-    elif _has_layers_values(evaluator):
+    elif evaluator.gives_layers_values:
         evaluator.output_dim = tuple(value.dim() for value in output)
     why_whole = evaluator.why_output_is_joint(output)
     gains = watch.gains and not why_whole and _takes_channels_last(evaluator, output)
@@ -212,14 +212,9 @@ def _is_tf32(*settings: Any) -> bool:
     return next((level for level in levels if level != "none"), "ieee") == "tf32"
 
 
-def _has_layers_values(evaluator: ForwardFunction) -> bool:
-    """Returns whether outputs are the values of a layer, a tuple of tensors."""
-    return not evaluator.runs_whole_model
-
-
-def _with_entries(evaluator: ForwardFunction, output: Any) -> Any:
+def _dimension_restored(evaluator: ForwardFunction, output: Any) -> Any:
     """Returns an output with the dimension of entries, which some models drop for a single example: by `squeeze()`."""
-    values = output if _has_layers_values(evaluator) else (output,)
+    values = output if evaluator.gives_layers_values else (output,)
     if evaluator.inputs.batch > 1 or not all(isinstance(value, Tensor) for value in values):
         return output
     if all(value.dim() > 0 and value.shape[0] == 1 for value in values):
@@ -230,9 +225,9 @@ def _with_entries(evaluator: ForwardFunction, output: Any) -> Any:
             of_two = evaluator.output(twice, torch.zeros(2, dtype=torch.int64, device=evaluator.inputs.device))
     except Exception:  # a model may raise anything for two rows
         return output
-    pairs = zip(values, of_two if _has_layers_values(evaluator) else (of_two,), strict=True)
+    pairs = zip(values, of_two if evaluator.gives_layers_values else (of_two,), strict=True)
     found = tuple(value.unsqueeze(0) if _drops(value, two) else value for value, two in pairs)
-    return found if _has_layers_values(evaluator) else found[0]
+    return found if evaluator.gives_layers_values else found[0]
 
 
 def _drops(value: Tensor, of_two: Any) -> bool:

@@ -17,7 +17,7 @@ from igfast.model.modules import floating_dtype
 from igfast.request.inputs import Inputs, describe, parse_inputs
 from igfast.request.several_baselines import Baselines
 from igfast.request.several_targets import top_targets
-from igfast.request.target import Target
+from igfast.request.target import Target, entries_of
 from igfast.rng import random_state_kept
 
 _Forward = TypeVar("_Forward", bound="ForwardFunction")
@@ -98,7 +98,7 @@ class ForwardFunction:
     keeps_output: bool = False
     kept_output: Any = None
     explains_integers: bool = True
-    runs_whole_model: ClassVar[bool] = True
+    gives_layers_values: ClassVar[bool] = False  # a tuple of tensors, from a part of the model
     starts_at_baselines: ClassVar[bool] = True
     _clones: bool = field(default=False, init=False)
     _differentiates: bool = field(default=False, init=False)
@@ -136,8 +136,8 @@ class ForwardFunction:
         return f"the output has {n_entries} entries for {self.inputs.batch} examples"
 
     def n_entries(self, output: Any) -> int:
-        """Returns the number of entries of an output; raises as `Target.n_entries`."""
-        return Target().n_entries(output)
+        """Returns the number of entries of an output; raises as `entries_of`."""
+        return entries_of(output)
 
     def own_output(self) -> Any:
         """Returns the output of the caller's own call, forward only."""
@@ -181,10 +181,11 @@ class ForwardFunction:
 
     def with_entries(self, output: Any, example: Tensor) -> Any:
         """Returns an output with its dimension of entries, also where the model dropped that for a single row."""
-        dims = self.output_dim
-        if not isinstance(dims, int) or example.shape[0] != 1 or not isinstance(output, Tensor):
+        if self.output_dim is None or example.shape[0] != 1:
             return output
-        return output.unsqueeze(0) if output.dim() == dims - 1 else output
+        if isinstance(self.output_dim, tuple):  # a layer's values
+            return tuple(_with_dim(value, dim) for value, dim in zip(output, self.output_dim, strict=True))
+        return _with_dim(output, self.output_dim)
 
     def take_outputs(self) -> tuple[Any, Any]:
         """Returns the outputs at the inputs and at the baselines, if calls before made them, and lets go of them."""
@@ -208,14 +209,14 @@ class ForwardFunction:
         """Returns the example of each row of a step, (batch,) int64."""
         return torch.arange(self.inputs.batch, device=self.inputs.device)
 
-    def values(self, output: Any, example: Tensor) -> list[Tensor]:
+    def selected(self, output: Any, example: Tensor) -> list[Tensor]:
         """Returns each target's values: (rows,), or of a whole step one for each entry of the output."""
         joint = self.inputs.joint
         return [one.select_of_step(output) if joint else one.select(output, example) for one in self.targets]
 
-    def value(self, points: tuple[Tensor, ...], example: Tensor) -> list[Tensor]:
+    def selected_at(self, points: tuple[Tensor, ...], example: Tensor) -> list[Tensor]:
         """Returns each target's values at path points, (rows,), forward only."""
-        return self.values(self.output(points, example), example)
+        return self.selected(self.output(points, example), example)
 
     def gradient(self, points: tuple[Tensor, ...], example: Tensor) -> tuple[Tensor, ...]:
         """Returns the gradients of the targets with respect to path points, target after target.
@@ -243,7 +244,7 @@ class ForwardFunction:
             with self.lean.active():
                 output = self.with_entries(self._call_with_graph(leaves, example), example)
                 self._check_stacked(output, example)
-                values = self._values_of_chunk(output, example)
+                values = self._selected_in_chunk(output, example)
             for one in values:
                 _check_graph(output, one)
             self.kept_output = self.comparable(output).detach() if self.keeps_output else None
@@ -272,10 +273,10 @@ class ForwardFunction:
                 f"and {self.inputs.batch} for the {self.inputs.batch} of the inputs"
             )
 
-    def _values_of_chunk(self, output: Any, example: Tensor) -> list[Tensor]:
+    def _selected_in_chunk(self, output: Any, example: Tensor) -> list[Tensor]:
         """Returns each target's values; raises RowsDependError where only rows that depend on each other explain it."""
         try:
-            return self.values(output, example)
+            return self.selected(output, example)
         except (OutputError, TargetError) as error:
             if not self.keeps_output or self.inputs.joint:
                 raise
@@ -385,6 +386,10 @@ def with_targets(evaluator: _Forward, targets: tuple[Target, ...] | int) -> _For
 def _expanded(baseline: Tensor, x: Tensor) -> Tensor:
     """Returns a baseline in the input's shape and layout."""
     return torch.empty_like(x).copy_(baseline)
+
+
+def _with_dim(value: Any, dim: int) -> Any:
+    return value.unsqueeze(0) if isinstance(value, Tensor) and value.dim() == dim - 1 else value
 
 
 def _check_graph(output: Any, values: Tensor) -> None:

@@ -104,7 +104,7 @@ class ToLayer(ForwardFunction):
 
     tap: LayerTap
     selector: Selector
-    runs_whole_model: ClassVar[bool] = False
+    gives_layers_values: ClassVar[bool] = True
     _stops: bool | None = field(default=None, init=False)  # no graph behind the layer; None until that was tried
 
     def own_output(self) -> Any:
@@ -113,14 +113,6 @@ class ToLayer(ForwardFunction):
             lambda inputs: self._values_of(inputs, lambda: tuple(map(copied, self.args))),
             self.inputs.join(self.inputs.x),
         )
-
-    def with_entries(self, output: Any, example: Tensor) -> Any:
-        """Returns the layer's values with their dimension of entries, also where that is dropped for a single row."""
-        dims = self.output_dim
-        if not isinstance(dims, tuple) or example.shape[0] != 1 or not isinstance(output, tuple):
-            return output
-        pairs = zip(output, dims, strict=True)
-        return tuple(value.unsqueeze(0) if value.dim() == dim - 1 else value for value, dim in pairs)
 
     def n_entries(self, output: Any) -> int:
         """Returns the number of selected values; if there is one for all rows, the number of examples."""
@@ -140,7 +132,7 @@ class ToLayer(ForwardFunction):
         """Returns the selected values."""
         return select_neuron(output, self.selector, self.tap.what)
 
-    def values(self, output: Any, example: Tensor) -> list[Tensor]:
+    def selected(self, output: Any, example: Tensor) -> list[Tensor]:
         """Returns the selected values, (rows,); of a whole step, all that there are."""
         selected = select_neuron(output, self.selector, self.tap.what)
         if not self.inputs.joint and (selected.dim() == 0 or selected.shape[0] != example.shape[0]):

@@ -33,14 +33,6 @@ class Target:
     places: Tensor | None = None
     _places_on: dict[torch.device, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
-    def n_entries(self, output: Any) -> int:
-        """Returns the number of entries of an output.
-
-        Raises OutputTypeError if the output is not a tensor, OutputError if it has no dimension of entries.
-        """
-        _check_output(output, None)
-        return int(output.shape[0])
-
     def per_example(self) -> Any:
         """Returns the place of every example, or a tuple of one for each; places of one index as a number."""
         if self.places is None:
@@ -106,6 +98,12 @@ class Target:
         if device not in self._places_on:
             self._places_on[device] = places.to(device)
         return self._places_on[device]
+
+
+def entries_of(output: Any) -> int:
+    """Returns the number of entries of an output; raises OutputTypeError, and OutputError if it has no such dimension."""
+    _check_output(output, None)
+    return int(output.shape[0])
 
 
 def _check_output(output: Any, n_rows: int | None) -> None:

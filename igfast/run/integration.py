@@ -306,7 +306,7 @@ class Run:
             plan = replace(plan, rows=min(self.internal_batch_size, n_rows, facts.most_rows or n_rows))
             return replace(plan, most_rows=plan.rows).growing(WATCHED) if self.memory.is_watched else plan
         plan = plan.growing(WATCHED if self.memory.is_watched else CPU if is_on_cpu else PARALLEL)
-        if plan.rows == n_rows or not self.evaluator.runs_whole_model:
+        if plan.rows == n_rows or self.evaluator.gives_layers_values:
             return plan
         return replace(plan, weight_bytes=weight_bytes(module_of(self.evaluator.forward_func), self.memory.device))
 

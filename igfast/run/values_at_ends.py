@@ -19,7 +19,7 @@ from igfast.run.plan import ChunkPlan
 def values_of(evaluator: ForwardFunction, output: Any) -> list[Tensor]:
     """Returns each target's values of the output of a whole batch, one number for each entry, as (batch,) copies."""
     example = evaluator.all_examples()
-    return [one.clone() for one in evaluator.values(evaluator.with_entries(output, example), example)]
+    return [one.clone() for one in evaluator.selected(evaluator.with_entries(output, example), example)]
 
 
 def values_at(
@@ -43,7 +43,7 @@ def values_at(
         alphas = torch.full((n_rows,), alpha, dtype=torch.float64, device=inputs.device)
         paths = map(straight_line, inputs.x, inputs.baselines)
         points = tuple(path.points(example[chunk], alphas, channels_last=False) for path in paths)
-        return evaluator.value(points, example[chunk])
+        return evaluator.selected_at(points, example[chunk])
 
     plan = ChunkPlan(1, inputs.batch, rows, inputs.row_bytes)
     parts = [part for _, part in loop(plan).over(inputs.batch, values)]
@@ -60,7 +60,7 @@ def values_at_several_baselines(
 
     def values(chunk: slice) -> list[Tensor]:
         points = tuple(path.ends(lines[chunk])[1] for path in paths)
-        return evaluator.value(points, lines[chunk] % inputs.batch)
+        return evaluator.selected_at(points, lines[chunk] % inputs.batch)
 
     plan = ChunkPlan(1, len(lines), min(rows, len(lines)), inputs.row_bytes)
     parts = [part for _, part in loop(plan).over(len(lines), values)]
