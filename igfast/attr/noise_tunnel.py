@@ -25,7 +25,7 @@ from igfast.rng import random_state_kept
 from igfast.run.attributions import convergence_delta
 from igfast.run.layer_values import are_rows, flat, per_layer, read_layers
 from igfast.run.path import points_at
-from igfast.run.plan import CPU, PARALLEL
+from igfast.run.plan import limits_of
 from igfast.run.sampled_points import SampledPoints
 
 _TUNNEL = NoiseTunnel  # under this name, whatever users put in its place
@@ -227,10 +227,9 @@ class OfLayer(_Sampled):
         tensors = [one for one in (*as_tuple(inputs), *as_tuple(args)) if isinstance(one, Tensor) and one.dim()]
         if n_rows == 0 or any(len(one) != n_rows for one in tensors):
             return None
-        gains = CPU if points.alphas.device.type == "cpu" else PARALLEL
         n_own = n_rows // n_copies
         of_copy = n_own * sum(one[0].nbytes for one in as_tuple(inputs))
-        n_together = max(1, gains.first // max(of_copy, 1))
+        n_together = max(1, limits_of(points.alphas.device.type, False).first // max(of_copy, 1))
         if n_together >= n_copies:
             return None
         in_copies = torch.arange(n_rows).view(n_own, n_copies).T

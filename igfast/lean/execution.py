@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from igfast.errors import LeanError, warn
 from igfast.lean.lending import acting
-from igfast.lean.recompute import Gradients, NotRecomputableError, Tape, repeated_blocks
+from igfast.lean.recompute import NotRecomputableError, OfLeaves, Tape, repeated_blocks
 from igfast.lean.rerun import rerun, rerun_modules
 from igfast.memory.offload import Offload
 from igfast.memory.recovery import is_out_of_memory
@@ -113,7 +113,7 @@ class Execution:
             return "what the backward pass needs kept in main memory"
         return ""
 
-    def gradients(self, values: list[Tensor], leaves: tuple[Tensor, ...]) -> Iterator[Gradients]:
+    def gradients(self, values: list[Tensor], leaves: tuple[Tensor, ...]) -> Iterator[OfLeaves]:
         """Yields the gradients of the sum of each of the last forward pass's values, None where there is none.
 
         Empties `values`, so that a graph lives no longer than it is needed.

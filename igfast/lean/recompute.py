@@ -28,7 +28,8 @@ _SAME = 1e3  # times epsilon: a kernel that also prepares a gradient may round d
 _SAME_AT_MOST = 5e-2  # of the largest number, in half precision
 _PARTS = 8
 _PLAIN = (Tensor, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
-Gradients = tuple[Tensor | None, ...]
+OfLeaves = tuple[Tensor | None, ...]
+"""A value's gradients with respect to the leaves; None where there is none."""
 
 
 def repeated_blocks(module: nn.Module | None) -> list[nn.Module]:
@@ -144,7 +145,7 @@ class Tape:
         self._calls.append(_Call(block, run, inputs, *its))
         return tree_unflatten(given, given_shape)
 
-    def gradients(self, values: list[Tensor], leaves: tuple[Tensor, ...]) -> list[Gradients]:
+    def gradients(self, values: list[Tensor], leaves: tuple[Tensor, ...]) -> list[OfLeaves]:
         """Returns each value's gradients with respect to the leaves; None where there is none. Empties `values`.
 
         Raises NotRecomputableError if a block gives out something else when it runs again.

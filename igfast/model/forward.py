@@ -83,8 +83,8 @@ class ForwardFunction:
         lean: lean execution, which keeps in the forward pass only what the gradient of the input needs.
         unused_is_zero: whether the gradient of an input without influence is 0 instead of an error.
         output_dim: dimensions of an output of several rows, or None; some models drop one for a single row.
-        keeps_output: whether `gradient` sets `kept_output`, for a comparison.
-        kept_output: `comparable` of the last `gradient`'s output.
+        is_compared: whether a chunk is compared: `gradient` sets `compared_output`, and checks its number of entries.
+        compared_output: `comparable` of the last `gradient`'s output.
         explains_integers: whether failures may come from integers that became floating; False after a call succeeded.
     """
 
@@ -95,8 +95,8 @@ class ForwardFunction:
     lean: Execution = field(default_factory=lambda: Execution("nothing was decided yet"))
     unused_is_zero: bool = False
     output_dim: int | tuple[int, ...] | None = None
-    keeps_output: bool = False
-    kept_output: Any = None
+    is_compared: bool = False
+    compared_output: Any = None
     explains_integers: bool = True
     gives_layers_values: ClassVar[bool] = False  # a tuple of tensors, from a part of the model
     starts_at_baselines: ClassVar[bool] = True
@@ -114,7 +114,7 @@ class ForwardFunction:
 
     def in_whole_steps(self: _Forward, why: str) -> _Forward:
         """Returns a copy that takes a whole step at a time; `why` is the reason."""
-        return replace(self, inputs=self.inputs.as_one_example(why), keeps_output=False, kept_output=None)
+        return replace(self, inputs=self.inputs.as_one_example(why), is_compared=False, compared_output=None)
 
     def why_whole_steps(self) -> str:
         """Returns why inputs or arguments make rows belong together; empty if they do not."""
@@ -247,7 +247,7 @@ class ForwardFunction:
                 values = self._selected_in_chunk(output, example)
             for one in values:
                 _check_graph(output, one)
-            self.kept_output = self.comparable(output).detach() if self.keeps_output else None
+            self.compared_output = self.comparable(output).detach() if self.is_compared else None
             del output
             grads: list[Tensor] = []
             for target, found in enumerate(self.lean.gradients(values, leaves)):
@@ -267,7 +267,7 @@ class ForwardFunction:
 
     def _check_stacked(self, output: Any, example: Tensor) -> None:
         """Raises RowsDependError where stacked rows that are to be compared do not have one entry each."""
-        if self.keeps_output and not self.inputs.joint and self.n_entries(output) != example.shape[0]:
+        if self.is_compared and not self.inputs.joint and self.n_entries(output) != example.shape[0]:
             raise RowsDependError(
                 f"forward_func returns {self.n_entries(output)} entries for {example.shape[0]} examples in one batch, "
                 f"and {self.inputs.batch} for the {self.inputs.batch} of the inputs"
@@ -278,7 +278,7 @@ class ForwardFunction:
         try:
             return self.selected(output, example)
         except (OutputError, TargetError) as error:
-            if not self.keeps_output or self.inputs.joint:
+            if not self.is_compared or self.inputs.joint:
                 raise
             raise RowsDependError(f"forward_func returns another output for {example.shape[0]} examples") from error
 

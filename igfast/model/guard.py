@@ -17,7 +17,9 @@ from igfast.model.independence import WORTH_A_CLOSER_LOOK, RowsDependError, dist
 from igfast.rng import random_state
 
 _SAME_KERNELS = 1e-2  # of the rounding that is allowed between kernels: between two calls that are alike
-STACKED, SPLIT, MIXED, CHANNELS_LAST = "stacked", "split", "mixed", "channels-last"
+STACKED, SPLIT, MIXED, LAYOUT = "stacked", "split", "mixed", "channels-last"
+"""Ways in which a chunk differs from a step of the caller's: several steps, a part of the examples, rows of any examples
+at any alphas, or another layout."""
 _DEPENDS = "the output of forward_func for one example depends on the others in its batch"
 _CHANGES = "the output of forward_func changes from call to call (dropout, or a state that it keeps)"
 
@@ -53,11 +55,11 @@ class Guard:
             ways = {MIXED} if max(n_rows, batch) > 1 else set()
         elif n_rows == self.evaluator.inputs.batch:  # all copies at once, as Captum has them
             ways = set()
-        self.pending = (ways | ({CHANNELS_LAST} if channels_last else set())) - self.agrees
+        self.pending = (ways | ({LAYOUT} if channels_last else set())) - self.agrees
         if SPLIT in self.pending:
             self._check_split(n_rows)
             self._found({SPLIT})
-        self.evaluator.keeps_output = bool({STACKED, MIXED} & self.pending)
+        self.evaluator.is_compared = bool({STACKED, MIXED} & self.pending)
 
     def after(self, points: tuple[Tensor, ...], example: Tensor) -> None:
         """Checks, after a chunk, that a step alone has its outputs in the chunk; raises RowsDependError otherwise."""
@@ -66,7 +68,7 @@ class Guard:
         if MIXED in self.pending:
             self._check_row(points, example)
         self._found(self.pending.copy())
-        self.evaluator.keeps_output, self.evaluator.kept_output = False, None
+        self.evaluator.is_compared, self.evaluator.compared_output = False, None
 
     def _found(self, ways: set[str]) -> None:
         self.agrees |= ways
@@ -157,7 +159,7 @@ class Guard:
         twice: bool,
     ) -> None:
         """Raises RowsDependError if rows of the kept output are not what they are alone; or, `twice`, change there."""
-        evaluator, kept = self.own_call, self.evaluator.kept_output
+        evaluator, kept = self.own_call, self.evaluator.compared_output
         before = random_state(evaluator.inputs.device)
         try:
             wanted = alone(evaluator.output)

@@ -16,24 +16,13 @@ from igfast import ops
 from igfast.errors import IgfastMemoryError, warn
 from igfast.memory.recovery import free_memory, is_out_of_memory
 from igfast.memory.scope import MemoryUse
+from igfast.model.forward import ForwardFunction
+from igfast.model.guard import Guard
 from igfast.rng import random_state
 from igfast.run.plan import ChunkPlan
 from igfast.run.quadrature import Rule
 
 _Result = TypeVar("_Result")
-
-
-class Evaluator(Protocol):
-    """Computes a model's values and gradients at path points, as the loop over chunks asks for them."""
-
-    def gradient(self, points: tuple[Tensor, ...], example: Tensor) -> tuple[Tensor, ...]:
-        """Returns the gradients of each row's value, shaped as the path points, target after target.
-
-        `example` is the example of each row, (rows,) int64.
-        """
-
-    def save_memory(self) -> str:
-        """Takes one more measure that saves memory and costs time; returns its description, or "" if none is left."""
 
 
 class Lines(Protocol):
@@ -111,8 +100,8 @@ class Loop:
     Attributes:
         plan: the sizes of chunks; replaced by a plan of smaller chunks where those do not fit.
         memory: the memory that the call may take.
-        save_memory: as `Evaluator.save_memory`, called where one row does not fit.
-        describe: what one row is, for messages.
+        save_memory: as `ForwardFunction.save_memory`, called where one row does not fit.
+        row: what one row is, for messages.
         notes: the measures taken against lack of memory; added to.
         n_evaluations, n_savings: number of rows that were evaluated, and of measures that `save_memory` took.
         was_halved: whether a chunk was too large.
@@ -121,7 +110,7 @@ class Loop:
     plan: ChunkPlan
     memory: MemoryUse
     save_memory: Callable[[], str]
-    describe: str
+    row: str
     notes: list[str] = field(default_factory=list)
     n_evaluations: int = 0
     was_halved: bool = False
@@ -161,7 +150,7 @@ class Loop:
         else:
             done = self.save_memory()
             if not done:
-                raise IgfastMemoryError(_does_not_fit(self.describe, self.memory, said))
+                raise IgfastMemoryError(_does_not_fit(self.row, self.memory, said))
             self.n_savings += 1
         self.notes.append(done)
         warn(f"out of memory, so the attribution goes on with {done} ({said})")
@@ -183,20 +172,18 @@ class Gradients:
 
     Attributes:
         paths: one for each input, all of one batch size and device.
-        evaluator: the model.
+        evaluator: the attributed function.
         loop: the sizes of chunks, and what is done where a chunk does not fit in memory.
-        before: called before each chunk with its number of rows; an exception from `before` ends the loop.
-        after: called after each chunk's gradients with its path points and examples; an exception ends the loop.
+        guard: compares rows with what they are alone, and raises where they differ; None for whole steps.
         on_rows: called after each chunk with its number of rows, or None.
         chunks: number of chunks for each chunk size in rows; chunks that had to be repeated are not counted.
         not_finite: where gradients were not finite, or None.
     """
 
     paths: Sequence[Lines]
-    evaluator: Evaluator
+    evaluator: ForwardFunction
     loop: Loop
-    before: Callable[[int], object] = lambda n_rows: None  # noqa: ARG005
-    after: Callable[[tuple[Tensor, ...], Tensor], object] = lambda points, example: None  # noqa: ARG005
+    guard: Guard | None = None
     on_rows: Callable[[float], object] | None = None
     chunks: Counter[int] = field(default_factory=Counter)
     not_finite: NotFinite | None = None
@@ -218,24 +205,27 @@ class Gradients:
         """
 
         def gradients(chunk: slice) -> tuple[Tensor, ...]:
-            self.before(chunk.stop - chunk.start)
+            if self.guard is not None:  # before the peak is restarted: the guard runs the model too
+                self.guard.before(chunk.stop - chunk.start, self.loop.plan.channels_last)
             if not self.chunks:
                 self.loop.memory.restart_peak()  # its peak per row decides on the size of the others
             example, alpha = rows.example[chunk], rows.alpha[chunk]
             lines, channels_last = rows.lines[chunk], self.loop.plan.channels_last
             points = tuple(path.points(lines, alpha, channels_last) for path in self.paths)
             grads = self.evaluator.gradient(points, example)
-            self.after(points, example)
+            if self.guard is not None:
+                self.guard.after(points, example)
             return grads
 
         for chunk, grads in self.loop.over(len(rows), gradients):
             yield chunk, grads
             del grads
-            self.chunks[chunk.stop - chunk.start] += 1
-            if len(self.chunks) == 1 and (peak := self.loop.memory.peak_of_tensors()):
-                self.loop.plan = self.loop.plan.fitted(peak / max(self.chunks), self.loop.memory.for_tensors)
+            n_rows, plan = chunk.stop - chunk.start, self.loop.plan
+            self.chunks[n_rows] += 1
+            if plan.limits is not None and (peak := self.loop.memory.peak_of_tensors()):
+                self.loop.plan = plan.fitted(peak / n_rows, self.loop.memory.for_tensors)
             if self.on_rows is not None:
-                self.on_rows(chunk.stop - chunk.start)
+                self.on_rows(n_rows)
 
     def summed(
         self,
@@ -262,9 +252,9 @@ class Gradients:
                 for acc, grad in zip(accs, grads, strict=True):
                     ops.accumulate_(acc, grad, rows.example[chunk], weights[chunk], finite[chunk])
             del grads, grad  # before the next chunk
-        self.look_at(finite, rows, batch)
+        self.keep_not_finite(finite, rows, batch)
 
-    def look_at(self, finite: Tensor, rows: Rows, batch: int | None) -> None:
+    def keep_not_finite(self, finite: Tensor, rows: Rows, batch: int | None) -> None:
         """Keeps where the first gradient was not finite; `finite` is (rows,) uint8, 0 for such rows."""
         if finite.is_meta or bool(finite.all()):
             return

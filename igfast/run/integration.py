@@ -33,7 +33,7 @@ from igfast.request.several_baselines import Baselines
 from igfast.rng import random_state
 from igfast.run.engine import Gradients, Loop, NotFinite
 from igfast.run.path import accumulator, straight_line
-from igfast.run.plan import CPU, PARALLEL, WATCHED, ChunkPlan
+from igfast.run.plan import WATCHED, ChunkPlan, limits_of
 from igfast.run.report import Convergence, LeanReport, RunReport
 from igfast.run.steps import Quadrature
 from igfast.run.values_at_ends import values_at, values_at_several_baselines, values_of
@@ -296,16 +296,18 @@ class Run:
         is_on_cpu = inputs.device.type == "cpu"
         # On a GPU, PyTorch's batch norms are slow on channels-last images; those of lean execution are not. A ResNet-50
         # took 0.85 of the time (bfloat16 0.82) and 0.8 of the memory, without lean 1.22 of the time (16 images, H200).
-        gains = is_on_cpu or (not self.evaluator.lean.off_because and kernels_for(inputs.device))
-        channels_last = facts.gains_channels_last and gains and any(map(may_be_channels_last, inputs.x))
+        is_fast = is_on_cpu or (not self.evaluator.lean.off_because and kernels_for(inputs.device))
+        channels_last = facts.gains_channels_last and is_fast and any(map(may_be_channels_last, inputs.x))
         if inputs.joint:
-            return ChunkPlan(1, n_rows, 1, row_bytes)
+            return ChunkPlan(n_rows=n_rows, row_bytes=row_bytes)
         step = self._own_call.inputs.batch if quadrature.in_steps else 1
-        plan = ChunkPlan(step, n_rows, 1, row_bytes, channels_last, most_rows=facts.most_rows)
+        plan = ChunkPlan(
+            batch=step, n_rows=n_rows, row_bytes=row_bytes, channels_last=channels_last, most_rows=facts.most_rows
+        )
         if self.internal_batch_size is not None:
             plan = replace(plan, rows=min(self.internal_batch_size, n_rows, facts.most_rows or n_rows))
             return replace(plan, most_rows=plan.rows).growing(WATCHED) if self.memory.is_watched else plan
-        plan = plan.growing(WATCHED if self.memory.is_watched else CPU if is_on_cpu else PARALLEL)
+        plan = plan.growing(limits_of(inputs.device.type, self.memory.is_watched))
         if plan.rows == n_rows or self.evaluator.gives_layers_values:
             return plan
         return replace(plan, weight_bytes=weight_bytes(module_of(self.evaluator.forward_func), self.memory.device))
@@ -314,10 +316,8 @@ class Run:
         inputs = self.evaluator.inputs
         loop = self._loop(plan)
         guard = Guard(self.evaluator, self._own_call, quadrature.in_steps, set(facts.agrees))
-        gradients = Gradients(list(map(straight_line, inputs.x, inputs.baselines)), self.evaluator, loop)
-        if not inputs.joint:
-            gradients.before = lambda n_rows: guard.before(n_rows, loop.plan.channels_last)
-            gradients.after = guard.after
+        paths = list(map(straight_line, inputs.x, inputs.baselines))
+        gradients = Gradients(paths, self.evaluator, loop, None if inputs.joint else guard)
         accumulators = tuple(acc.unsqueeze(0) for acc in sums) if inputs.joint else sums
         total = plan.n_rows if quadrature.in_steps else None
         with tqdm(total=total, desc="igfast", unit="row") if self.options.show_progress else nullcontext() as bar:

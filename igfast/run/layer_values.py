@@ -102,7 +102,8 @@ def read_layers(forward: ForwardFunction, xs: Values, tap: LayerTap, memory: Mem
             args = tuple(forward._repeat(arg, examples[rows]) for arg in (*xs, *forward.args))
         return tap.read(lambda: forward._checked(forward.forward_func, *args))
 
-    loop = Loop(ChunkPlan(1, n_parts, n_parts, row_bytes), memory, forward.save_memory, "one example")
+    plan = ChunkPlan(n_rows=n_parts, rows=n_parts, row_bytes=row_bytes)
+    loop = Loop(plan, memory, forward.save_memory, "one example")
     chunks = list(loop.over(n_parts, read))
     parts = [part for _, part in chunks]
     if len(parts) == 1:

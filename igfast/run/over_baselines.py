@@ -104,7 +104,7 @@ class OverBaselines:
                     grad = grad.to(acc.dtype) * paths[number % len(paths)].difference(rows.lines[chunk])
                 ops.accumulate_(acc, grad, rows.example[chunk], rows.weight[chunk], finite[chunk])
             del grads, grad
-        gradients.look_at(finite, rows, None)
+        gradients.keep_not_finite(finite, rows, None)
         return None
 
     def _rows(self, batch: int, device: torch.device) -> Rows:

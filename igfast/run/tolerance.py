@@ -202,7 +202,7 @@ class _Work:
                 of_target = grads[number * n_inputs : (number + 1) * n_inputs]
                 sums.add(of_target, part, finite[chunk], slopes(of_target, of_rows, its))
             del grads, of_target
-        gradients.look_at(finite, rows, None)
+        gradients.keep_not_finite(finite, rows, None)
 
     def _rows(self, device: torch.device) -> tuple[Rows, Placed]:
         """Returns the new nodes of all examples as rows, and where each belongs."""

@@ -45,7 +45,7 @@ def values_at(
         points = tuple(path.points(example[chunk], alphas, channels_last=False) for path in paths)
         return evaluator.selected_at(points, example[chunk])
 
-    plan = ChunkPlan(1, inputs.batch, rows, inputs.row_bytes)
+    plan = ChunkPlan(n_rows=inputs.batch, rows=rows, row_bytes=inputs.row_bytes)
     parts = [part for _, part in loop(plan).over(inputs.batch, values)]
     return [one[0] if len(one) == 1 else torch.cat(one) for one in zip(*parts, strict=True)]
 
@@ -62,7 +62,7 @@ def values_at_several_baselines(
         points = tuple(path.ends(lines[chunk])[1] for path in paths)
         return evaluator.selected_at(points, lines[chunk] % inputs.batch)
 
-    plan = ChunkPlan(1, len(lines), min(rows, len(lines)), inputs.row_bytes)
+    plan = ChunkPlan(n_rows=len(lines), rows=min(rows, len(lines)), row_bytes=inputs.row_bytes)
     parts = [part for _, part in loop(plan).over(len(lines), values)]
     each = [
         torch.cat([part.reshape(-1) for part in one]).double().unflatten(0, (several.n_each, -1))

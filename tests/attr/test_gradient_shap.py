@@ -8,7 +8,7 @@ from torch import nn
 
 import igfast
 from igfast.attr import noise_tunnel
-from igfast.run.plan import Gains
+from igfast.run.plan import ChunkLimits
 
 
 def net():
@@ -166,7 +166,7 @@ class Pair(nn.Module):
 @pytest.fixture
 def groups_of_two(monkeypatch):
     """Has layers attributed for two samples of each of the examples X at a time."""
-    monkeypatch.setattr(noise_tunnel, "CPU", Gains(first=2 * X.nbytes, largest=1, cheap=1, share=1))
+    monkeypatch.setattr("igfast.run.plan.CPU", ChunkLimits(first=2 * X.nbytes, largest=1, cheap=1, share=1))
 
 
 @pytest.mark.usefixtures("groups_of_two")
@@ -268,7 +268,7 @@ def test_samples_go_in_chunks():
 
 @pytest.mark.parametrize("name", ["GradientShap", "NeuronGradientShap"])
 def test_small_chunks_have_the_samples_of_each_example(name, monkeypatch):
-    monkeypatch.setattr("igfast.run.integration.CPU", Gains(first=1, largest=6 * X[0].nbytes, cheap=2**30, share=1))
+    monkeypatch.setattr("igfast.run.plan.CPU", ChunkLimits(first=1, largest=6 * X[0].nbytes, cheap=2**30, share=1))
     model, scale = net(), torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     layer, selector = ((model[0],), (1,)) if name == "NeuronGradientShap" else ((), ())
 
@@ -284,7 +284,7 @@ def test_small_chunks_have_the_samples_of_each_example(name, monkeypatch):
 
 
 def test_rows_that_are_seen_to_belong_together(monkeypatch):
-    monkeypatch.setattr("igfast.run.integration.CPU", Gains(first=1, largest=6 * X[0].nbytes, cheap=2**30, share=1))
+    monkeypatch.setattr("igfast.run.plan.CPU", ChunkLimits(first=1, largest=6 * X[0].nbytes, cheap=2**30, share=1))
     model = net()
 
     def mixes(x):

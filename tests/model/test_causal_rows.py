@@ -11,7 +11,7 @@ from torch import nn
 import igfast
 from igfast.attr import noise_tunnel
 from igfast.run import integration
-from igfast.run.plan import Gains
+from igfast.run.plan import ChunkLimits
 from tests.oracle import relative_difference
 
 DOUBLE = torch.float64
@@ -40,7 +40,7 @@ def few_rows(monkeypatch):
     """Lets a chunk begin with as many bytes as a test says, in the place of megabytes."""
 
     def set_first(n_bytes):
-        gains = Gains(first=n_bytes, largest=n_bytes, cheap=0, share=1)
+        gains = ChunkLimits(first=n_bytes, largest=n_bytes, cheap=0, share=1)
         for place in (integration, noise_tunnel):
             monkeypatch.setattr(place, "CPU", gains)
 

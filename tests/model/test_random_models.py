@@ -57,13 +57,12 @@ def test_groups_of_samples_of_a_layer(monkeypatch):
     """The comparison of groups draws nothing: samples at once have the numbers of Captum's seeds."""
     import numpy as np
 
-    from igfast.attr import noise_tunnel
-    from igfast.run.plan import Gains
+    from igfast.run.plan import ChunkLimits
 
     model = rows()
     explainer, found = igfast.LayerGradientShap(model, model[0]), []
     for first in (2 * ROWS.nbytes, 2**30):
-        monkeypatch.setattr(noise_tunnel, "CPU", Gains(first=first, largest=first, cheap=0, share=1))
+        monkeypatch.setattr("igfast.run.plan.CPU", ChunkLimits(first=first, largest=first, cheap=0, share=1))
         np.random.seed(0)
         torch.manual_seed(0)
         found.append(explainer.attribute(ROWS, ROWS * 0, n_samples=6, target=1))

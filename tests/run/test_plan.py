@@ -17,29 +17,31 @@ def chunks(plan, n_rows):
 
 
 def test_the_first_chunk_has_so_many_bytes_of_input():
-    assert ChunkPlan(1, 50, 1, IMAGE).growing(CPU).rows == 4
-    assert ChunkPlan(1, 50, 1, IMAGE).growing(PARALLEL).rows == 50
-    assert ChunkPlan(16, 800, 1, IMAGE).growing(PARALLEL).rows == 140
-    assert ChunkPlan(1, 50, 1, 0).growing(CPU).rows == 50
-    assert ChunkPlan(1, 50, 1, 2**30).growing(CPU).rows == 1
+    assert ChunkPlan(batch=1, n_rows=50, rows=1, row_bytes=IMAGE).growing(CPU).rows == 4
+    assert ChunkPlan(batch=1, n_rows=50, rows=1, row_bytes=IMAGE).growing(PARALLEL).rows == 50
+    assert ChunkPlan(batch=16, n_rows=800, rows=1, row_bytes=IMAGE).growing(PARALLEL).rows == 140
+    assert ChunkPlan(batch=1, n_rows=50, rows=1, row_bytes=0).growing(CPU).rows == 50
+    assert ChunkPlan(batch=1, n_rows=50, rows=1, row_bytes=2**30).growing(CPU).rows == 1
 
 
 def test_later_chunks_have_what_is_cheap_and_within_the_limits():
-    plan = ChunkPlan(1, 1000, 1, IMAGE).growing(CPU)
+    plan = ChunkPlan(batch=1, n_rows=1000, rows=1, row_bytes=IMAGE).growing(CPU)
     assert plan.fitted(2**20, None).rows == CPU.largest // IMAGE
     assert plan.fitted(2**25, None).rows == 6  # 192 MiB
     assert plan.fitted(2**30, None).rows == 4  # no smaller than the first one
     assert plan.fitted(2**20, 3 * 2**20).rows == 3
     assert plan.fitted(2**20, 1).rows == 1
-    heavy = ChunkPlan(1, 1000, 1, IMAGE, weight_bytes=2**28).growing(CPU)
+    heavy = ChunkPlan(batch=1, n_rows=1000, rows=1, row_bytes=IMAGE, weight_bytes=2**28).growing(CPU)
     assert heavy.fitted(2**26, None).rows == 8  # twice its weights
-    assert ChunkPlan(1, 35, 1, IMAGE).growing(CPU).fitted(2**20, None).rows == 7  # a fifth of all rows
+    assert (
+        ChunkPlan(batch=1, n_rows=35, rows=1, row_bytes=IMAGE).growing(CPU).fitted(2**20, None).rows == 7
+    )  # a fifth of all rows
 
 
 def test_a_fixed_size_and_one_that_was_halved_do_not_grow():
-    fixed = ChunkPlan(1, 1000, 4, IMAGE)
+    fixed = ChunkPlan(batch=1, n_rows=1000, rows=4, row_bytes=IMAGE)
     assert fixed.fitted(1, None) is fixed
-    halved = ChunkPlan(1, 1000, 1, IMAGE).growing(CPU).halved(4)
+    halved = ChunkPlan(batch=1, n_rows=1000, rows=1, row_bytes=IMAGE).growing(CPU).halved(4)
     assert halved.rows == 2
     assert halved.fitted(1, None) is halved
     assert halved.halved(1) is None
@@ -57,12 +59,12 @@ def test_a_fixed_size_and_one_that_was_halved_do_not_grow():
     ],
 )
 def test_chunks_are_of_whole_steps_and_alike(batch, rows, n_rows, wanted):
-    assert chunks(ChunkPlan(batch, n_rows, rows, 1), n_rows) == wanted
+    assert chunks(ChunkPlan(batch=batch, n_rows=n_rows, rows=rows, row_bytes=1), n_rows) == wanted
 
 
 @given(st.integers(1, 9), st.integers(1, 60), st.integers(1, 200))
 def test_all_rows_are_covered_by_no_larger_chunks(batch, n_steps, rows):
-    plan = ChunkPlan(batch, batch * n_steps, rows, 1)
+    plan = ChunkPlan(batch=batch, n_rows=batch * n_steps, rows=rows, row_bytes=1)
     sizes = chunks(plan, batch * n_steps)
     assert sum(sizes) == batch * n_steps
     assert max(sizes) <= rows
@@ -71,6 +73,6 @@ def test_all_rows_are_covered_by_no_larger_chunks(batch, n_steps, rows):
 
 
 def test_a_step_that_was_begun_in_parts_is_finished_first():
-    plan = ChunkPlan(4, 40, 8, 1)
+    plan = ChunkPlan(batch=4, n_rows=40, rows=8, row_bytes=1)
     assert plan.next_rows(39) == 3
     assert plan.next_rows(36) == 8
