@@ -13,9 +13,9 @@ from torch import Tensor
 from igfast.attr.stands_in import StandsIn
 from igfast.errors import ArgumentError, ArgumentTypeError, InputTypeError
 from igfast.explanation.explain import Explains
-from igfast.model.forward import ForwardFunction, as_tuple, parsed_for, with_targets
+from igfast.model.forward import ForwardFunction, parsed_for, with_targets
 from igfast.model.state import undisturbed
-from igfast.request.inputs import Inputs, describe, parse_inputs, parse_internal_batch_size
+from igfast.request.inputs import Inputs, as_tuple, describe, parse_inputs, parse_internal_batch_size
 from igfast.request.model_inputs import parse_model_inputs
 from igfast.request.options import Lean, Options
 from igfast.request.several_baselines import Baselines

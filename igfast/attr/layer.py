@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from igfast.attr.integrated_gradients import IntegratedGradients
 from igfast.attr.stands_in import StandsIn
 from igfast.errors import ArgumentError, ArgumentTypeError
-from igfast.explanation.explain import Explains
-from igfast.model.forward import ForwardFunction, as_tuple, with_targets
+from igfast.explanation.explain import Explains, flattened
+from igfast.model.forward import ForwardFunction, with_targets
 from igfast.model.modules import number_of
 from igfast.model.partial import FromLayer
 from igfast.model.state import buffers_restored, undisturbed
 from igfast.model.tap import LayerTap
-from igfast.request.inputs import Inputs, describe, parse_internal_batch_size
+from igfast.request.inputs import Inputs, as_tuple, describe, parse_internal_batch_size
 from igfast.request.model_inputs import AtLayer, parse_model_inputs
 from igfast.request.options import Lean, Options
 from igfast.request.several_targets import parse_targets
@@ -151,7 +151,7 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains, m
         with_delta = return_convergence_delta and not own_delta
         run, (found,) = self._attributed(*asked, size, quadrature=quadrature, with_delta=with_delta)
         if own_delta:
-            given = (_flat(found[0]), baselines, inputs, target, additional_forward_args)
+            given = (tuple(flattened(found[0])), baselines, inputs, target, additional_forward_args)
             found = found[0], self.compute_convergence_delta(*given)
         return run.results(*found, return_report)
 
@@ -330,12 +330,6 @@ def why_captums(explainer: captum.attr.LayerIntegratedGradients) -> str:
 def _why_graph(grad_kwargs: dict[str, Any] | None) -> str:
     asked = {name for name, value in (grad_kwargs or {}).items() if value}
     return "grad_kwargs asks for a graph" if _OPTIONS_OF_CAPTUM & asked else ""
-
-
-def _flat(attributions: Any) -> tuple[Tensor, ...]:
-    """Returns the tensors of one layer's attributions, or of those of a list of layers."""
-    per_layer = attributions if isinstance(attributions, list) else [attributions]
-    return tuple(tensor for layer in per_layer for tensor in as_tuple(layer))
 
 
 def _unused_is_zero(grad_kwargs: dict[str, Any] | None) -> bool:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from igfast.attr.stands_in import StandsIn
 from igfast.errors import ArgumentTypeError
 from igfast.explanation.explain import Explains
-from igfast.model.forward import as_tuple, parsed_for
+from igfast.model.forward import parsed_for
 from igfast.model.modules import number_of
 from igfast.model.partial import Selector, ToLayer, parse_selector
 from igfast.model.state import undisturbed
 from igfast.model.tap import LayerTap
-from igfast.request.inputs import describe, parse_inputs, parse_internal_batch_size
+from igfast.request.inputs import as_tuple, describe, parse_inputs, parse_internal_batch_size
 from igfast.request.options import Lean, Options
 from igfast.request.target import Target
 from igfast.run.attributions import scale, scaled_with_graph, takes_graph

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from igfast.errors import ArgumentError, warn
 from igfast.memory.recovery import is_out_of_memory
-from igfast.model.forward import as_tuple, in_dtype_of_baselines
+from igfast.model.forward import in_dtype_of_baselines
 from igfast.model.partial import FromLayer, Selector
 from igfast.model.state import undisturbed
-from igfast.request.inputs import parse_inputs
+from igfast.request.inputs import as_tuple, parse_inputs
 from igfast.request.model_inputs import AtLayer, parse_model_inputs
 from igfast.request.target import entries_of, parse_target
 from igfast.rng import random_state_kept

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from igfast.errors import ArgumentError, ArgumentTypeError
-from igfast.model.forward import as_tuple, copied
+from igfast.model.forward import copied
 from igfast.model.probabilities import class_probabilities
 from igfast.model.state import buffers_restored
-from igfast.request.inputs import describe
+from igfast.request.inputs import as_tuple, describe
 
 
 @dataclass(frozen=True)

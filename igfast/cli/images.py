@@ -15,8 +15,7 @@ import igfast
 from igfast.cli.models import check_target, digest, digest_of_state, numbers_of, target_of
 from igfast.errors import CommandError
 from igfast.explanation import Explanation
-from igfast.llm.answer import first_device
-from igfast.model.modules import floating_dtype
+from igfast.model.modules import device_of, floating_dtype
 from igfast.packages import needed
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -73,8 +72,8 @@ class ImageRequest:
             square = operations.fit(turned, (self.size, self.size), pillow.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.asarray(square, dtype=np.float32) / 255).permute(2, 0, 1)
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        device = first_device(self.model)
-        return ((pixels - mean) / std).unsqueeze(0).to(device, floating_dtype(self.model) or torch.float32)
+        device, dtype = device_of(self.model) or "cpu", floating_dtype(self.model) or torch.float32
+        return ((pixels - mean) / std).unsqueeze(0).to(device, dtype)
 
     def start(self, x: Tensor) -> Tensor:
         """Returns the baseline that --baseline names."""

@@ -16,8 +16,7 @@ import igfast
 from igfast.cli.models import output_of, targets_of
 from igfast.errors import CommandError, MissingPackageError
 from igfast.explanation.files import written
-from igfast.llm.answer import first_device
-from igfast.model.modules import floating_dtype
+from igfast.model.modules import device_of, floating_dtype
 from igfast.packages import needed
 
 _BLOCK = 4096  # rows, between which the bar moves
@@ -80,7 +79,7 @@ def explain_table(
         raise CommandError(
             f"{data} has columns {clash} already; name those to explain with --columns, and rename these"
         )
-    device = first_device(model)
+    device = device_of(model) or "cpu"
     x = torch.tensor(numbers).to(device, floating_dtype(model) or torch.float32)
     start = _start(baseline, x)
     with written(out) as temporary:  # before the work, which a folder that cannot be written would waste

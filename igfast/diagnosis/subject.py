@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from igfast.attr import IntegratedGradients, LayerIntegratedGradients
 from igfast.errors import ArgumentTypeError, InputError
-from igfast.model.forward import as_tuple, copied
+from igfast.model.forward import copied
 from igfast.model.modules import modules_behind, parts_behind
-from igfast.request.inputs import describe, one_for_each
+from igfast.request.inputs import as_tuple, describe, one_for_each
 from igfast.request.model_inputs import parse_model_inputs
 from igfast.request.target import parse_target
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from igfast.errors import ArgumentError, ArgumentTypeError, InputTypeError
 from igfast.explanation.result import Explanation
-from igfast.model.modules import floating_dtype, modules_behind, weights_behind
+from igfast.model.modules import device_of, floating_dtype, modules_behind
 from igfast.request.model_inputs import AtLayer
 from igfast.request.several_baselines import Baselines
 from igfast.run.attributions import convergence_delta
@@ -123,7 +123,7 @@ def tensors_of(forward_func: Callable[..., Any], asked: Mapping[str, Any]) -> di
     Raises:
         InputTypeError: an array of texts or objects.
     """
-    device = next((weight.device for weight in weights_behind(forward_func)), None)
+    device = device_of(forward_func)
     floating = floating_dtype(forward_func)
 
     def converted(value: Any, name: str) -> Any:

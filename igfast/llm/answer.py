@@ -6,18 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from igfast.errors import ArgumentError, ArgumentTypeError, TargetError
 from igfast.request.inputs import describe
-
-
-def first_device(model: nn.Module) -> torch.device:
-    """Returns the device that a model takes ids on: that of its first weight that is not on the meta device."""
-    for weight in model.parameters():
-        if not weight.is_meta:
-            return weight.device
-    return torch.device("cpu")
 
 
 def parse_answer(target: str | Tensor, tokenizer: Any) -> Tensor:

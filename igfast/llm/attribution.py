@@ -14,13 +14,14 @@ from torch import Tensor
 from igfast.attr.stands_in import StandsIn
 from igfast.errors import ArgumentError, ArgumentTypeError, ConvergenceWarning, OnePassError, warn
 from igfast.llm import scores
-from igfast.llm.answer import first_device, parse_answer, parse_foil, parse_spans
+from igfast.llm.answer import parse_answer, parse_foil, parse_spans
 from igfast.llm.method import Asked, Method
 from igfast.llm.question import Found, Question
 from igfast.llm.result import LLMAttributionResult
 from igfast.llm.runs import Paths
 from igfast.llm.teacher import Teacher, teacher_of
 from igfast.llm.token_baselines import parse_token_baseline
+from igfast.model.modules import device_of
 from igfast.request.inputs import describe
 from igfast.rng import random_state
 
@@ -64,7 +65,7 @@ class LLMGradientAttribution(captum.attr.LLMGradientAttribution, metaclass=Stand
             )
         scores.check_name(attr_target)
         super().__init__(attr_method, tokenizer)
-        self.device = first_device(self.model)
+        self.device = device_of(self.model) or torch.device("cpu")
         self.attr_target = attr_target
         self._method = Method.of(attr_method)
 

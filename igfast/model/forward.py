@@ -14,7 +14,7 @@ from igfast.lean import Execution
 from igfast.memory.recovery import free_memory, is_out_of_memory
 from igfast.model.independence import RowsDependError
 from igfast.model.modules import floating_dtype
-from igfast.request.inputs import Inputs, describe, parse_inputs
+from igfast.request.inputs import Inputs, as_tuple, describe, parse_inputs
 from igfast.request.several_baselines import Baselines
 from igfast.request.several_targets import top_targets
 from igfast.request.target import Target, entries_of
@@ -23,13 +23,6 @@ from igfast.rng import random_state_kept
 _Forward = TypeVar("_Forward", bound="ForwardFunction")
 _IN_PLACE = "leaf Variable that requires grad"
 """Part of autograd's message when a forward function works in place on its input, or on a view of its input."""
-
-
-def as_tuple(additional_forward_args: Any) -> tuple[Any, ...]:
-    """Returns the additional arguments as a tuple."""
-    if additional_forward_args is None:
-        return ()
-    return additional_forward_args if isinstance(additional_forward_args, tuple) else (additional_forward_args,)
 
 
 def in_dtype_of_baselines(inputs: Any, baselines: Any, forward_func: Callable[..., Any]) -> Any:

@@ -18,8 +18,8 @@ from igfast.rng import random_state
 
 _SAME_KERNELS = 1e-2  # of the rounding that is allowed between kernels: between two calls that are alike
 STACKED, SPLIT, MIXED, LAYOUT = "stacked", "split", "mixed", "channels-last"
-"""Ways in which a chunk differs from a step of the caller's: several steps, a part of the examples, rows of any examples
-at any alphas, or another layout."""
+"""Ways in which a chunk differs from a step of the caller's: several steps, a part of the examples, rows of any
+examples at any alphas, or another layout."""
 _DEPENDS = "the output of forward_func for one example depends on the others in its batch"
 _CHANGES = "the output of forward_func changes from call to call (dropout, or a state that it keeps)"
 

@@ -80,6 +80,11 @@ def floating_dtype(forward_func: Callable[..., Any]) -> torch.dtype | None:
     return next((dtype for dtype in dtypes if dtype.is_floating_point), None)
 
 
+def device_of(forward_func: Callable[..., Any]) -> torch.device | None:
+    """Returns the device of the first weight that a function is seen to use, none on the meta device; None without one."""
+    return next((weight.device for weight in weights_behind(forward_func) if not weight.is_meta), None)
+
+
 def compiled(forward_func: Callable[..., Any]) -> str:
     """Returns which part of a forward function torch.compile compiled, as a sentence; empty if none."""
     if _is_compiled(forward_func):

@@ -134,6 +134,13 @@ def _baseline_for(index: int, baseline: object, x: Tensor) -> Tensor:
     return checked.to(x.dtype)
 
 
+def as_tuple(value: Any) -> tuple[Any, ...]:
+    """Returns a tuple as it is, None as an empty one, and anything else as a tuple of one."""
+    if value is None:
+        return ()
+    return value if isinstance(value, tuple) else (value,)
+
+
 def one_for_each(baselines: Any, n_inputs: int) -> tuple[Any, ...]:
     """Returns the baselines as a tuple, one for each input; zeros where none are given."""
     if baselines is None:

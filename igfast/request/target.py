@@ -101,7 +101,7 @@ class Target:
 
 
 def entries_of(output: Any) -> int:
-    """Returns the number of entries of an output; raises OutputTypeError, and OutputError if it has no such dimension."""
+    """Returns the number of entries of an output; raises OutputTypeError, or OutputError if it has none."""
     _check_output(output, None)
     return int(output.shape[0])
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from igfast import ops
 from igfast.errors import ArgumentError, ArgumentTypeError
-from igfast.model.forward import ForwardFunction, as_tuple
-from igfast.request.inputs import describe, one_for_each
+from igfast.model.forward import ForwardFunction
+from igfast.request.inputs import as_tuple, describe, one_for_each
 
 
 def by_target(tensors: tuple[Tensor, ...], n_inputs: int) -> list[tuple[Tensor, ...]]:

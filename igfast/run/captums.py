@@ -9,6 +9,7 @@ from torch import Tensor
 
 from igfast.errors import ArgumentError, LeanError, warn
 from igfast.model.state import buffers_restored
+from igfast.request.inputs import as_tuple
 from igfast.request.options import Options
 from igfast.request.several_baselines import Baselines
 from igfast.run.report import LeanReport, RunReport
@@ -54,7 +55,6 @@ def left_to_captum(why: str, captums: type, given: dict[str, Any]) -> Any:
         result = captums.attribute.__wrapped__(**arguments)  # type: ignore[attr-defined]
     if not given["return_report"]:
         return result
-    inputs = given["inputs"] if isinstance(given["inputs"], tuple) else (given["inputs"],)
     report = RunReport(
         n_rows=0,
         n_evaluations=0,
@@ -64,7 +64,7 @@ def left_to_captum(why: str, captums: type, given: dict[str, Any]) -> Any:
         peak_bytes=None,
         budget_bytes=None,
         seconds=time.perf_counter() - began,
-        device=next((str(x.device) for x in inputs if isinstance(x, Tensor)), "unknown"),
+        device=next((str(x.device) for x in as_tuple(given["inputs"]) if isinstance(x, Tensor)), "unknown"),
         kernels="none",
         notes=(f"computed by Captum's own code: {why}",),
     )

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from igfast.errors import ArgumentError, InputError
 from igfast.explanation import Explanation
-from igfast.model.forward import as_tuple, copied
-from igfast.model.modules import weights_behind
+from igfast.model.forward import copied
+from igfast.model.modules import device_of
 from igfast.model.state import buffers_restored
 from igfast.packages import needed
+from igfast.request.inputs import as_tuple
 from igfast.request.target import parse_target
 from igfast.viz.figures import GREEN, RED, Array, as_array, described_target, new_figure, row_of
 
@@ -156,7 +157,7 @@ def path_strip(
     baseline = given[row % len(given)].unsqueeze(0) if isinstance(given, Tensor) else torch.full_like(x, float(given))
     baseline = baseline.to(x.dtype)
     alphas = torch.linspace(0, 1, n_images).tolist()
-    device = next((weight.device for weight in weights_behind(forward_func)), x.device)
+    device = device_of(forward_func) or x.device
     points = [(baseline + alpha * (x - baseline)).to(device) for alpha in alphas]
     low, high = float(min(x.min(), baseline.min())), float(max(x.max(), baseline.max()))
     target = parse_target(explanation.target)

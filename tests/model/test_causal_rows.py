@@ -9,8 +9,6 @@ import torch
 from torch import nn
 
 import igfast
-from igfast.attr import noise_tunnel
-from igfast.run import integration
 from igfast.run.plan import ChunkLimits
 from tests.oracle import relative_difference
 
@@ -40,9 +38,8 @@ def few_rows(monkeypatch):
     """Lets a chunk begin with as many bytes as a test says, in the place of megabytes."""
 
     def set_first(n_bytes):
-        gains = ChunkLimits(first=n_bytes, largest=n_bytes, cheap=0, share=1)
-        for place in (integration, noise_tunnel):
-            monkeypatch.setattr(place, "CPU", gains)
+        limits = ChunkLimits(first=n_bytes, largest=n_bytes, cheap=0, share=1)
+        monkeypatch.setattr("igfast.run.plan.CPU", limits)
 
     return set_first
 
