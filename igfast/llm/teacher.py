@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from igfast.errors import ArgumentError, OutputError, OutputTypeError
 from igfast.llm import scores
-from igfast.model.facts import multiplies_in_tf32, rounds_to_tf32
-from igfast.model.independence import is_autocast
+from igfast.model.independence import is_autocast, multiplies_in_tf32, rounds_to_tf32
 from igfast.request.inputs import describe
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import sys
-from collections.abc import Hashable
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +22,13 @@ from igfast.memory.offload import storage_of
 from igfast.memory.recovery import free_memory, is_out_of_memory
 from igfast.model.channels_last import ConvolutionWatch, in_channels_last
 from igfast.model.forward import ForwardFunction
-from igfast.model.independence import distance, is_autocast, rounding
-from igfast.model.modules import compiled, flags_of, number_of, parts_behind, weights_behind
-from igfast.model.state import Remembered
+from igfast.model.independence import distance, is_autocast, rounding, rounds_to_tf32
+from igfast.model.modules import flags_of, lasting, module_of, number_of, parts_behind, weights_behind, why_compiled
 from igfast.rng import random_state_kept
 
 UNKNOWN = sys.maxsize
 _FLAGS = frozenset({bool, str})
+_MOST_KINDS = 64
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Facts:
         n_savings: number of measures against lack of memory that were taken at one row.
         recomputes: whether repeated blocks may be recomputed: False once one did something else when it ran again.
         plain_bytes: what plain autograd keeps for the caller's own call; None if that was not asked.
-        compiled: which part of the model torch.compile compiled; empty if none.
+        why_compiled: which part of the model torch.compile compiled; empty if none.
     """
 
     why_whole: str = ""
@@ -54,10 +59,45 @@ class Facts:
     n_savings: int = 0
     recomputes: bool = True
     plain_bytes: int | None = None
-    compiled: str = ""
+    why_compiled: str = ""
 
 
-remembered: Remembered[Facts] = Remembered()
+def _holder(forward_func: Callable[..., Any]) -> Any:
+    """Returns what facts are kept with: a partial call, as its arguments belong to it; else module or function."""
+    if isinstance(forward_func, functools.partial):
+        return forward_func
+    return lasting(module_of(forward_func)) or forward_func
+
+
+class _Remembered:
+    """Keeps what calls found out about a model for later calls with inputs of the same kind, while the model lives.
+
+    Safe to share between threads. For each model, the last `_MOST_KINDS` kinds of inputs are kept.
+    """
+
+    def __init__(self) -> None:
+        self._values: weakref.WeakKeyDictionary[object, OrderedDict[Hashable, Facts]] = weakref.WeakKeyDictionary()
+        self._lock = threading.Lock()
+
+    def get(self, forward_func: Callable[..., Any], kind: Hashable) -> Facts | None:
+        """Returns the value for inputs of this kind, or None."""
+        with self._lock, contextlib.suppress(TypeError, KeyError):
+            kinds = self._values[_holder(forward_func)]
+            kinds.move_to_end(kind)
+            return kinds[kind]
+        return None
+
+    def put(self, forward_func: Callable[..., Any], kind: Hashable, value: Facts) -> None:
+        """Keeps a value, unless the function cannot be hashed or weakly referenced."""
+        with self._lock, contextlib.suppress(TypeError):
+            kinds = self._values.setdefault(_holder(forward_func), OrderedDict())
+            kinds[kind] = value
+            kinds.move_to_end(kind)
+            if len(kinds) > _MOST_KINDS:
+                kinds.popitem(last=False)
+
+
+remembered = _Remembered()
 
 
 def key_of(evaluator: ForwardFunction, kind: Hashable) -> Hashable:
@@ -120,11 +160,11 @@ def discover(evaluator: ForwardFunction) -> tuple[Facts, Any]:
         OutputError, OutputTypeError: the output cannot be attributed.
     """
     why_whole = evaluator.why_whole_steps()
-    is_compiled = compiled(evaluator.forward_func)
+    compiled = why_compiled(evaluator.forward_func)
     watch = ConvolutionWatch()
     output = None
     try:  # random draws are those of a call without this evaluation
-        with random_state_kept(evaluator.inputs.device), nullcontext() if is_compiled else watch:
+        with random_state_kept(evaluator.inputs.device), nullcontext() if compiled else watch:
             output = evaluator.own_output()
     except Exception as error:
         if why_whole and not is_out_of_memory(error) and not isinstance(error, IgfastError):
@@ -134,10 +174,10 @@ def discover(evaluator: ForwardFunction) -> tuple[Facts, Any]:
         free_memory(evaluator.inputs.device)
     evaluator.explains_integers = False
     if output is None:
-        return Facts(why_whole, gains_channels_last=watch.gains, compiled=is_compiled), None
+        return Facts(why_whole, gains_channels_last=watch.gains, why_compiled=compiled), None
     if why_whole:
         evaluator.n_entries(output)
-        return Facts(why_whole, compiled=is_compiled), output
+        return Facts(why_whole, why_compiled=compiled), output
     output = _dimension_restored(evaluator, output)
     if isinstance(output, Tensor):
         evaluator.output_dim = output.dim()
@@ -145,7 +185,7 @@ def discover(evaluator: ForwardFunction) -> tuple[Facts, Any]:
         evaluator.output_dim = tuple(value.dim() for value in output)
     why_whole = evaluator.why_output_is_joint(output)
     gains = watch.gains and not why_whole and _takes_channels_last(evaluator, output)
-    return Facts(why_whole, evaluator.output_dim, gains, compiled=is_compiled), output
+    return Facts(why_whole, evaluator.output_dim, gains, why_compiled=compiled), output
 
 
 def plain_bytes(evaluator: ForwardFunction, limit: int) -> int:
@@ -192,24 +232,6 @@ def _takes_channels_last(evaluator: ForwardFunction, output: Any) -> bool:
     own = evaluator.comparable(output)
     # Kernels for another layout may round float32 to 10 bits in an order of their own.
     return distance(other, own) <= max(rounding((own, *images)), 5e-2 if own.is_cuda and rounds_to_tf32() else 0.0)
-
-
-def rounds_to_tf32() -> bool:
-    """Returns whether cuDNN may compute float32 convolutions in TF32, whichever of PyTorch's settings says so."""
-    backends: Any = torch.backends
-    return _is_tf32(backends.cudnn.conv, backends.cudnn, backends)
-
-
-def multiplies_in_tf32() -> bool:
-    """Returns whether cuBLAS may compute float32 matrix products in TF32, whichever of PyTorch's settings says so."""
-    backends: Any = torch.backends
-    return _is_tf32(backends.cuda.matmul, backends)
-
-
-def _is_tf32(*settings: Any) -> bool:
-    """Returns whether the first setting that was made says so; `allow_tf32` raises where a user made another one."""
-    levels = (getattr(one, "fp32_precision", "none") for one in settings)
-    return next((level for level in levels if level != "none"), "ieee") == "tf32"
 
 
 def _dimension_restored(evaluator: ForwardFunction, output: Any) -> Any:

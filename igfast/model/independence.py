@@ -54,3 +54,21 @@ def rounding(tensors: Iterable[Any]) -> float:
 def is_autocast(device_type: str) -> bool:
     """Returns whether autocast is on for devices of a type."""
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
+def rounds_to_tf32() -> bool:
+    """Returns whether cuDNN may compute float32 convolutions in TF32, whichever of PyTorch's settings says so."""
+    backends: Any = torch.backends
+    return _is_tf32(backends.cudnn.conv, backends.cudnn, backends)
+
+
+def multiplies_in_tf32() -> bool:
+    """Returns whether cuBLAS may compute float32 matrix products in TF32, whichever of PyTorch's settings says so."""
+    backends: Any = torch.backends
+    return _is_tf32(backends.cuda.matmul, backends)
+
+
+def _is_tf32(*settings: Any) -> bool:
+    """Returns whether the first setting that was made says so; `allow_tf32` raises where a user made another one."""
+    levels = (getattr(one, "fp32_precision", "none") for one in settings)
+    return next((level for level in levels if level != "none"), "ieee") == "tf32"

@@ -85,7 +85,7 @@ def device_of(forward_func: Callable[..., Any]) -> torch.device | None:
     return next((weight.device for weight in weights_behind(forward_func) if not weight.is_meta), None)
 
 
-def compiled(forward_func: Callable[..., Any]) -> str:
+def why_compiled(forward_func: Callable[..., Any]) -> str:
     """Returns which part of a forward function torch.compile compiled, as a sentence; empty if none."""
     if _is_compiled(forward_func):
         return "forward_func is compiled (torch.compile)"

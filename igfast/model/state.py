@@ -1,59 +1,17 @@
-"""Restores the buffers of the user's model, and keeps facts about models between calls."""
+"""Restores the buffers of the user's model."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import threading
-import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
-from igfast.model.modules import lasting, module_of, parts_behind
-
-_Value = TypeVar("_Value")
-_MOST_KINDS = 64
-
-
-def _holder(forward_func: Callable[..., Any]) -> Any:
-    """Returns what facts are kept with: a partial call, as its arguments belong to it; else module or function."""
-    if isinstance(forward_func, functools.partial):
-        return forward_func
-    return lasting(module_of(forward_func)) or forward_func
-
-
-class Remembered(Generic[_Value]):
-    """Keeps what calls found out about a model for later calls with inputs of the same kind, while the model lives.
-
-    Safe to share between threads. For each model, the last `_MOST_KINDS` kinds of inputs are kept.
-    """
-
-    def __init__(self) -> None:
-        self._values: weakref.WeakKeyDictionary[object, OrderedDict[Hashable, _Value]] = weakref.WeakKeyDictionary()
-        self._lock = threading.Lock()
-
-    def get(self, forward_func: Callable[..., Any], kind: Hashable) -> _Value | None:
-        """Returns the value for inputs of this kind, or None."""
-        with self._lock, contextlib.suppress(TypeError, KeyError):
-            kinds = self._values[_holder(forward_func)]
-            kinds.move_to_end(kind)
-            return kinds[kind]
-        return None
-
-    def put(self, forward_func: Callable[..., Any], kind: Hashable, value: _Value) -> None:
-        """Keeps a value, unless the function cannot be hashed or weakly referenced."""
-        with self._lock, contextlib.suppress(TypeError):
-            kinds = self._values.setdefault(_holder(forward_func), OrderedDict())
-            kinds[kind] = value
-            kinds.move_to_end(kind)
-            if len(kinds) > _MOST_KINDS:
-                kinds.popitem(last=False)
+from igfast.model.modules import parts_behind
 
 
 @dataclass

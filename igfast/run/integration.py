@@ -241,7 +241,7 @@ class Run:
         )
         if lean is False:
             return execution("lean=False"), facts
-        because = (facts.not_lean if lean == "auto" else "") or why_not_lean() or facts.compiled
+        because = (facts.not_lean if lean == "auto" else "") or why_not_lean() or facts.why_compiled
         if not because and lean == "auto" and not facts.why_whole and self._may_be_small(n_steps):
             known = facts.plain_bytes
             kept = plain_bytes(self.evaluator, _SMALL_BYTES) if known is None else known

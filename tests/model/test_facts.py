@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 import igfast
-from igfast.model import facts
 from igfast.model.tap import LayerTap
 from igfast.run import integration
 
@@ -50,7 +49,7 @@ def set_of_all(backends):
 )
 def test_rounding_of_convolutions(precisions, change, wanted):
     change(precisions)
-    assert facts.rounds_to_tf32() is wanted
+    assert independence.rounds_to_tf32() is wanted
 
 
 def network():

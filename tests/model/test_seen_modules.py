@@ -11,7 +11,7 @@ from torch import nn
 
 import igfast
 from igfast.model.facts import _key_of_part
-from igfast.model.modules import compiled, modules_behind, parts_behind, weights_behind
+from igfast.model.modules import modules_behind, parts_behind, weights_behind, why_compiled
 from tests.oracle import relative_difference
 
 X = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -221,7 +221,7 @@ def test_compiled_code_is_left_as_it_was_found(way, whole):
     else:
         code = torch.compile(net, backend=backend, fullgraph=whole)
         function = (lambda x: code(x) * 1.0) if way == "function" else Holder([code])
-    assert "compiled" in compiled(function)
+    assert "compiled" in why_compiled(function)
     x = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
         function(x)
