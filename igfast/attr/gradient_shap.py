@@ -278,7 +278,7 @@ class NeuronGradientShap(captum.attr.NeuronGradientShap, metaclass=StandsIn):
         Raises:
             What `igfast.NeuronIntegratedGradients.attribute` and Captum's `NoiseTunnel` raise.
         """
-        copied_from = (inputs, additional_forward_args)
-        sampled = OfNeuron(self._explainer(), copied_from, neuron_selector, attribute_to_neuron_input)
+        source = (inputs, additional_forward_args)
+        sampled = OfNeuron(self._explainer(), source, neuron_selector, attribute_to_neuron_input)
         options = {"additional_forward_args": additional_forward_args}
         return through_tunnel(sampled, inputs, baselines, n_samples, stdevs, **options)

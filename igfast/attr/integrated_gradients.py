@@ -294,21 +294,14 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains, metaclass=S
         return run.results_of_targets(found, return_report)
 
     def _attributed_with(
-        self,
-        quadrature: Quadrature,
-        inputs: Any,
-        baselines: Any,
-        target: Any,
-        args: Any,
-        with_delta: bool,
-        copied_from: tuple[Any, Any],
+        self, quadrature: Quadrature, inputs: Any, baselines: Any, target: Any, args: Any, with_delta: bool, source: Any
     ) -> tuple[Any, Tensor | None]:
         """Returns attributions and delta of a call that integrates in a way of its own.
 
-        `copied_from` has the inputs and further arguments of the caller's own call, where the inputs are noisy copies.
+        `source` has the inputs and further arguments of the caller's own call, where the inputs are noisy copies.
         """
         asked = (inputs, baselines, (parse_target(target),), args, quadrature, None, with_delta)
-        return self._attributed(*asked, copied_from)[1][0]
+        return self._attributed(*asked, source)[1][0]
 
     def _attributed(
         self,
@@ -319,7 +312,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains, metaclass=S
         quadrature: Quadrature,
         size: int | None,
         with_delta: bool,
-        copied_from: tuple[Any, Any] | None = None,
+        source: tuple[Any, Any] | None = None,
     ) -> tuple[Run, list[tuple[Any, Tensor | None]]]:
         """Returns the run, and for each target the attributions in the form of the inputs, and the delta if asked."""
         multiplies = self.multiplies_by_inputs and not quadrature.multiplies_itself
@@ -328,9 +321,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains, metaclass=S
             parsed, several = parsed_for(self.forward_func, inputs, baselines)
             with self._options.memory(parsed.device) as memory:
                 evaluator = with_targets(self._evaluator(parsed, additional_forward_args), targets)
-                own_call = None
-                if copied_from is not None:
-                    own_call = self._evaluator(parse_inputs(copied_from[0], None), copied_from[1])
+                own_call = self._evaluator(parse_inputs(source[0], None), source[1]) if source else None
                 run = Run(evaluator, self._options, memory, size, "inputs", several=several, own_call=own_call)
                 sums = by_target(run.integrate(quadrature), len(evaluator.inputs.x))
                 ends = run.ends() if with_delta else [None] * len(sums)

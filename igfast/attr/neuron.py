@@ -129,14 +129,14 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains,
         at_input: bool,
         size: int | None = None,
         return_report: bool = False,
-        copied_from: tuple[Any, Any] | None = None,
+        source: tuple[Any, Any] | None = None,
     ) -> Any:
-        """Returns what `attribute` returns, for a call that integrates in its own way; `copied_from` as in `_run`."""
+        """Returns what `attribute` returns, for a call that integrates in its own way; `source` as in `_run`."""
         multiplies = self.multiplies_by_inputs and not quadrature.multiplies_itself
         with_graph = multiplies and takes_graph(inputs, baselines)
         with (
             undisturbed(self.forward_func),
-            self._run(inputs, selector, baselines, args, at_input, size, copied_from) as run,
+            self._run(inputs, selector, baselines, args, at_input, size, source) as run,
         ):
             sums = run.integrate(quadrature)
             attributions = scale(run.evaluator, sums, multiplies and not with_graph)
@@ -167,11 +167,11 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains,
         args: Any,
         at_input: bool,
         size: int | None,
-        copied_from: tuple[Any, Any] | None = None,
+        source: tuple[Any, Any] | None = None,
     ) -> Iterator[Run]:
         """Gives the run of a call, whose layer is hooked during the block.
 
-        `copied_from` has the inputs and further arguments of the caller's own call, if the inputs are noisy copies.
+        `source` has the inputs and further arguments of the caller's own call, if the inputs are noisy copies.
         """
         device_ids = self.device_ids or getattr(self.forward_func, "device_ids", None)
         parsed, several = parsed_for(self.forward_func, inputs, baselines)
@@ -188,6 +188,6 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains,
             # Facts must not keep a layer alive. Functions that select cannot be told apart.
             kind = None if callable(selector) else (number_of(self.layer), at_input, str(parse_selector(selector)))
             own_call = None
-            if copied_from is not None:
-                own_call = replace(evaluator, inputs=parse_inputs(copied_from[0], None), args=as_tuple(copied_from[1]))
+            if source is not None:
+                own_call = replace(evaluator, inputs=parse_inputs(source[0], None), args=as_tuple(source[1]))
             yield Run(evaluator, self._options, memory, size, kind, (self.layer,), several, own_call)

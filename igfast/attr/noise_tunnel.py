@@ -53,22 +53,22 @@ def through_tunnel(
 class _Sampled(captum.attr.GradientAttribution):
     """Attributes noisy examples at one random point each, as `NoiseTunnel` asks for it.
 
-    `copied_from` has the inputs and the further arguments of the caller's own call.
+    `source` has the inputs and the further arguments of the caller's own call.
     """
 
-    def __init__(self, explainer: Any, copied_from: tuple[Any, Any]) -> None:
+    def __init__(self, explainer: Any, source: tuple[Any, Any]) -> None:
         super().__init__(explainer.forward_func)
-        self.explainer, self.copied_from = explainer, copied_from
+        self.explainer, self.source = explainer, source
 
     def points_of(self, inputs: Any) -> SampledPoints:
         """Returns a random point for each noisy example, drawn and rounded as Captum's."""
-        first, original = as_tuple(inputs)[0], as_tuple(self.copied_from[0])[0]
+        first, original = as_tuple(inputs)[0], as_tuple(self.source[0])[0]
         drawn = torch.tensor(np.random.uniform(0.0, 1.0, len(first)), dtype=first.dtype, device=first.device)
         return SampledPoints(drawn.double(), len(first) // max(1, len(original)))
 
-    def copied_from_as(self, inputs: Any) -> tuple[Any, Any]:
+    def source_as(self, inputs: Any) -> tuple[Any, Any]:
         """Returns the caller's own call with inputs of the noisy examples' dtypes: noise may make them wider."""
-        original, args = self.copied_from
+        original, args = self.source
         cast = tuple(x.to(noisy.dtype) for x, noisy in zip(as_tuple(original), as_tuple(inputs), strict=True))
         return cast if isinstance(original, tuple) else cast[0], args
 
@@ -100,7 +100,7 @@ class OfInputs(_Sampled):
         asked = (inputs, start, target, additional_forward_args)
         points = self.points_of(inputs)
         attributions, delta = self.explainer._attributed_with(
-            points, *asked, return_convergence_delta, self.copied_from_as(inputs)
+            points, *asked, return_convergence_delta, self.source_as(inputs)
         )
         return attributions if delta is None else (attributions, delta)
 
@@ -108,8 +108,8 @@ class OfInputs(_Sampled):
 class OfNeuron(_Sampled):
     """Attributes a neuron to the inputs."""
 
-    def __init__(self, explainer: Any, copied_from: tuple[Any, Any], selector: Selector, at_input: bool) -> None:
-        super().__init__(explainer, copied_from)
+    def __init__(self, explainer: Any, source: tuple[Any, Any], selector: Selector, at_input: bool) -> None:
+        super().__init__(explainer, source)
         self.selector, self.at_input = selector, at_input
 
     def has_convergence_delta(self) -> bool:
@@ -122,7 +122,7 @@ class OfNeuron(_Sampled):
         start = _single(inputs, baselines)
         inputs = in_dtype_of_baselines(inputs, start, self.explainer.forward_func)
         asked = (inputs, self.selector, start, additional_forward_args, self.at_input)
-        return self.explainer._attributed_with(self.points_of(inputs), *asked, copied_from=self.copied_from_as(inputs))
+        return self.explainer._attributed_with(self.points_of(inputs), *asked, source=self.source_as(inputs))
 
 
 class OfLayer(_Sampled):

@@ -81,7 +81,7 @@ def floating_dtype(forward_func: Callable[..., Any]) -> torch.dtype | None:
 
 
 def device_of(forward_func: Callable[..., Any]) -> torch.device | None:
-    """Returns the device of the first weight that a function is seen to use, none on the meta device; None without one."""
+    """Returns the device of the first weight off the meta device that a function is seen to use; None without one."""
     return next((weight.device for weight in weights_behind(forward_func) if not weight.is_meta), None)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import igfast
+from igfast.model import independence
 from igfast.model.tap import LayerTap
 from igfast.run import integration
 
