@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-import captum.attr
-
 from igfast.attr import (
     GradientShap,
     IntegratedGradients,
@@ -20,16 +18,16 @@ from igfast.attr import (
 from igfast.attr.stands_in import in_captums_place
 from igfast.llm import LLMGradientAttribution
 
-# The keys are Captum's classes when igfast was imported, before any patch: the bases of igfast's.
-OURS: dict[type, type] = {
-    captum.attr.IntegratedGradients: IntegratedGradients,
-    captum.attr.LayerIntegratedGradients: LayerIntegratedGradients,
-    captum.attr.NeuronIntegratedGradients: NeuronIntegratedGradients,
-    captum.attr.GradientShap: GradientShap,
-    captum.attr.LayerGradientShap: LayerGradientShap,
-    captum.attr.NeuronGradientShap: NeuronGradientShap,
-    captum.attr.LLMGradientAttribution: LLMGradientAttribution,
-}
+_CLASSES: tuple[Any, ...] = (
+    IntegratedGradients,
+    LayerIntegratedGradients,
+    NeuronIntegratedGradients,
+    GradientShap,
+    LayerGradientShap,
+    NeuronGradientShap,
+    LLMGradientAttribution,
+)
+OURS: dict[type, type] = {ours.stands_for: ours for ours in _CLASSES}  # by Captum's classes as they were at import
 _CAPTUMS = {ours: theirs for theirs, ours in OURS.items()}
 _igfasts_own: set[tuple[str, str]] = set()  # (module, name) that referred to igfast's classes before the first patch
 
@@ -129,8 +127,7 @@ def patch_captum() -> CaptumPatch:
 def unpatch_captum() -> None:
     """Undoes every call of `patch_captum` that is in effect."""
     for patch in reversed(in_captums_place.copy()):
-        if isinstance(patch, CaptumPatch):
-            patch.undo()
+        patch.undo()
 
 
 def _subclasses(theirs: type) -> list[type]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from abc import ABCMeta
+from typing import TYPE_CHECKING
 
-in_captums_place: list[object] = []  # the patches of `igfast.patch_captum` that are in effect
+if TYPE_CHECKING:
+    from igfast.patching import CaptumPatch
+
+in_captums_place: list[CaptumPatch] = []  # the patches of `igfast.patch_captum` that are in effect
 
 
 class StandsIn(ABCMeta):
