@@ -10,7 +10,7 @@ import torch
 import typer
 
 import igfast
-from igfast.cli.folder import ALL_DONE, NOTHING_STARTED, SOME_FAILED, as_line, jobs_of, run_jobs
+from igfast.cli.folder import ALL_DONE, NOTHING_STARTED, SOME_FAILED, as_line, figures_of, jobs_of, run_jobs
 from igfast.cli.images import ENDINGS, image_request
 from igfast.cli.models import load_model, output_of, targets_of
 from igfast.errors import CommandError, MissingPackageError
@@ -137,7 +137,7 @@ def text(
             continue
         if as_json:
             words = [{"word": word, "score": score} for word, score in zip(tokens.words, tokens.scores, strict=True)]
-            print(as_line({"text": line, **_numbers(explanation), "words": words}), flush=True)
+            print(as_line({"text": line, **figures_of(explanation), "words": words}), flush=True)
         else:
             console.print(igfast.viz.text_terminal(tokens), "")
     return SOME_FAILED if n_failed else ALL_DONE
@@ -245,31 +245,14 @@ def demo(
     return ALL_DONE
 
 
-@app.command(epilog="Example: igfast run train.py --epochs 3", context_settings={"ignore_unknown_options": True})
-def run(
-    script: Annotated[str, typer.Argument(help="The script, or -m and a module.")],
-    arguments: Annotated[list[str] | None, typer.Argument(help="The script's own arguments.")] = None,
-) -> int:
+@app.command(epilog="Example: igfast run train.py --epochs 3")
+def run() -> None:  # for the list of commands: `igfast.cli.main` runs it
     """Run an unmodified script with igfast in Captum's place."""
-    from igfast.cli.run import run_command
-
-    return run_command([script, *(arguments or [])])
 
 
 @app.command(epilog="Example: igfast info")
-def info() -> int:
+def info() -> None:  # likewise
     """Print versions and how the kernels were built, for bug reports."""
-    from igfast.cli.versions import print_versions
-
-    return print_versions()
-
-
-def _numbers(explanation: igfast.Explanation) -> dict[str, Any]:
-    return {
-        "target": explanation.target,
-        "prediction": float(explanation.predictions[0]),
-        "delta": float(explanation.deltas[0]),
-    }
 
 
 def _write(path: Path, page: str) -> None:

@@ -210,14 +210,17 @@ def _check_source(job: Job, request: Mapping[str, Any]) -> None:
             raise CommandError(f"{job.result} is the result of {other}; choose another --out")
 
 
-def _said(explanation: Explanation, job: Job) -> dict[str, Any]:
+def figures_of(explanation: Explanation) -> dict[str, Any]:
+    """Returns the target, prediction and delta of the first example, for a line of JSON."""
     return {
         "target": explanation.target,
         "prediction": float(explanation.predictions[0]),
         "delta": float(explanation.deltas[0]),
-        "result": str(job.result),
-        "picture": str(job.picture),
     }
+
+
+def _said(explanation: Explanation, job: Job) -> dict[str, Any]:
+    return {**figures_of(explanation), "result": str(job.result), "picture": str(job.picture)}
 
 
 @contextmanager
