@@ -69,11 +69,11 @@ def bars(
     axes = figure.subplots()
     heights = [score for _, score in shown]
     axes.barh(range(len(shown)), heights, color=[GREEN if score > 0 else RED for score in heights], height=0.7)
-    axes.set_yticks(range(len(shown)), [label for label, _ in shown])
+    axes.set_yticks(range(len(shown)), [label for label, _ in shown], parse_math=False)
     axes.invert_yaxis()
     axes.axvline(0, color="0.3", linewidth=0.8)
     axes.set_xlabel("attribution: green speaks for the output, red against it", fontsize=9)
-    axes.set_title(_plain(title or ""), fontsize=11)
+    axes.set_title(title or "", fontsize=11, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -131,9 +131,9 @@ def series(
     rows = np.atleast_1d(figure.subplots(len(lines), 1, sharex=True))
     for axes, line, score, label in zip(rows, lines, scores, labels, strict=True):
         _draw_line(axes, line, score / most)
-        axes.set_ylabel(label, fontsize=9)
+        axes.set_ylabel(label, fontsize=9, parse_math=False)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(_plain((title or "") + left_out), fontsize=11)
+    figure.suptitle((title or "") + left_out, fontsize=11, parse_math=False)
     return figure
 
 
@@ -154,15 +154,10 @@ def _labels(names: Sequence[str] | None, values: Any, n: int) -> list[str]:
     """Returns a label for each of n features: the name, and the value where values are given."""
     if names is not None and len(names) != n:
         raise ArgumentError(f"there are {len(names)} names for {n} attributions")
-    labels = [_plain(name) for name in names] if names is not None else [str(i) for i in range(n)]
+    labels = list(names) if names is not None else [str(i) for i in range(n)]
     if values is None:
         return labels
     numbers = as_array(values, "values")
     if numbers.shape != (n,):
         raise ArgumentError(f"values must have shape {(n,)}; got {numbers.shape}")
     return [f"{label} = {number:.4g}" for label, number in zip(labels, numbers, strict=True)]
-
-
-def _plain(text: str) -> str:
-    """Returns a text that matplotlib shows as it is, and does not read as mathematics."""
-    return text.replace("$", r"\$")

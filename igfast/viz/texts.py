@@ -1,4 +1,4 @@
-"""Pictures of attributions to tokens: HTML and the terminal."""
+"""Pictures of attributions to tokens: HTML, the terminal and figures."""
 
 from __future__ import annotations
 
