@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from igfast.diagnosis import axioms, output
+from igfast.diagnosis import axioms, preconditions
 from igfast.diagnosis.completeness import along_path, check_completeness, check_saturation
 from igfast.diagnosis.result import Diagnosis, Finding
 from igfast.diagnosis.subject import Subject
@@ -77,10 +77,18 @@ def diagnose(
 
 def _diagnosed(subject: Subject, n_steps: int, max_steps: int) -> Diagnosis:
     out = subject.output(subject.inputs)
-    findings = [output.check_output(subject, out), output.check_mode(subject, out), output.check_integers(subject)]
+    findings = [
+        preconditions.check_output(subject, out),
+        preconditions.check_mode(subject, out),
+        preconditions.check_integers(subject),
+    ]
     if any(finding.verdict == "bad" for finding in findings) or not isinstance(out, Tensor):
         return Diagnosis(tuple(findings))
-    findings += [output.check_scale(out), output.check_rows(subject, out), output.check_gradient(subject)]
+    findings += [
+        preconditions.check_scale(out),
+        preconditions.check_rows(subject, out),
+        preconditions.check_gradient(subject),
+    ]
     if findings[-1].verdict == "bad":
         return Diagnosis(tuple(findings))
     findings.append(check_completeness(subject, n_steps, max_steps))

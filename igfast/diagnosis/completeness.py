@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from igfast.diagnosis.result import Finding
-from igfast.diagnosis.subject import Subject
+from igfast.diagnosis.subject import PLACES, Subject
 from igfast.explanation.explain import flattened
 from igfast.run.attributions import convergence_delta
 
 _SHARE = 0.05  # of the change of F that the delta may be, as the authors' how-to has it
 _SATURATED = 0.8  # of the change of F, within the first fifth of the path
-_PLACES = 21
 _ROUNDING = 16 * torch.finfo(torch.float32).eps  # of the largest F: a smaller change is none
 
 
@@ -44,14 +43,13 @@ def check_completeness(subject: Subject, n_steps: int, max_steps: int) -> Findin
 def along_path(subject: Subject) -> tuple[list[float], list[float], list[float]]:
     """Returns places on the path of the first example, F there, and the norm of the gradient there."""
     one = subject.first()
-    alphas = torch.linspace(0, 1, _PLACES).tolist()
     values, norms = [], []
-    for alpha in alphas:
+    for alpha in PLACES:
         found = one.gradients(alpha)
         if found is not None:  # as `check_gradient` has made sure
             values.append(found[0])
             norms.append(math.hypot(*found[1]))
-    return alphas, values, norms
+    return PLACES, values, norms
 
 
 def check_saturation(values: list[float]) -> Finding:

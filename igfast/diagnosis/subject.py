@@ -18,6 +18,9 @@ from igfast.request.inputs import as_tuple, describe, one_for_each
 from igfast.request.model_inputs import parse_model_inputs
 from igfast.request.target import parse_target
 
+PLACES: list[float] = torch.linspace(0, 1, 21).tolist()
+"""Places on the path, at which F and its gradient are looked at."""
+
 
 @dataclass(frozen=True)
 class Subject:

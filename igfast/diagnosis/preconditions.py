@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from igfast.diagnosis.result import Finding
-from igfast.diagnosis.subject import Subject
+from igfast.diagnosis.subject import PLACES, Subject
 from igfast.errors import IgfastError
 from igfast.model.independence import distance
 from igfast.model.modules import parts_behind
 from igfast.model.probabilities import are_probabilities
 
-_PLACES = torch.linspace(0, 1, 21).tolist()  # of the path, where the gradient is zero at the usual two
 _SAME = 1e-3  # of the largest output: rounding is below, dependence of rows above
 
 
@@ -155,7 +154,7 @@ def check_gradient(subject: Subject) -> Finding:
     dead = [index for index in range(len(subject.inputs)) if not any(norm[index] for norm in norms)]
     figures = {f"inputs[{i}]": norm for i, norm in enumerate(norms[0])}
     if dead:
-        elsewhere = [found[1] for alpha in _PLACES if (found := subject.gradients(alpha)) is not None]
+        elsewhere = [found[1] for alpha in PLACES if (found := subject.gradients(alpha)) is not None]
         if all(any(norm[index] for norm in elsewhere) for index in dead):
             text = f"The gradient to inputs[{dead[0]}] is zero at the input and half-way, and not all along the path."
             return Finding("gradient", "look", text, figures)
