@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from igfast.errors import ArgumentError, ArgumentTypeError
+from igfast.errors import ArgumentError, ArgumentTypeError, OutputError, OutputTypeError
 from igfast.model.forward import copied
-from igfast.model.probabilities import class_probabilities
+from igfast.model.probabilities import are_in_unit_interval, are_probabilities
 from igfast.model.state import buffers_restored
 from igfast.request.inputs import as_tuple, describe
 
@@ -99,7 +99,7 @@ def check_baseline(
             raise ArgumentTypeError(f"baseline must be a tensor or a tuple of tensors; got {describe(one)}")
     with torch.no_grad(), buffers_restored(model):
         values = model(*map(copied, (*given, *as_tuple(additional_forward_args))))
-    each = class_probabilities(values, output, len(given[0]))
+    each = _class_probabilities(values, output, len(given[0]))
     n_classes = each.shape[1]
     if default_class is not None and not 0 <= default_class < n_classes:
         raise ArgumentError(f"default_class must be one of the {n_classes} classes; got {default_class}")
@@ -131,3 +131,35 @@ def _judged(mean: Tensor, default_class: int | None) -> tuple[str, str]:
         f"The model sees class {leading} in the baseline, so attributions explain what the input has beyond that."
         f"{missing} Try another baseline, or pass default_class={leading} if that class stands for absence."
     )
+
+
+def _class_probabilities(output: Any, kind: str, batch: int) -> Tensor:
+    """Returns a classifier's output as probabilities, (batch, classes) float64: as they are, or the softmax of logits.
+
+    One number for each example becomes two classes, by itself if all are in [0, 1], or else by the logistic function.
+    The output of a single example may lack the dimension of examples, as after `squeeze()`.
+
+    `kind` is "probabilities", "logits", or "auto", which guesses. Raises OutputTypeError, OutputError, ArgumentError.
+    """
+    if kind not in ("auto", "probabilities", "logits"):
+        raise ArgumentError(f'output must be "auto", "probabilities" or "logits"; got {kind!r}')
+    if not isinstance(output, Tensor):
+        raise OutputTypeError(f"the model must return a tensor; got {describe(output)}")
+    if output.dim() not in (1, 2) or output.numel() == 0:
+        raise OutputError(f"the model must return one number for each class, (batch, classes); got {describe(output)}")
+    if output.dim() == 1 and len(output) != batch:
+        if batch != 1:
+            raise OutputError(
+                f"the model must return one entry for each of the {batch} examples; got {describe(output)}"
+            )
+        output = output.unsqueeze(0)
+    values: Tensor = output.detach().double()
+    if not torch.isfinite(values).all():
+        raise OutputError("the model's output for the baseline holds NaN or infinite numbers")
+    if values.dim() == 1 or values.shape[1] == 1:
+        values = values.reshape(-1, 1)
+        is_probability = kind == "probabilities" or (kind == "auto" and are_in_unit_interval(values))
+        one = values if is_probability else values.sigmoid()
+        return torch.cat([1 - one, one], dim=1)
+    is_probability = kind == "probabilities" or (kind == "auto" and are_probabilities(output))
+    return values if is_probability else values.softmax(dim=1)

@@ -172,7 +172,6 @@ def discover(evaluator: ForwardFunction) -> tuple[Facts, Any]:
         if not is_out_of_memory(error):
             raise
         free_memory(evaluator.inputs.device)
-    evaluator.explains_integers = False
     if output is None:
         return Facts(why_whole, gains_channels_last=watch.gains, why_compiled=compiled), None
     if why_whole:

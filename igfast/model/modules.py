@@ -1,4 +1,4 @@
-"""Finds the modules that a forward function uses, their dtype, and whether torch.compile compiled any of them."""
+"""Finds the modules that a forward function uses, their weights, and whether torch.compile compiled any of them."""
 
 from __future__ import annotations
 
@@ -174,3 +174,19 @@ def _held_by(value: Any) -> list[Any]:
 
 def _is_compiled(function: Any) -> bool:
     return hasattr(function, "_torchdynamo_orig_callable")
+
+
+def weight_bytes(module: nn.Module | None, device: torch.device) -> int:
+    """Returns the bytes of the weights on a device that each chunk reads whole: all but embedding tables."""
+    parts = module.modules() if module is not None else ()
+    layers = [part for part in parts if not _is_table(part)]
+    weights = {weight for layer in layers for weight in layer.parameters(recurse=False)}  # a set: layers share some
+    read = (weight for weight in weights if not nn.parameter.is_lazy(weight) and weight.device == device)
+    return sum(weight.numel() * weight.element_size() for weight in read)
+
+
+def _is_table(module: nn.Module) -> bool:
+    """Returns whether a module reads only parts of its weights; scripted modules know their original class by name."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return module.original_name in ("Embedding", "EmbeddingBag")
+    return isinstance(module, (nn.Embedding, nn.EmbeddingBag))

@@ -40,9 +40,3 @@ def accumulate_(acc: Tensor, grads: Tensor, example: Tensor, weight: Tensor, fin
 def scale_(acc: Tensor, x: Tensor, baseline: Tensor) -> None:
     """Does what `igfast.ops.scale_` does."""
     acc.mul_(x.to(acc.dtype) - baseline.to(acc.dtype))
-
-
-def sum_examples(acc: Tensor) -> Tensor:
-    """Returns each example's sum over all features, (batch,), in double precision."""
-    wide = torch.complex128 if acc.is_complex() else torch.float64
-    return acc.unsqueeze(-1).flatten(1).sum(dim=1, dtype=wide)

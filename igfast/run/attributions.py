@@ -63,10 +63,16 @@ def convergence_delta(attributions: tuple[Tensor, ...], at_input: Tensor, at_bas
     dtype = attributions[0].dtype
     for attribution in attributions[1:]:
         dtype = torch.promote_types(dtype, attribution.dtype)
-    sums = [ops.reference.sum_examples(attribution) for attribution in attributions]
+    sums = [_sums_of_examples(attribution) for attribution in attributions]
     device = sums[0].device
     change = at_input.to(device, torch.float64) - at_baseline.to(device, torch.float64)
     if all(of_rows.shape == change.shape for of_rows in sums):
         return (torch.stack(sums).sum(dim=0) - change).to(dtype)
     total = torch.stack([of_rows.sum() for of_rows in sums]).sum()
     return (total - change.sum()).reshape(1).to(dtype)
+
+
+def _sums_of_examples(attribution: Tensor) -> Tensor:
+    """Returns each example's sum over all features, (batch,), in double precision."""
+    wide = torch.complex128 if attribution.is_complex() else torch.float64
+    return attribution.unsqueeze(-1).flatten(1).sum(dim=1, dtype=wide)

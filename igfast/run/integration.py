@@ -24,8 +24,7 @@ from igfast.model.facts import Facts, discover, key_of, plain_bytes, remembered
 from igfast.model.forward import ForwardFunction
 from igfast.model.guard import Guard
 from igfast.model.independence import RowsDependError
-from igfast.model.modules import module_of, weights_behind
-from igfast.model.weights import weight_bytes
+from igfast.model.modules import module_of, weight_bytes, weights_behind
 from igfast.ops._load import kernels_for
 from igfast.request.inputs import warn_if_not_finite
 from igfast.request.options import Options
@@ -206,7 +205,7 @@ class Run:
                 if facts.gains_channels_last:
                     self._notes.append("channels-last path points, without memory to compare their outputs")
                     warn(f"the inputs do not fit in one forward pass, so igfast uses {self._notes[-1]}")
-        evaluator.explains_integers = False
+        evaluator.explains_integers = self._own_call.explains_integers = False
         return facts
 
     @property

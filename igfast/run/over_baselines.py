@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -77,8 +77,8 @@ class OverBaselines:
     rule: Rule
     several: Baselines
     multiplied: bool
-    in_steps: bool = field(default=True, init=False)
-    multiplies_itself: bool = field(default=True, init=False)
+    in_steps = True
+    multiplies_itself = True
 
     @property
     def n_steps(self) -> int:

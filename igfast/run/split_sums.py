@@ -32,6 +32,11 @@ class Placed:
     following: Tensor
     weights: Tensor
 
+    def part(self, rows: slice) -> Placed:
+        """Returns where some of the rows belong."""
+        slots, alphas, weights = self.slots[rows], self.alphas[rows], self.weights[rows]
+        return Placed(slots, alphas, self.places[rows], self.following[rows], weights)
+
 
 @dataclass(frozen=True)
 class Measured:

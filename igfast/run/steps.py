@@ -32,7 +32,7 @@ class Quadrature(Protocol):
 
     @property
     def in_steps(self) -> bool:
-        """Whether all examples have the same steps, so that a chunk of whole steps is several calls stacked."""
+        """Whether rows come step after step, each with the examples in the caller's order."""
 
     @property
     def multiplies_itself(self) -> bool:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from igfast.model.weights import weight_bytes
+from igfast.model.modules import weight_bytes
 
 CPU = torch.device("cpu")
 
