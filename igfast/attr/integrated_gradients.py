@@ -224,16 +224,17 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains, metaclass=S
         arguments = dict(locals())
         if why := self._why_captum():
             return left_to_captum(why, _CAPTUMS, arguments)
-        exact = (tolerance, max_steps, correct_completeness, self.multiplies_by_inputs, baselines)
+        precision = (tolerance, max_steps, correct_completeness, self.multiplies_by_inputs, baselines)
         asked = (inputs, baselines, (parse_target(target),), additional_forward_args)
-        quadrature = quadrature_of(method, n_steps, *exact, with_error=return_report)
+        quadrature = quadrature_of(method, n_steps, *precision, with_error=return_report)
         size = parse_internal_batch_size(internal_batch_size)
         own_delta = return_convergence_delta and has_own_delta(self, IntegratedGradients)
-        run, (found,) = self._attributed(*asked, quadrature, size, return_convergence_delta and not own_delta)
+        with_delta = return_convergence_delta and not own_delta
+        run, ((attributions, delta),) = self._attributed(*asked, quadrature, size, with_delta)
         if own_delta:
-            given = (as_tuple(found[0]), baselines, inputs, target, additional_forward_args)
-            found = found[0], self.compute_convergence_delta(*given)
-        return run.results(*found, return_report)
+            given = as_tuple(attributions)
+            delta = self.compute_convergence_delta(given, baselines, inputs, target, additional_forward_args)
+        return run.results(attributions, delta, return_report)
 
     @log_usage(part_of_slo=True)
     def attribute_targets(
@@ -286,9 +287,9 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains, metaclass=S
         """
         if why := self._why_captum():
             raise ArgumentError(f"attribute_targets is not Captum's, and calls are left to Captum: {why}")
-        exact = (tolerance, max_steps, correct_completeness, self.multiplies_by_inputs, baselines)
+        precision = (tolerance, max_steps, correct_completeness, self.multiplies_by_inputs, baselines)
         asked = (inputs, baselines, parse_targets(targets), additional_forward_args)
-        quadrature = quadrature_of(method, n_steps, *exact, with_error=return_report)
+        quadrature = quadrature_of(method, n_steps, *precision, with_error=return_report)
         size = parse_internal_batch_size(internal_batch_size)
         run, found = self._attributed(*asked, quadrature, size, return_convergence_delta)
         return run.results_of_targets(found, return_report)

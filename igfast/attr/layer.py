@@ -142,18 +142,18 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains, m
             if isinstance(baselines, AtLayer):
                 raise ArgumentError(f"{why}, so baselines must be inputs; got an AtLayer")
             return left_to_captum(why, _CAPTUMS, arguments)
-        exact = (tolerance, max_steps, correct_completeness, self.multiplies_by_inputs)
+        precision = (tolerance, max_steps, correct_completeness, self.multiplies_by_inputs)
         targets = (parse_target(target),)
         asked = (inputs, baselines, targets, additional_forward_args, attribute_to_layer_input, grad_kwargs)
-        quadrature = quadrature_of(method, n_steps, *exact, with_error=return_report)
+        quadrature = quadrature_of(method, n_steps, *precision, with_error=return_report)
         size = parse_internal_batch_size(internal_batch_size)
         own_delta = return_convergence_delta and has_own_delta(self, LayerIntegratedGradients)
         with_delta = return_convergence_delta and not own_delta
-        run, (found,) = self._attributed(*asked, size, quadrature=quadrature, with_delta=with_delta)
+        run, ((attributions, delta),) = self._attributed(*asked, size, quadrature=quadrature, with_delta=with_delta)
         if own_delta:
-            given = (tuple(flattened(found[0])), baselines, inputs, target, additional_forward_args)
-            found = found[0], self.compute_convergence_delta(*given)
-        return run.results(*found, return_report)
+            given = tuple(flattened(attributions))
+            delta = self.compute_convergence_delta(given, baselines, inputs, target, additional_forward_args)
+        return run.results(attributions, delta, return_report)
 
     @log_usage(part_of_slo=True)
     def attribute_targets(
@@ -209,10 +209,10 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains, m
         """
         if why := why_captums(self) or _why_graph(grad_kwargs):
             raise ArgumentError(f"attribute_targets is not Captum's, and calls are left to Captum: {why}")
-        exact = (tolerance, max_steps, correct_completeness, self.multiplies_by_inputs)
+        precision = (tolerance, max_steps, correct_completeness, self.multiplies_by_inputs)
         parsed = parse_targets(targets)
         asked = (inputs, baselines, parsed, additional_forward_args, attribute_to_layer_input, grad_kwargs)
-        quadrature = quadrature_of(method, n_steps, *exact, with_error=return_report)
+        quadrature = quadrature_of(method, n_steps, *precision, with_error=return_report)
         size = parse_internal_batch_size(internal_batch_size)
         run, found = self._attributed(*asked, size, quadrature=quadrature, with_delta=return_convergence_delta)
         return run.results_of_targets(found, return_report)

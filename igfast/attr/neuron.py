@@ -113,9 +113,9 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains,
 
         Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, eq. 1 and 3.
         """
-        exact = (tolerance, max_steps, correct_completeness, self.multiplies_by_inputs, baselines)
+        precision = (tolerance, max_steps, correct_completeness, self.multiplies_by_inputs, baselines)
         asked = (inputs, neuron_selector, baselines, additional_forward_args, attribute_to_neuron_input)
-        quadrature = quadrature_of(method, n_steps, *exact, with_error=return_report)
+        quadrature = quadrature_of(method, n_steps, *precision, with_error=return_report)
         size = parse_internal_batch_size(internal_batch_size)
         return self._attributed_with(quadrature, *asked, size, return_report)
 
