@@ -11,7 +11,7 @@
 namespace igfast {
 
 // Features of one work item: the accumulators stay in a 32 KB first-level cache while the rows stream past.
-constexpr int64_t kTile = 1024;
+constexpr int64_t kStretch = 1024;
 
 enum class DType : int32_t { kHalf, kBFloat16, kFloat, kDouble };
 
@@ -123,9 +123,10 @@ struct WinogradArgs {
 };
 
 // CPU: a launcher runs the work items [begin, end).
-inline int64_t n_tiles(int64_t n_features) { return (n_features + kTile - 1) / kTile; }
+inline int64_t n_stretches(int64_t n_features) { return (n_features + kStretch - 1) / kStretch; }
 
-// Work items are (row, tile) to interpolate, (example, tile) to scale and (part, tile) to accumulate, the tile fastest.
+// Work items are (row, stretch) to interpolate, (example, stretch) to scale, and (part, stretch) to accumulate. A
+// stretch has at most kStretch consecutive features, and is the fastest.
 // Part p of P has the examples from p * n_examples / P to (p + 1) * n_examples / P.
 void interpolate_cpu(const InterpolateArgs& args, int64_t begin, int64_t end);
 void scale_cpu(const ScaleArgs& args, int64_t begin, int64_t end);

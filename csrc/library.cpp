@@ -111,7 +111,7 @@ Tensor interpolate(const Tensor& given_x, const Tensor& given_baseline, const Te
   if (x.is_cuda()) {
     on_cuda<interpolate_cuda>(op, args, x.device());
   } else {
-    for_items(args.n_rows * n_tiles(n_features), out.numel(),
+    for_items(args.n_rows * n_stretches(n_features), out.numel(),
               [&](int64_t begin, int64_t end) { interpolate_cpu(args, begin, end); });
   }
   return out;
@@ -149,9 +149,9 @@ void accumulate_(const Tensor& acc, const Tensor& given_grads, const Tensor& exa
     args.links = links.mutable_data_ptr<int64_t>();
     on_cuda<accumulate_cuda>(op, args, acc.device());
   } else {
-    const int64_t tiles = n_tiles(args.n_features), n_threads = at::get_num_threads();
-    args.n_parts = tiles < n_threads ? std::min(n_threads, args.n_examples) : 1;
-    for_items(args.n_parts * tiles, grads.numel(),
+    const int64_t stretches = n_stretches(args.n_features), n_threads = at::get_num_threads();
+    args.n_parts = stretches < n_threads ? std::min(n_threads, args.n_examples) : 1;
+    for_items(args.n_parts * stretches, grads.numel(),
               [&](int64_t begin, int64_t end) { accumulate_cpu(args, begin, end); });
   }
 }
@@ -173,7 +173,7 @@ void scale_(const Tensor& acc, const Tensor& given_x, const Tensor& given_baseli
   if (acc.is_cuda()) {
     on_cuda<scale_cuda>(op, args, acc.device());
   } else {
-    for_items(args.n_examples * n_tiles(n_features), acc.numel(),
+    for_items(args.n_examples * n_stretches(n_features), acc.numel(),
               [&](int64_t begin, int64_t end) { scale_cpu(args, begin, end); });
   }
 }

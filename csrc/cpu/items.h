@@ -8,11 +8,11 @@ struct Item {
   int64_t n_features;
   int64_t row;
   int64_t first;  // the first of its features
-  int64_t n;      // number of its features, at most kTile
+  int64_t n;      // number of its features, at most kStretch
 
   IGFAST_INLINE Item(int64_t n_features, int64_t index)
-      : n_features(n_features), row(index / n_tiles(n_features)), first(index % n_tiles(n_features) * kTile) {
-    n = n_features - first < kTile ? n_features - first : kTile;
+      : n_features(n_features), row(index / n_stretches(n_features)), first(index % n_stretches(n_features) * kStretch) {
+    n = n_features - first < kStretch ? n_features - first : kStretch;
   }
 
   template <typename T>

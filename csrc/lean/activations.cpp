@@ -30,8 +30,8 @@ struct GateBackward final : Node {
 
   // `kept` is the result if PyTorch would save it, as for ReLUs and leaky ReLUs in place, and null if it saves another
   // tensor. PyTorch's gradient refuses to read a tensor that was written to since.
-  GateBackward(const GateArgs& args, const Tensor& input, const Tensor& bits, const Tensor* kept)
-      : args(args), shape(input) {
+  GateBackward(const GateArgs& args, const Tensor& result, const Tensor& bits, const Tensor* kept)
+      : args(args), shape(result) {
     save(bits);
     if (kept == nullptr) return;
     version = torch::autograd::impl::version_counter(*kept);
@@ -43,7 +43,8 @@ struct GateBackward final : Node {
                 "igfast: the result of an activation was written to before its gradient was taken");
     Tensor bits = unpack(0);
     Tensor to;
-    // The bits are in the input's memory order. A gradient in another order, such as an expanded one, is copied first.
+    // The bits are in the memory order of the result, which is the input's. A gradient in another order, such as an
+    // expanded one, is copied first.
     if (grad.strides() != IntArrayRef(shape.strides) || !grad.is_non_overlapping_and_dense()) {
       to = at::empty_strided(shape.sizes, shape.strides, shape.options);
       to.copy_(grad);
