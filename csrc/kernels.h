@@ -38,13 +38,14 @@ struct InterpolateArgs {
 struct AccumulateArgs {
   DType dtype;  // of grads; acc is float for half, bfloat16 and float, double for double
   int64_t n_rows, n_examples, n_features;
-  void* acc;               // [n_examples][n_features]
-  const void* grads;       // [n_rows][n_features]
-  const int64_t* example;  // [n_rows]
-  const double* weight;    // [n_rows]
-  uint8_t* finite;         // [n_rows] or null
-  int64_t n_parts;         // CPU: into how many parts the examples are split for threads
-  int64_t* links;          // CUDA: scratch, [n_examples + n_rows]
+  void* acc;                      // [n_examples][n_features]
+  const void* grads;              // [n_rows][n_features]
+  const int64_t* example;         // [n_rows]
+  const double* weight;           // [n_rows]
+  uint8_t* finite;                // [n_rows] or null
+  int64_t n_parts;                // CPU: into how many parts the examples are split for threads
+  int64_t* links;                 // CUDA: scratch, [n_examples + n_rows]
+  const int64_t *sorted, *order;  // CUDA: the examples, ascending, and their rows, [n_rows]; or both null, for few rows
 };
 
 // acc[e] *= x[e] - baseline[e]

@@ -11,7 +11,9 @@ struct Item {
   int64_t n;      // number of its features, at most kStretch
 
   IGFAST_INLINE Item(int64_t n_features, int64_t index)
-      : n_features(n_features), row(index / n_stretches(n_features)), first(index % n_stretches(n_features) * kStretch) {
+      : n_features(n_features),
+        row(index / n_stretches(n_features)),
+        first(index % n_stretches(n_features) * kStretch) {
     n = n_features - first < kStretch ? n_features - first : kStretch;
   }
 

@@ -9,7 +9,6 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <cassert>
 #include <cstring>
 #include <type_traits>
 #include <utility>
@@ -20,6 +19,7 @@ namespace igfast::cuda {
 
 constexpr int64_t kThreads = 256;  // of a block
 constexpr int64_t kVectorBytes = 16;
+constexpr int kRowsAtOnce = 4;  // that a thread loads before it uses the first, so that a row need not wait for its own
 
 template <typename T>
 constexpr int kLanes = static_cast<int>(kVectorBytes / sizeof(T));
@@ -86,6 +86,22 @@ __device__ inline void load(T (&lanes)[n], const T* from) {
   }
 }
 
+// Loads what no thread of the kernel writes: the compiler may load it before stores that come first.
+template <typename Word>
+__device__ inline Word constant(const Word* from) {
+  return __ldg(from);
+}
+
+template <int n, typename T>
+__device__ inline void load_constant(T (&lanes)[n], const T* from) {
+  using Word = typename WordOf<sizeof(lanes)>::type;
+  static_assert(sizeof(lanes) % sizeof(Word) == 0);
+  for (size_t i = 0; i < sizeof(lanes); i += sizeof(Word)) {
+    const Word word = constant(reinterpret_cast<const Word*>(reinterpret_cast<const char*>(from) + i));
+    memcpy(reinterpret_cast<char*>(lanes) + i, &word, sizeof(Word));
+  }
+}
+
 template <int n, typename T>
 __device__ inline void store(T* to, const T (&lanes)[n]) {
   using Word = typename WordOf<sizeof(lanes)>::type;
@@ -104,6 +120,26 @@ using Number = std::conditional_t<sizeof(T) == 2, uint16_t, uint32_t>;
 // Returns two neighbouring elements as one.
 __device__ inline __half2 pair_at(const __half* from) { return {from[0], from[1]}; }
 __device__ inline __nv_bfloat162 pair_at(const __nv_bfloat16* from) { return {from[0], from[1]}; }
+
+// Two neighbouring elements of 16 bits in the place where one of 32 bits is.
+template <typename T>
+using Pair = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
+
+// Returns the bits of two elements where their bytes of four, `at` and at + 1, are all ones, and zeros elsewhere.
+__device__ inline unsigned where(unsigned bytes, int at, unsigned pair) {
+  return pair & __byte_perm(bytes, 0, at == 0 ? 0x1100 : 0x3322);
+}
+
+template <typename T>
+__device__ inline unsigned sum_of_pairs(unsigned a, unsigned b) {
+  Pair<T> one, other;
+  memcpy(&one, &a, sizeof(a));
+  memcpy(&other, &b, sizeof(b));
+  const Pair<T> sum = __hadd2(one, other);
+  unsigned bits;
+  memcpy(&bits, &sum, sizeof(bits));
+  return bits;
+}
 
 // Copies the elements of a pair whose 16 bits are set in a mask.
 template <typename T>
@@ -134,10 +170,18 @@ template <int n, typename T>
 __device__ inline void load_baseline(T (&lanes)[n], const Baseline& baseline, int64_t example, int64_t first) {
   const auto* data = static_cast<const T*>(baseline.data);
   if (baseline.is_number) {
-    for (int k = 0; k < n; ++k) lanes[k] = *data;
+    T one[1];
+    load_constant(one, data);
+    for (int k = 0; k < n; ++k) lanes[k] = one[0];
   } else {
-    load(lanes, data + example * baseline.stride + first);
+    load_constant(lanes, data + example * baseline.stride + first);
   }
+}
+
+// Stops the device unless 0 <= index < size. An assert would call a function: it takes 26 registers of 74, and the
+// compiler loads nothing before it that comes after it.
+__device__ inline void check_index(int64_t index, int64_t size) {
+  if (static_cast<uint64_t>(index) >= static_cast<uint64_t>(size)) __trap();
 }
 
 inline bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % kVectorBytes == 0; }

@@ -10,9 +10,6 @@ namespace {
 template <typename T>
 using Point = std::conditional_t<sizeof(T) == sizeof(float), double, Math<T>>;
 
-// Rows whose example and alpha are loaded at once, so that a row need not wait for its own.
-constexpr int kRowsAtOnce = 4;
-
 template <typename T, int width>
 __global__ void __launch_bounds__(kThreads)
     interpolate_rows(const InterpolateArgs args, const int64_t n_stretches, const int64_t rows_each) {
@@ -20,6 +17,8 @@ __global__ void __launch_bounds__(kThreads)
   if (index >= n_stretches) return;
   const int64_t begin = static_cast<int64_t>(blockIdx.y) * rows_each;
   const int64_t end = begin + rows_each < args.n_rows ? begin + rows_each : args.n_rows;
+  const T* xs = static_cast<const T*>(args.x) + index * width;
+  T* to = static_cast<T*>(args.out) + begin * args.n_features + index * width;
   T x[width] = {}, b[width] = {};
   Point<T> baseline[width] = {}, difference[width] = {};
   int64_t loaded = -1;
@@ -28,27 +27,33 @@ __global__ void __launch_bounds__(kThreads)
     double alpha[kRowsAtOnce];
     for (int g = 0; g < kRowsAtOnce; ++g) {
       const int64_t r = first + g < end ? first + g : end - 1;
-      example[g] = args.example[r];
-      alpha[g] = args.alpha[r];
-      assert(example[g] >= 0 && example[g] < args.n_examples);
+      example[g] = constant(args.example + r);
+      alpha[g] = constant(args.alpha + r);
     }
-    for (int g = 0; g < kRowsAtOnce && first + g < end; ++g) {
+    for (int g = 0; g < kRowsAtOnce && first + g < end; ++g, to += args.n_features) {
       if (example[g] != loaded) {
-        load(x, static_cast<const T*>(args.x) + example[g] * args.n_features + index * width);
-        load_baseline(b, args.baseline, example[g], index * width);
+        loaded = example[g];
+        check_index(loaded, args.n_examples);
+        load_constant(x, xs + loaded * args.n_features);
+        load_baseline(b, args.baseline, loaded, index * width);
         for (int k = 0; k < width; ++k) {
           baseline[k] = static_cast<Point<T>>(widened(b[k]));
           difference[k] = static_cast<Point<T>>(widened(x[k])) - baseline[k];
         }
-        loaded = example[g];
       }
-      T out[width];
-      for (int k = 0; k < width; ++k) {
-        const Point<T> point = baseline[k] + static_cast<Point<T>>(alpha[g]) * difference[k];
-        // The path's ends are copied, so that they are exact even if the other end is infinite (0 * inf is NaN).
-        out[k] = alpha[g] == 0.0 ? b[k] : (alpha[g] == 1.0 ? x[k] : narrowed<T>(static_cast<Math<T>>(point)));
+      const auto by = static_cast<Point<T>>(alpha[g]);
+      // The path's ends are copied, so that they are exact even if the other end is infinite (0 * inf is NaN).
+      if (alpha[g] == 0.0) {
+        store(to, b);
+      } else if (alpha[g] == 1.0) {
+        store(to, x);
+      } else {
+        T out[width];
+        for (int k = 0; k < width; ++k) {
+          out[k] = narrowed<T>(static_cast<Math<T>>(baseline[k] + by * difference[k]));
+        }
+        store(to, out);
       }
-      store(static_cast<T*>(args.out) + (first + g) * args.n_features + index * width, out);
     }
   }
 }

@@ -128,6 +128,44 @@ __global__ void __launch_bounds__(kThreads) max_pool_squares(const Pool<Index> p
   store_largest(pool, place, values[0][0], winner);
 }
 
+// Sums the gradients of a cell's windows that the cell won, for elements of 16 bits: compares four winners at once, and
+// selects two gradients. The sum of two is rounded once, as if it were computed in float32; more are.
+template <int kernel, int stride, int a, int b, typename T, int windows, int width>
+__device__ void sum_of_winners(T (&out)[width], const T (&grads)[windows][windows][width],
+                               const uint8_t (&winners)[windows][windows][width]) {
+  // The windows that hold the cell, along each dimension: those before leave it out.
+  constexpr int first_i = windows - 1 - (kernel - 1 - a) / stride, first_j = windows - 1 - (kernel - 1 - b) / stride;
+  constexpr int n = (windows - first_i) * (windows - first_j);
+  for (int k = 0; k < width; k += 4) {
+    unsigned taken[n][2];
+    for (int m = 0; m < n; ++m) {
+      const int i = first_i + m / (windows - first_j), j = first_j + m % (windows - first_j);
+      const int number = (a + (windows - 1 - i) * stride) * kernel + b + (windows - 1 - j) * stride;
+      unsigned four, pairs[2];
+      memcpy(&four, winners[i][j] + k, sizeof(four));
+      memcpy(pairs, grads[i][j] + k, sizeof(pairs));
+      const unsigned won = __vcmpeq4(four, static_cast<unsigned>(number) * 0x01010101u);
+      for (int p = 0; p < 2; ++p) taken[m][p] = where(won, p, pairs[p]);
+    }
+    for (int p = 0; p < 2; ++p) {
+      unsigned sum = taken[0][p];
+      if constexpr (n == 2) {
+        sum = sum_of_pairs<T>(sum, taken[1][p]);
+      } else if constexpr (n > 2) {
+        T each[2];
+        float sums[2] = {0, 0};
+        for (int m = 0; m < n; ++m) {
+          memcpy(each, &taken[m][p], sizeof(each));
+          for (int e = 0; e < 2; ++e) sums[e] += widened(each[e]);
+        }
+        for (int e = 0; e < 2; ++e) each[e] = narrowed<T>(sums[e]);
+        memcpy(&sum, each, sizeof(sum));
+      }
+      memcpy(out + k + 2 * p, &sum, sizeof(sum));
+    }
+  }
+}
+
 // A thread has stride x stride cells of the padded input, which the same windows hold.
 template <typename T, typename Index, int width, int kernel, int stride>
 __global__ void __launch_bounds__(kThreads)
@@ -151,11 +189,15 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   }
-  for (int a = 0; a < stride; ++a) {
+  const auto store_cell = [&](auto high, auto wide) {
+    constexpr int a = decltype(high)::value, b = decltype(wide)::value;
     const Index row = place.at[1] * stride + a - pool.padding[1];
-    for (int b = 0; b < stride; ++b) {
-      const Index column = place.at[2] * stride + b - pool.padding[2];
-      if (row < 0 || row >= pool.input[1] || column < 0 || column >= pool.input[2]) continue;
+    const Index column = place.at[2] * stride + b - pool.padding[2];
+    if (row < 0 || row >= pool.input[1] || column < 0 || column >= pool.input[2]) return;
+    T out[width];
+    if constexpr (sizeof(T) == 2 && width % 4 == 0 && windows <= 2) {
+      sum_of_winners<kernel, stride, a, b>(out, grads, winners);
+    } else {
       Math<T> sum[width] = {};
       for (int i = 0; i < windows; ++i) {
         const int h = a + (windows - 1 - i) * stride;
@@ -167,10 +209,18 @@ __global__ void __launch_bounds__(kThreads)
           }
         }
       }
-      T out[width];
       for (int k = 0; k < width; ++k) out[k] = narrowed<T>(sum[k]);
-      store(static_cast<T*>(pool.to) + place.offset(pool.input, place.at[0], row, column), out);
     }
+    store(static_cast<T*>(pool.to) + place.offset(pool.input, place.at[0], row, column), out);
+  };
+  static_assert(stride <= 2);
+  constexpr std::integral_constant<int, 0> zero{};
+  constexpr std::integral_constant<int, stride - 1> last{};
+  store_cell(zero, zero);
+  if constexpr (stride == 2) {
+    store_cell(zero, last);
+    store_cell(last, zero);
+    store_cell(last, last);
   }
 }
 

@@ -32,7 +32,8 @@ InterpolateArgs = struct(
 )  # fmt: skip
 AccumulateArgs = struct(
     dtype=i32, n_rows=i64, n_examples=i64, n_features=i64, acc=pointer, grads=pointer, example=pointer,
-    weight=pointer, finite=pointer, n_parts=i64, links=pointer,
+    weight=pointer, finite=pointer, n_parts=i64, links=pointer, sorted=pointer,
+    order=pointer,
 )  # fmt: skip
 ScaleArgs = struct(dtype=i32, n_examples=i64, n_features=i64, acc=pointer, x=pointer, baseline=Baseline)
 GateArgs = struct(
@@ -129,13 +130,15 @@ def interpolate(x, baseline, example, alpha):
     return out
 
 
-def accumulate_(acc, grads, example, weight, finite=None):
+def accumulate_(acc, grads, example, weight, finite=None, by_sorting=False):
     """Of contiguous tensors."""
     links = torch.full((len(acc) + len(grads),), -1)
     marks = None if finite is None else finite.data_ptr()
+    sorted_, order = torch.sort(example, stable=True)
+    given = (sorted_.data_ptr(), order.data_ptr()) if by_sorting else (None, None)
     args = AccumulateArgs(
         DTYPES[grads.dtype], len(grads), len(acc), acc[0].numel(), acc.data_ptr(), grads.data_ptr(),
-        example.data_ptr(), weight.data_ptr(), marks, 1, links.data_ptr(),
+        example.data_ptr(), weight.data_ptr(), marks, 1, links.data_ptr(), *given,
     )  # fmt: skip
     run("accumulate", ctypes.byref(args))
 

@@ -57,13 +57,14 @@ def test_interpolate_rounds_once():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("shape", [*SHAPES, (2, 4096), (1, 3, 16, 16)])
-def test_accumulate_equals_reference(shape, place, dtype):
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 4096), (1, 3, 16, 16), (20, 8)])
+@pytest.mark.parametrize("by_sorting", [False, True])
+def test_accumulate_equals_reference(by_sorting, shape, place, dtype):
     example, _, weight = rows(shape[0])
     grads = PLACES[place](contiguous((9, *shape[1:]), dtype))
     acc = contiguous(shape, ops.accumulator_dtype(dtype))
     wanted = acc.clone()
-    kernels.accumulate_(acc, grads, example, weight)
+    kernels.accumulate_(acc, grads, example, weight, by_sorting=by_sorting)
     reference.accumulate_(wanted, grads, example, weight)
     torch.testing.assert_close(acc, wanted, rtol=ACC_TOLERANCE[dtype], atol=ACC_TOLERANCE[dtype])
 

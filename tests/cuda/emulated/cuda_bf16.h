@@ -23,3 +23,7 @@ inline __nv_bfloat16 __float2bfloat16_rn(float f) {
 }
 
 using __nv_bfloat162 = Pair<__nv_bfloat16, __bfloat162float>;
+inline __nv_bfloat162 __hadd2(__nv_bfloat162 a, __nv_bfloat162 b) {
+  return {__float2bfloat16_rn(__bfloat162float(a.x) + __bfloat162float(b.x)),
+          __float2bfloat16_rn(__bfloat162float(a.y) + __bfloat162float(b.y))};
+}

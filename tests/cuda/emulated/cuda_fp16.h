@@ -31,3 +31,7 @@ inline __half __float2half_rn(float f) {
 }
 
 using __half2 = Pair<__half, __half2float>;
+inline __half2 __hadd2(__half2 a, __half2 b) {
+  return {__float2half_rn(__half2float(a.x) + __half2float(b.x)),
+          __float2half_rn(__half2float(a.y) + __half2float(b.y))};
+}

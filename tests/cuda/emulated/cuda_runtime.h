@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <utility>
 
@@ -18,6 +19,25 @@ struct dim3 {
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
+
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+  unsigned result = 0;
+  for (int k = 0; k < 4; ++k) {
+    const unsigned from = selector >> 4 * k & 7;
+    result |= ((from < 4 ? x >> 8 * from : y >> 8 * (from - 4)) & 0xff) << 8 * k;
+  }
+  return result;
+}
+inline unsigned __vcmpeq4(unsigned a, unsigned b) {
+  unsigned result = 0;
+  for (int k = 0; k < 4; ++k) result |= ((a ^ b) >> 8 * k & 0xff) == 0 ? 0xffu << 8 * k : 0;
+  return result;
+}
+inline void __trap() { std::abort(); }
+template <typename Word>
+Word __ldg(const Word* from) {
+  return *from;
+}
 
 inline float rsqrtf(float v) { return 1 / std::sqrt(v); }
 inline double rsqrt(double v) { return 1 / std::sqrt(v); }
