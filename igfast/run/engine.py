@@ -57,11 +57,6 @@ class NotFinite:
         return alpha if self.step is None else f"step {self.step} of {n_steps} ({alpha})"
 
 
-def per_row(per_step: ArrayLike, batch: int, device: torch.device) -> Tensor:
-    """Returns a number of each step for each row, (rows,) float64, steps outermost."""
-    return torch.from_numpy(np.repeat(np.asarray(per_step, np.float64), batch)).to(device)
-
-
 @dataclass(frozen=True)
 class Rows:
     """Path points to send through the model; every tensor has one entry for each row.
@@ -71,26 +66,74 @@ class Rows:
         alpha: (rows,) float64.
         weight: (rows,) float64, what the row's gradient counts.
         line: (rows,) int64, the line of the paths that the row lies on; None where each example has one.
+        halves: (rows,) float64, another weight; or None.
     """
 
     example: Tensor
     alpha: Tensor
     weight: Tensor
     line: Tensor | None = None
+    halves: Tensor | None = None
 
     @property
     def lines(self) -> Tensor:
         """The line of the paths that each row lies on, (rows,) int64."""
         return self.example if self.line is None else self.line
 
-    @classmethod
-    def of_rule(cls, rule: Rule, batch: int, device: torch.device) -> Rows:
-        """Returns the rows of a rule, steps outermost: row r is example `r % batch` at step `r // batch`."""
-        example = torch.from_numpy(np.tile(np.arange(batch, dtype=np.int64), len(rule.nodes))).to(device)
-        return cls(example, per_row(rule.nodes, batch, device), per_row(rule.weights, batch, device))
+    def part(self, chunk: slice) -> Rows:
+        """Returns the rows of a chunk."""
+        line = None if self.line is None else self.line[chunk]
+        return Rows(self.example[chunk], self.alpha[chunk], self.weight[chunk], line)
 
     def __len__(self) -> int:
         return int(self.example.shape[0])
+
+
+@dataclass(frozen=True)
+class RowsOfRule:
+    """The rows of a rule, steps outermost: row r is line `r % n_lines` at step `r // n_lines`.
+
+    Only a chunk's rows take memory: a table of a million examples has fifty million rows.
+
+    Attributes:
+        alphas, weights: (steps,) float64.
+        halves: (steps,) float64, other weights; or None.
+        n_lines: of the paths; line l is that of example `l % batch`.
+        batch: number of examples.
+    """
+
+    alphas: Tensor
+    weights: Tensor
+    halves: Tensor | None
+    n_lines: int
+    batch: int
+
+    @classmethod
+    def of(
+        cls, rule: Rule, batch: int, device: torch.device, *, halves: ArrayLike | None = None, n_each: int = 1
+    ) -> RowsOfRule:
+        """Returns the rows of a rule for `n_each` lines of each example, with the mean over these."""
+
+        def on_device(values: ArrayLike) -> Tensor:
+            return torch.from_numpy(np.array(values, np.float64)).to(device)
+
+        others = None if halves is None else on_device(halves)
+        return cls(on_device(rule.nodes), on_device(rule.weights) / n_each, others, n_each * batch, batch)
+
+    def part(self, chunk: slice) -> Rows:
+        """Returns the rows of a chunk."""
+        row = torch.arange(chunk.start, chunk.stop, device=self.alphas.device)
+        step = row.div(self.n_lines, rounding_mode="floor")
+        line = row - step * self.n_lines
+        example = line if self.n_lines == self.batch else line % self.batch
+        halves = None if self.halves is None else self.halves[step]
+        return Rows(example, self.alphas[step], self.weights[step], line, halves)
+
+    def __len__(self) -> int:
+        return len(self.alphas) * self.n_lines
+
+
+AnyRows = Rows | RowsOfRule
 
 
 @dataclass
@@ -198,27 +241,26 @@ class Gradients:
         """The dtype that gradients are precise to, at least float32."""
         return ops.accumulator_dtype(self.paths[0].x.dtype)
 
-    def of(self, rows: Rows) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
-        """Yields each chunk of the rows with its gradients, one tensor (rows, *features) for each path.
+    def of(self, rows: AnyRows) -> Iterator[tuple[slice, Rows, tuple[Tensor, ...]]]:
+        """Yields each chunk, its rows, and their gradients, one tensor (rows, *features) for each path.
 
         Raises IgfastMemoryError if not even one row fits.
         """
 
-        def gradients(chunk: slice) -> tuple[Tensor, ...]:
+        def gradients(chunk: slice) -> tuple[Rows, tuple[Tensor, ...]]:
             if self.guard is not None:  # before the peak is restarted: the guard runs the model too
                 self.guard.before(chunk.stop - chunk.start, self.loop.plan.channels_last)
             if not self.chunks:
                 self.loop.memory.restart_peak()  # its peak per row decides on the size of the others
-            example, alpha = rows.example[chunk], rows.alpha[chunk]
-            lines, channels_last = rows.lines[chunk], self.loop.plan.channels_last
-            points = tuple(path.points(lines, alpha, channels_last) for path in self.paths)
-            grads = self.evaluator.gradient(points, example)
+            part, channels_last = rows.part(chunk), self.loop.plan.channels_last
+            points = tuple(path.points(part.lines, part.alpha, channels_last) for path in self.paths)
+            grads = self.evaluator.gradient(points, part.example)
             if self.guard is not None:
-                self.guard.after(points, example)
-            return grads
+                self.guard.after(points, part.example)
+            return part, grads
 
-        for chunk, grads in self.loop.over(len(rows), gradients):
-            yield chunk, grads
+        for chunk, (part, grads) in self.loop.over(len(rows), gradients):
+            yield chunk, part, grads
             del grads
             n_rows, plan = chunk.stop - chunk.start, self.loop.plan
             self.chunks[n_rows] += 1
@@ -229,10 +271,10 @@ class Gradients:
 
     def summed(
         self,
-        rows: Rows,
+        rows: AnyRows,
         sums: tuple[Tensor, ...],
         batch: int | None = None,
-        *others: tuple[Tensor, tuple[Tensor, ...]],
+        apart: tuple[Tensor, ...] | None = None,
     ) -> None:
         """Adds each row's weighted gradient to the sum of its example, (batch, *features) for each path.
 
@@ -242,23 +284,29 @@ class Gradients:
             rows: the path points.
             sums: to add to.
             batch: the rows of a step, if steps are outermost.
-            *others: other weights of the rows, (rows,), and the sums to add to with these.
+            apart: to add to with the weights in `halves`; None for nothing.
 
         Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, eq. 3.
         """
         finite = torch.ones(len(rows), dtype=torch.uint8, device=self.device)
-        for chunk, grads in self.of(rows):
-            for weights, accs in ((rows.weight, sums), *others):
-                for acc, grad in zip(accs, grads, strict=True):
-                    ops.accumulate_(acc, grad, rows.example[chunk], weights[chunk], finite[chunk])
-            del grads, grad  # before the next chunk
+        for chunk, part, grads in self.of(rows):
+            self._add(sums, grads, part.example, part.weight, finite[chunk])
+            if apart is not None and part.halves is not None:
+                self._add(apart, grads, part.example, part.halves, finite[chunk])
+            del grads  # before the next chunk
         self.keep_not_finite(finite, rows, batch)
 
-    def keep_not_finite(self, finite: Tensor, rows: Rows, batch: int | None) -> None:
+    @staticmethod
+    def _add(sums: Sequence[Tensor], grads: Sequence[Tensor], example: Tensor, weight: Tensor, finite: Tensor) -> None:
+        for acc, grad in zip(sums, grads, strict=True):
+            ops.accumulate_(acc, grad, example, weight, finite)
+
+    def keep_not_finite(self, finite: Tensor, rows: AnyRows, batch: int | None) -> None:
         """Keeps where the first gradient was not finite; `finite` is (rows,) uint8, 0 for such rows."""
         if finite.is_meta or bool(finite.all()):
             return
         bad = torch.nonzero(finite == 0).flatten()
         first, n_rows = int(bad[0]), bad.numel() + (self.not_finite.n_rows if self.not_finite else 0)
-        found = NotFinite(int(rows.example[first]), float(rows.alpha[first]), batch and first // batch, n_rows)
+        row = rows.part(slice(first, first + 1))
+        found = NotFinite(int(row.example), float(row.alpha), batch and first // batch, n_rows)
         self.not_finite = found if self.not_finite is None else replace(self.not_finite, n_rows=n_rows)

@@ -14,7 +14,7 @@ from igfast.memory.scope import MemoryUse
 from igfast.model.channels_last import in_channels_last
 from igfast.request.inputs import Inputs
 from igfast.request.several_baselines import Baselines
-from igfast.run.engine import Gradients, Rows
+from igfast.run.engine import Gradients, RowsOfRule
 from igfast.run.path import difference
 from igfast.run.quadrature import Rule
 from igfast.run.report import Convergence
@@ -96,19 +96,14 @@ class OverBaselines:
         """Adds the mean over the baselines to `sums`, multiplied by (x - baseline) where asked for."""
         paths = paths_from_several(inputs, self.several)
         gradients.paths = paths
-        rows = self._rows(inputs.batch, gradients.device)
+        # Nodes outermost, then baselines, then examples.
+        rows = RowsOfRule.of(self.rule, inputs.batch, gradients.device, n_each=self.several.n_each)
         finite = torch.ones(len(rows), dtype=torch.uint8, device=gradients.device)
-        for chunk, grads in gradients.of(rows):
+        for chunk, part, grads in gradients.of(rows):
             for number, (acc, grad) in enumerate(zip(sums, grads, strict=True)):
                 if self.multiplied:
-                    grad = grad.to(acc.dtype) * paths[number % len(paths)].difference(rows.lines[chunk])
-                ops.accumulate_(acc, grad, rows.example[chunk], rows.weight[chunk], finite[chunk])
+                    grad = grad.to(acc.dtype) * paths[number % len(paths)].difference(part.lines)
+                ops.accumulate_(acc, grad, part.example, part.weight, finite[chunk])
             del grads, grad
         gradients.keep_not_finite(finite, rows, None)
         return None
-
-    def _rows(self, batch: int, device: torch.device) -> Rows:
-        """Returns the rows: nodes outermost, then baselines, then examples."""
-        n_each = self.several.n_each
-        repeated = Rows.of_rule(self.rule, n_each * batch, device)  # of each line
-        return Rows(repeated.example % batch, repeated.alpha, repeated.weight / n_each, repeated.example)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from igfast.memory.scope import MemoryUse
 from igfast.request.inputs import Inputs
-from igfast.run.engine import Gradients, Rows, per_row
+from igfast.run.engine import Gradients, RowsOfRule
 from igfast.run.path import differences
 from igfast.run.quadrature import Array, Rule
 from igfast.run.report import Convergence
@@ -77,7 +77,7 @@ class FixedSteps:
         memory: MemoryUse,
     ) -> Convergence | None:
         """Adds the weighted gradients of all steps to `sums`, and returns how far two halves of them are apart."""
-        rows = Rows.of_rule(self.rule, inputs.batch, gradients.device)
+        rows = RowsOfRule.of(self.rule, inputs.batch, gradients.device, halves=self.halves)
         if self.halves is None or any(acc.is_meta for acc in sums):
             gradients.summed(rows, sums, inputs.batch)
             return None
@@ -85,8 +85,7 @@ class FixedSteps:
         try:
             with memory.for_results(n_bytes):
                 apart = tuple(map(torch.zeros_like, sums))
-            weights = per_row(self.halves, inputs.batch, gradients.device)
-            gradients.summed(rows, sums, inputs.batch, (weights, apart))
+            gradients.summed(rows, sums, inputs.batch, apart)
             return self._convergence(inputs, sums, apart)
         finally:
             memory.release(n_bytes)

@@ -194,7 +194,7 @@ class _Work:
         rows, placed = self._rows(gradients.device)
         finite = torch.ones(len(rows), dtype=torch.uint8, device=gradients.device)
         n_inputs = len(self.inputs.x)
-        for chunk, grads in gradients.of(rows):
+        for chunk, _, grads in gradients.of(rows):
             part = placed.part(chunk)
             slots, of_row = np.unique(part.slots, return_inverse=True)
             its, of_rows = self._differences(slots.tolist()), torch.from_numpy(of_row).to(gradients.device)
