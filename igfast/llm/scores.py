@@ -19,7 +19,12 @@ def log_probs(logits: Tensor, ids: Tensor) -> Tensor:
 
 def log_prob(logits: Tensor, ids: Tensor, t: int) -> Tensor:
     """Returns the log-probability of token t, (rows,)."""
-    return logits[:, t].log_softmax(dim=-1)[:, ids[t]]
+    return _of_token(logits[:, t].log_softmax(dim=-1), ids, t)
+
+
+def _of_token(values: Tensor, ids: Tensor, t: int) -> Tensor:
+    """Returns the column of token t, (rows,). An index that is a number on a GPU would have to be waited for."""
+    return values.index_select(1, ids[t : t + 1].to(values.device, non_blocking=True)).squeeze(1)
 
 
 def prob(logits: Tensor, ids: Tensor, t: int) -> Tensor:
@@ -29,7 +34,7 @@ def prob(logits: Tensor, ids: Tensor, t: int) -> Tensor:
 
 def logit(logits: Tensor, ids: Tensor, t: int) -> Tensor:
     """Returns the logit of token t, (rows,)."""
-    return logits[:, t, ids[t]]
+    return _of_token(logits[:, t], ids, t)
 
 
 def entropy(logits: Tensor, ids: Tensor, t: int) -> Tensor:  # noqa: ARG001

@@ -126,9 +126,12 @@ class Teacher(nn.Module):
         return [self.n_prompt + places[-1] for places in self.places]
 
     def _logits(self, ids: Tensor, n_tokens: int) -> Tensor:
+        head = _head_of(self.model)
+        if head is not None and any(part._forward_hooks or part._forward_pre_hooks for part in head.modules()):
+            return _of(self.model(ids, **self._options))[:, -n_tokens:]  # the head is attributed at, or looked at
         if self._keeps is not None:
             return _of(self.model(ids, **self._options, **{self._keeps: n_tokens}))[:, -n_tokens:]
-        with _head_keeps(self.model, n_tokens):
+        with _head_keeps(head, n_tokens):
             return _of(self.model(ids, **self._options))[:, -n_tokens:]
 
     def _in_tf32(self) -> bool:
@@ -230,12 +233,17 @@ def _others(ids: Tensor) -> Tensor:
     return torch.where(ids == 0, 1, 0)
 
 
-@contextmanager
-def _head_keeps(model: nn.Module, n_positions: int) -> Iterator[None]:
-    """Lets the layer that computes logits see the last positions only, in this thread, during the block."""
+def _head_of(model: nn.Module) -> nn.Module | None:
+    """Returns the layer that computes logits; None where the model does not name it."""
     find: Callable[[], Any] | None = getattr(unwrapped(model), "get_output_embeddings", None)
     head = find() if callable(find) else None
-    if not isinstance(head, nn.Module):
+    return head if isinstance(head, nn.Module) else None
+
+
+@contextmanager
+def _head_keeps(head: nn.Module | None, n_positions: int) -> Iterator[None]:
+    """Lets the layer that computes logits see the last positions only, in this thread, during the block."""
+    if head is None:
         yield
         return
     thread = threading.get_ident()

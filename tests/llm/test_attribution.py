@@ -17,6 +17,15 @@ def in_one_pass(*args, **options):
     return ours(*args, one_pass=True, **options)
 
 
+@pytest.mark.parametrize("name", ["llama", "bloom"])  # with and without `logits_to_keep`
+def test_the_head_as_the_layer(name):
+    """It gives out logits of all positions then, not of the answer's alone."""
+    network, _ = model(name)
+    head = network.get_output_embeddings()
+    wanted, got = captums(network, head, prompt()), ours(network, head, prompt())
+    assert difference(got.token_attr, wanted.token_attr) < 1e-8
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_equals_captums_loop(name):
     network, layer = model(name)
