@@ -38,7 +38,9 @@ def repeated_blocks(module: nn.Module | None) -> list[nn.Module]:
     A list of modules is never called, and a Sequential of repeated blocks gains nothing as a block. What they hold
     counts in their place.
     """
-    children = list(_composite_parts(module)) if module is not None else []
+    if module is None or isinstance(module, nn.DataParallel):  # whose replicas would call the first device's blocks
+        return []
+    children = list(_composite_parts(module))
     kinds = Counter(map(type, children))
     found = (([child] if kinds[type(child)] > 1 else repeated_blocks(child)) for child in children)
     return list(dict.fromkeys(block for blocks in found for block in blocks))

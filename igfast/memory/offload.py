@@ -8,6 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from igfast.memory.machine import available_bytes
+
+_LARGE = 2**24  # bytes, from which on it is worth to look at the free memory
+_PINNED = 2  # blocks of pinned memory are rounded up to a power of two
+
 
 def storage_of(tensor: Tensor) -> int | None:
     """Returns the address of a tensor's memory; None for tensors without, such as lazy weights and some subclasses."""
@@ -33,6 +38,8 @@ class Offload(torch.autograd.graph.saved_tensors_hooks):
                 return tensor, tensor._version
             if tensor.layout is not torch.strided:
                 return tensor.cpu(), tensor.device
+            if tensor.nbytes > _LARGE and _PINNED * tensor.nbytes > available_bytes():
+                raise MemoryError("main memory does not hold what the backward pass needs")
             copy = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
             return copy.copy_(tensor), tensor.device
 

@@ -11,7 +11,16 @@ import torch
 from igfast.errors import IgfastError
 from igfast.ops._load import kernels_loaded
 
-_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "ALLOC_FAILED",
+    "ALLOCATION_FAILED",  # of cuDNN 9, HOST_ and DEVICE_
+    "bad_alloc",
+    "unable to find an engine",  # of PyTorch, where no cuDNN workspace could be allocated: it hides the reason
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # where a handle's workspace does not fit
+)
 _malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # in glibc only
 
 
@@ -30,6 +39,7 @@ def free_memory(device: torch.device) -> None:
     give_back_freed_blocks()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+        torch._C._host_emptyCache()  # pinned memory, which is kept otherwise
 
 
 def give_back_freed_blocks() -> None:

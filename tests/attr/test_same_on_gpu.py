@@ -170,8 +170,9 @@ def tensors(result):
 def test_equals_the_cpu(kind):
     got, wanted = tensors(KINDS[kind](DEVICE)), tensors(KINDS[kind]("cpu"))
     assert len(got) == len(wanted)
+    rtol = 1e-5 if "language" in kind else 1e-9  # Llama norms, rotates and weighs in float32
     for one, other in zip(got, wanted, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(one, other, rtol=rtol, atol=rtol / 100)
 
 
 def calls_on_the_device():

@@ -48,8 +48,8 @@ def test_the_weights_of_a_model_behind_a_function_are_known(monkeypatch):
     network, seen = Network(chain), []
 
     class Records(Execution):
-        def __init__(self, *given):
-            super().__init__(*given)
+        def __init__(self, *args, **given):
+            super().__init__(*args, **given)
             seen.append(list(self._weights()))
 
     monkeypatch.setattr("igfast.run.integration.Execution", Records)
@@ -81,3 +81,13 @@ def test_a_weight_that_changes_before_the_backward_pass_is_an_error():
     weight.add_(1)
     with pytest.raises(RuntimeError, match="a weight was modified by an inplace operation"):
         torch.autograd.grad(y, x)
+
+
+def test_main_memory_that_would_run_out_is_left_alone(monkeypatch):
+    monkeypatch.setattr("igfast.memory.offload.available_bytes", lambda: 3 * 2**24)
+    x = torch.randn(2**22 + 1, requires_grad=True)  # just above 16 MiB
+    with Offload([]):
+        x.sin()
+    monkeypatch.setattr("igfast.memory.offload.available_bytes", lambda: 2**24)
+    with Offload([]), pytest.raises(MemoryError, match="main memory does not hold"):
+        x.sin()
