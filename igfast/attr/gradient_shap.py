@@ -18,7 +18,7 @@ from igfast.attr.stands_in import StandsIn
 from igfast.errors import ArgumentError
 from igfast.model.partial import Selector
 from igfast.request.options import Lean, Options
-from igfast.run.captums import check_left_to_captum
+from igfast.run.captums import sampled_by_captum, why_captums
 
 
 class GradientShap(captum.attr.GradientShap, metaclass=StandsIn):
@@ -48,7 +48,7 @@ class GradientShap(captum.attr.GradientShap, metaclass=StandsIn):
     """
 
     stands_for = captum.attr.GradientShap
-    _options = Options()  # of instances that another constructor made: a subclass's, or Captum's before pickling
+    _igfast_options = Options()  # of instances that another constructor made: a subclass's, or Captum's before pickling
 
     def __init__(
         self,
@@ -59,12 +59,12 @@ class GradientShap(captum.attr.GradientShap, metaclass=StandsIn):
         memory_budget: int | float | str | None = None,
         show_progress: bool = False,
     ) -> None:
-        super().__init__(forward_func, multiply_by_inputs)
-        self._options = Options(lean, memory_budget, show_progress)
-        self._explainer()  # checks the other arguments
+        GradientShap.stands_for.__init__(self, forward_func, multiply_by_inputs)
+        self._igfast_options = Options(lean, memory_budget, show_progress)
+        GradientShap._igfast_explainer(self)  # checks the other arguments
 
-    def _explainer(self) -> IntegratedGradients:
-        return IntegratedGradients(self.forward_func, self.multiplies_by_inputs, **vars(self._options))
+    def _igfast_explainer(self) -> IntegratedGradients:
+        return IntegratedGradients(self.forward_func, self.multiplies_by_inputs, **vars(self._igfast_options))
 
     @log_usage(part_of_slo=True)
     def attribute(
@@ -95,12 +95,10 @@ class GradientShap(captum.attr.GradientShap, metaclass=StandsIn):
         Raises:
             What `igfast.IntegratedGradients.attribute` and Captum's `NoiseTunnel` raise.
         """
-        if self.gradient_func is not compute_gradients:
-            check_left_to_captum(self._options, "gradient_func was replaced")
-            wrapped: Any = super().attribute.__wrapped__
-            given = (inputs, baselines, n_samples, stdevs, target, additional_forward_args, return_convergence_delta)
-            return wrapped(self, *given)
-        sampled = OfInputs(self._explainer(), (inputs, additional_forward_args))
+        arguments = dict(locals())
+        if why := why_captums(self, GradientShap) or _why_gradient(self):
+            return sampled_by_captum(why, GradientShap.stands_for, arguments)
+        sampled = OfInputs(self._igfast_explainer(), (inputs, additional_forward_args))
         return through_tunnel(
             sampled,
             inputs,
@@ -138,7 +136,7 @@ class LayerGradientShap(captum.attr.LayerGradientShap, metaclass=StandsIn):
     """
 
     stands_for = captum.attr.LayerGradientShap
-    _options = Options()  # of instances that another constructor made: a subclass's, or Captum's before pickling
+    _igfast_options = Options()  # of instances that another constructor made: a subclass's, or Captum's before pickling
 
     def __init__(
         self,
@@ -153,13 +151,13 @@ class LayerGradientShap(captum.attr.LayerGradientShap, metaclass=StandsIn):
     ) -> None:
         if isinstance(layer, list):
             raise ArgumentError("LayerGradientShap takes one layer; got a list")
-        super().__init__(forward_func, layer, device_ids, multiply_by_inputs)
-        self._options = Options(lean, memory_budget, show_progress)
-        self._explainer()  # checks the other arguments
+        LayerGradientShap.stands_for.__init__(self, forward_func, layer, device_ids, multiply_by_inputs)
+        self._igfast_options = Options(lean, memory_budget, show_progress)
+        LayerGradientShap._igfast_explainer(self)  # checks the other arguments
 
-    def _explainer(self) -> LayerIntegratedGradients:
+    def _igfast_explainer(self) -> LayerIntegratedGradients:
         return LayerIntegratedGradients(
-            self.forward_func, self.layer, self.device_ids, self.multiplies_by_inputs, **vars(self._options)
+            self.forward_func, self.layer, self.device_ids, self.multiplies_by_inputs, **vars(self._igfast_options)
         )
 
     @log_usage(part_of_slo=True)
@@ -192,8 +190,11 @@ class LayerGradientShap(captum.attr.LayerGradientShap, metaclass=StandsIn):
         Raises:
             What `igfast.LayerIntegratedGradients.attribute` and Captum's `NoiseTunnel` raise.
         """
+        arguments = dict(locals())
+        if why := why_captums(self, LayerGradientShap):
+            return sampled_by_captum(why, LayerGradientShap.stands_for, arguments)
         return through_tunnel(
-            OfLayer(self._explainer(), (inputs, additional_forward_args)),
+            OfLayer(self._igfast_explainer(), (inputs, additional_forward_args)),
             inputs,
             baselines,
             n_samples,
@@ -228,7 +229,7 @@ class NeuronGradientShap(captum.attr.NeuronGradientShap, metaclass=StandsIn):
     """
 
     stands_for = captum.attr.NeuronGradientShap
-    _options = Options()  # of instances that another constructor made: a subclass's, or Captum's before pickling
+    _igfast_options = Options()  # of instances that another constructor made: a subclass's, or Captum's before pickling
 
     def __init__(
         self,
@@ -241,13 +242,13 @@ class NeuronGradientShap(captum.attr.NeuronGradientShap, metaclass=StandsIn):
         memory_budget: int | float | str | None = None,
         show_progress: bool = False,
     ) -> None:
-        super().__init__(forward_func, layer, device_ids, multiply_by_inputs)
-        self._options = Options(lean, memory_budget, show_progress)
-        self._explainer()  # checks the other arguments
+        NeuronGradientShap.stands_for.__init__(self, forward_func, layer, device_ids, multiply_by_inputs)
+        self._igfast_options = Options(lean, memory_budget, show_progress)
+        NeuronGradientShap._igfast_explainer(self)  # checks the other arguments
 
-    def _explainer(self) -> NeuronIntegratedGradients:
+    def _igfast_explainer(self) -> NeuronIntegratedGradients:
         return NeuronIntegratedGradients(
-            self.forward_func, self.layer, self.device_ids, self.multiplies_by_inputs, **vars(self._options)
+            self.forward_func, self.layer, self.device_ids, self.multiplies_by_inputs, **vars(self._igfast_options)
         )
 
     @log_usage(part_of_slo=True)
@@ -278,7 +279,14 @@ class NeuronGradientShap(captum.attr.NeuronGradientShap, metaclass=StandsIn):
         Raises:
             What `igfast.NeuronIntegratedGradients.attribute` and Captum's `NoiseTunnel` raise.
         """
+        arguments = dict(locals())
+        if why := why_captums(self, NeuronGradientShap):
+            return sampled_by_captum(why, NeuronGradientShap.stands_for, arguments)
         source = (inputs, additional_forward_args)
-        sampled = OfNeuron(self._explainer(), source, neuron_selector, attribute_to_neuron_input)
+        sampled = OfNeuron(self._igfast_explainer(), source, neuron_selector, attribute_to_neuron_input)
         options = {"additional_forward_args": additional_forward_args}
         return through_tunnel(sampled, inputs, baselines, n_samples, stdevs, **options)
+
+
+def _why_gradient(explainer: captum.attr.GradientShap) -> str:
+    return "" if explainer.gradient_func is compute_gradients else "gradient_func was replaced"

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeVar, overload
 
 import captum.attr
-from captum._utils.gradient import compute_gradients
 from captum.log import log_usage
 from torch import Tensor
 
 from igfast.attr.stands_in import StandsIn
 from igfast.errors import ArgumentError, ArgumentTypeError, InputTypeError
 from igfast.explanation.explain import Explains
-from igfast.model.forward import ForwardFunction, parsed_for, with_targets
+from igfast.model.call_inputs import parsed_for
+from igfast.model.forward import ForwardFunction, with_targets
 from igfast.model.state import undisturbed
 from igfast.request.inputs import Inputs, as_tuple, describe, parse_inputs, parse_internal_batch_size
 from igfast.request.model_inputs import parse_model_inputs
@@ -29,7 +29,7 @@ from igfast.run.attributions import (
     scaled_with_graph,
     takes_graph,
 )
-from igfast.run.captums import has_own_delta, left_to_captum
+from igfast.run.captums import has_own_delta, left_to_captum, why_integral_captums
 from igfast.run.integration import Run
 from igfast.run.precision import DEFAULT_STEPS, MAX_STEPS, quadrature_of
 from igfast.run.steps import Quadrature
@@ -38,7 +38,6 @@ TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
 AnyBaselines = Tensor | int | float | tuple[Tensor | int | float, ...] | Baselines | None
 AnyTarget = int | tuple[int | slice, ...] | Tensor | list[int] | list[tuple[int, ...]] | None
 _CAPTUMS = captum.attr.IntegratedGradients  # under this name, whatever patch_captum() does
-_CAPTUMS_INTEGRAL = _CAPTUMS._attribute
 
 
 class IntegratedGradients(captum.attr.IntegratedGradients, Explains, metaclass=StandsIn):
@@ -86,7 +85,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains, metaclass=S
     """
 
     stands_for = captum.attr.IntegratedGradients
-    _options = Options()  # of instances that another constructor made: a subclass's, or Captum's before pickling
+    _igfast_options = Options()  # of instances that another constructor made: a subclass's, or Captum's before pickling
 
     def __init__(
         self,
@@ -97,10 +96,10 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains, metaclass=S
         memory_budget: int | float | str | None = None,
         show_progress: bool = False,
     ) -> None:
-        if not callable(forward_func):
+        if forward_func is not None and not callable(forward_func):
             raise ArgumentTypeError(f"forward_func must be callable; got {describe(forward_func)}")
-        super().__init__(forward_func, multiply_by_inputs)
-        self._options = Options(lean, memory_budget, show_progress)
+        _CAPTUMS.__init__(self, forward_func, multiply_by_inputs)
+        self._igfast_options = Options(lean, memory_budget, show_progress)
 
     @overload
     def attribute(
@@ -222,7 +221,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains, metaclass=S
         Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, eq. 1 and 3; the delta is that of Proposition 1.
         """
         arguments = dict(locals())
-        if why := self._why_captum():
+        if why := why_integral_captums(self, IntegratedGradients):
             return left_to_captum(why, _CAPTUMS, arguments)
         precision = (tolerance, max_steps, correct_completeness, self.multiplies_by_inputs, baselines)
         asked = (inputs, baselines, (parse_target(target),), additional_forward_args)
@@ -230,7 +229,7 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains, metaclass=S
         size = parse_internal_batch_size(internal_batch_size)
         own_delta = return_convergence_delta and has_own_delta(self, IntegratedGradients)
         with_delta = return_convergence_delta and not own_delta
-        run, ((attributions, delta),) = self._attributed(*asked, quadrature, size, with_delta)
+        run, ((attributions, delta),) = self._igfast_attributed(*asked, quadrature, size, with_delta)
         if own_delta:
             given = as_tuple(attributions)
             delta = self.compute_convergence_delta(given, baselines, inputs, target, additional_forward_args)
@@ -285,16 +284,16 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains, metaclass=S
             >>> [tuple(part.shape) for part in explainer.attribute_targets(torch.ones(2, 3), [0, 3])]
             [(2, 3), (2, 3)]
         """
-        if why := self._why_captum():
+        if why := why_integral_captums(self, IntegratedGradients):
             raise ArgumentError(f"attribute_targets is not Captum's, and calls are left to Captum: {why}")
         precision = (tolerance, max_steps, correct_completeness, self.multiplies_by_inputs, baselines)
         asked = (inputs, baselines, parse_targets(targets), additional_forward_args)
         quadrature = quadrature_of(method, n_steps, *precision, with_error=return_report)
         size = parse_internal_batch_size(internal_batch_size)
-        run, found = self._attributed(*asked, quadrature, size, return_convergence_delta)
+        run, found = self._igfast_attributed(*asked, quadrature, size, return_convergence_delta)
         return run.results_of_targets(found, return_report)
 
-    def _attributed_with(
+    def _igfast_attributed_with(
         self, quadrature: Quadrature, inputs: Any, baselines: Any, target: Any, args: Any, with_delta: bool, source: Any
     ) -> tuple[Any, Tensor | None]:
         """Returns attributions and delta of a call that integrates in a way of its own.
@@ -302,9 +301,9 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains, metaclass=S
         `source` has the inputs and further arguments of the caller's own call, where the inputs are noisy copies.
         """
         asked = (inputs, baselines, (parse_target(target),), args, quadrature, None, with_delta)
-        return self._attributed(*asked, source)[1][0]
+        return self._igfast_attributed(*asked, source)[1][0]
 
-    def _attributed(
+    def _igfast_attributed(
         self,
         inputs: Any,
         baselines: Any,
@@ -320,10 +319,10 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains, metaclass=S
         with_graph = multiplies and takes_graph(inputs, baselines)
         with undisturbed(self.forward_func):
             parsed, several = parsed_for(self.forward_func, inputs, baselines)
-            with self._options.memory(parsed.device) as memory:
-                evaluator = with_targets(self._evaluator(parsed, additional_forward_args), targets)
-                own_call = self._evaluator(parse_inputs(source[0], None), source[1]) if source else None
-                run = Run(evaluator, self._options, memory, size, "inputs", several=several, own_call=own_call)
+            with self._igfast_options.memory(parsed.device) as memory:
+                evaluator = with_targets(self._igfast_evaluator(parsed, additional_forward_args), targets)
+                own_call = self._igfast_evaluator(parse_inputs(source[0], None), source[1]) if source else None
+                run = Run(evaluator, self._igfast_options, memory, size, "inputs", several=several, own_call=own_call)
                 sums = by_target(run.integrate(quadrature), len(evaluator.inputs.x))
                 ends = run.ends() if with_delta else [None] * len(sums)
                 attributions = [scale(run.evaluator, of_target, multiplies and not with_graph) for of_target in sums]
@@ -364,37 +363,36 @@ class IntegratedGradients(captum.attr.IntegratedGradients, Explains, metaclass=S
 
         Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, Proposition 1.
         """
+        if IntegratedGradients not in type(self).__mro__:
+            points = (start_point, end_point, target, additional_forward_args)
+            return _CAPTUMS.compute_convergence_delta(self, attributions, *points)  # type: ignore[no-any-return]
         given, xs = as_tuple(attributions), as_tuple(end_point)
         try:
-            ends = self._ends(end_point, start_point, target, additional_forward_args)
+            ends = self._igfast_ends(end_point, start_point, target, additional_forward_args)
         except InputTypeError:
             if not any(isinstance(x, Tensor) and not x.is_floating_point() for x in xs):
                 raise  # else attributions of embeddings, at token ids that the model takes as they are
             with undisturbed(self.forward_func):
                 ids = parse_model_inputs(end_point, start_point)
-                evaluator = with_targets(self._evaluator(ids, additional_forward_args), (parse_target(target),))
-                ends = self._ends_of(evaluator)
+                evaluator = with_targets(self._igfast_evaluator(ids, additional_forward_args), (parse_target(target),))
+                ends = self._igfast_ends_of(evaluator)
         check_attributions(given, xs)
         return convergence_delta(tuple(a.detach() for a in given), *ends)
 
-    def _ends(
+    def _igfast_ends(
         self, inputs: Any, baselines: Any, target: Any, additional_forward_args: Any, **_: Any
     ) -> tuple[Tensor, Tensor]:
         """Returns F(inputs) and F(baselines), one number for each entry of the output."""
         targets = (parse_target(target),)
         with undisturbed(self.forward_func):
             parsed, several = parsed_for(self.forward_func, inputs, baselines)
-            return self._ends_of(with_targets(self._evaluator(parsed, additional_forward_args), targets), several)
+            return self._igfast_ends_of(
+                with_targets(self._igfast_evaluator(parsed, additional_forward_args), targets), several
+            )
 
-    def _ends_of(self, evaluator: ForwardFunction, several: Baselines | None = None) -> tuple[Tensor, Tensor]:
-        with self._options.memory(evaluator.inputs.device) as memory:
-            return Run(evaluator, self._options, memory, None, "inputs", several=several).ends()[0]
+    def _igfast_ends_of(self, evaluator: ForwardFunction, several: Baselines | None = None) -> tuple[Tensor, Tensor]:
+        with self._igfast_options.memory(evaluator.inputs.device) as memory:
+            return Run(evaluator, self._igfast_options, memory, None, "inputs", several=several).ends()[0]
 
-    def _evaluator(self, inputs: Inputs, args: Any) -> ForwardFunction:
+    def _igfast_evaluator(self, inputs: Inputs, args: Any) -> ForwardFunction:
         return ForwardFunction(forward_func=self.forward_func, inputs=inputs, args=as_tuple(args))
-
-    def _why_captum(self) -> str:
-        """Returns why a call is left to Captum's own code; empty if the call is not."""
-        if getattr(self._attribute, "__func__", None) is not _CAPTUMS_INTEGRAL:
-            return f"{type(self).__name__} overrides _attribute"
-        return "" if self.gradient_func is compute_gradients else "gradient_func was replaced"

@@ -25,7 +25,7 @@ from igfast.request.options import Lean, Options
 from igfast.request.several_targets import parse_targets
 from igfast.request.target import Target, parse_target
 from igfast.run.attributions import by_target, convergence_delta, scale
-from igfast.run.captums import has_own_delta, left_to_captum
+from igfast.run.captums import has_own_delta, left_to_captum, why_captums
 from igfast.run.integration import Run
 from igfast.run.layer_values import from_layer, per_layer
 from igfast.run.precision import DEFAULT_STEPS, MAX_STEPS, quadrature_of
@@ -66,7 +66,7 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains, m
     """
 
     stands_for = captum.attr.LayerIntegratedGradients
-    _options = Options()  # of instances that another constructor made: a subclass's, or Captum's before pickling
+    _igfast_options = Options()  # of instances that another constructor made: a subclass's, or Captum's before pickling
 
     def __init__(
         self,
@@ -79,10 +79,10 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains, m
         memory_budget: int | float | str | None = None,
         show_progress: bool = False,
     ) -> None:
-        if not callable(forward_func):
+        if forward_func is not None and not callable(forward_func):
             raise ArgumentTypeError(f"forward_func must be callable; got {describe(forward_func)}")
-        super().__init__(forward_func, layer, device_ids, multiply_by_inputs)
-        self._options = Options(lean, memory_budget, show_progress)
+        _CAPTUMS.__init__(self, forward_func, layer, device_ids, multiply_by_inputs)
+        self._igfast_options = Options(lean, memory_budget, show_progress)
 
     @log_usage(part_of_slo=True)
     def attribute(
@@ -138,7 +138,7 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains, m
         Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, eq. 1 and 3; the delta is that of Proposition 1.
         """
         arguments = dict(locals())
-        if why := why_captums(self) or _why_graph(grad_kwargs):
+        if why := why_captums(self, LayerIntegratedGradients) or why_own_gradients(self) or _why_graph(grad_kwargs):
             if isinstance(baselines, AtLayer):
                 raise ArgumentError(f"{why}, so baselines must be inputs; got an AtLayer")
             return left_to_captum(why, _CAPTUMS, arguments)
@@ -149,7 +149,9 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains, m
         size = parse_internal_batch_size(internal_batch_size)
         own_delta = return_convergence_delta and has_own_delta(self, LayerIntegratedGradients)
         with_delta = return_convergence_delta and not own_delta
-        run, ((attributions, delta),) = self._attributed(*asked, size, quadrature=quadrature, with_delta=with_delta)
+        run, ((attributions, delta),) = self._igfast_attributed(
+            *asked, size, quadrature=quadrature, with_delta=with_delta
+        )
         if own_delta:
             given = tuple(flattened(attributions))
             delta = self.compute_convergence_delta(given, baselines, inputs, target, additional_forward_args)
@@ -207,14 +209,14 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains, m
             >>> [tuple(part.shape) for part in explainer.attribute_targets(torch.tensor([[3, 5]]), "top2")]
             [(1, 2, 4), (1, 2, 4)]
         """
-        if why := why_captums(self) or _why_graph(grad_kwargs):
+        if why := why_captums(self, LayerIntegratedGradients) or why_own_gradients(self) or _why_graph(grad_kwargs):
             raise ArgumentError(f"attribute_targets is not Captum's, and calls are left to Captum: {why}")
         precision = (tolerance, max_steps, correct_completeness, self.multiplies_by_inputs)
         parsed = parse_targets(targets)
         asked = (inputs, baselines, parsed, additional_forward_args, attribute_to_layer_input, grad_kwargs)
         quadrature = quadrature_of(method, n_steps, *precision, with_error=return_report)
         size = parse_internal_batch_size(internal_batch_size)
-        run, found = self._attributed(*asked, size, quadrature=quadrature, with_delta=return_convergence_delta)
+        run, found = self._igfast_attributed(*asked, size, quadrature=quadrature, with_delta=return_convergence_delta)
         return run.results_of_targets(found, return_report)
 
     @log_usage()
@@ -248,13 +250,13 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains, m
             delta: Tensor = _CAPTUMS.compute_convergence_delta.__wrapped__(self, *given)
             return delta
 
-    def _attributed(
+    def _igfast_attributed(
         self, *asked: Any, quadrature: Quadrature, with_delta: bool
     ) -> tuple[Run, list[tuple[Any, Tensor | None]]]:
         """Returns the run, and for each target the attributions in Captum's form, and the delta if asked for."""
         found: list[tuple[Any, Tensor | None]] = []
         with undisturbed(self.forward_func):
-            with self._run(*asked) as run:
+            with self._igfast_run(*asked) as run:
                 layers: FromLayer = run.evaluator  # type: ignore[assignment]
                 sums = by_target(run.integrate(quadrature), len(layers.inputs.x))
                 ends = run.ends() if with_delta else [None] * len(sums)
@@ -266,7 +268,7 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains, m
                 found.append((per_layer(shaped, layers, isinstance(self.layer, list)), delta))
         return run, found
 
-    def _ends(
+    def _igfast_ends(
         self,
         inputs: Any,
         baselines: Any,
@@ -278,11 +280,11 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains, m
         """Returns F(inputs) and F(baselines), one number for each entry of the output."""
         targets = (parse_target(target),)
         asked = (inputs, baselines, targets, additional_forward_args, attribute_to_layer_input, None)
-        with undisturbed(self.forward_func), self._run(*asked, None) as run:
+        with undisturbed(self.forward_func), self._igfast_run(*asked, None) as run:
             return run.ends()[0]
 
     @contextmanager
-    def _run(
+    def _igfast_run(
         self,
         inputs: Any,
         baselines: Any,
@@ -295,13 +297,13 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains, m
         """Gives the run of a call, whose layers are hooked during the block."""
         at_layer = baselines if isinstance(baselines, AtLayer) else None
         given = parse_model_inputs(inputs, None if at_layer else baselines)
-        forward = self._forward(given, args, grad_kwargs)
-        with self._options.memory(forward.inputs.device) as memory, self._tapped(at_input) as tap:
+        forward = self._igfast_forward(given, args, grad_kwargs)
+        with self._igfast_options.memory(forward.inputs.device) as memory, self._igfast_tapped(at_input) as tap:
             evaluator = with_targets(from_layer(forward, at_layer, tap, memory), targets)
-            kind = (*map(number_of, self._layers), at_input)  # facts must not keep a layer alive
-            yield Run(evaluator, self._options, memory, size, kind, tuple(self._layers))
+            kind = (*map(number_of, self._igfast_layers), at_input)  # facts must not keep a layer alive
+            yield Run(evaluator, self._igfast_options, memory, size, kind, tuple(self._igfast_layers))
 
-    def _forward(self, given: Inputs, args: Any, grad_kwargs: dict[str, Any] | None) -> ForwardFunction:
+    def _igfast_forward(self, given: Inputs, args: Any, grad_kwargs: dict[str, Any] | None) -> ForwardFunction:
         """Returns the forward function with its checked inputs and arguments."""
         return ForwardFunction(
             forward_func=self.forward_func,
@@ -311,17 +313,17 @@ class LayerIntegratedGradients(captum.attr.LayerIntegratedGradients, Explains, m
         )
 
     @property
-    def _layers(self) -> list[nn.Module]:
+    def _igfast_layers(self) -> list[nn.Module]:
         return self.layer if isinstance(self.layer, list) else [self.layer]
 
-    def _tapped(self, at_input: bool) -> AbstractContextManager[LayerTap]:
+    def _igfast_tapped(self, at_input: bool) -> AbstractContextManager[LayerTap]:
         """Returns a block in which the layers are hooked."""
         device_ids = self.device_ids or getattr(self.forward_func, "device_ids", None)
-        return LayerTap(self._layers, at_input, device_ids).attached()
+        return LayerTap(self._igfast_layers, at_input, device_ids).attached()
 
 
-def why_captums(explainer: captum.attr.LayerIntegratedGradients) -> str:
-    """Returns why an explainer's calls are left to Captum's own code; empty if they are not."""
+def why_own_gradients(explainer: captum.attr.LayerIntegratedGradients) -> str:
+    """Returns in which way an explainer takes gradients of its own; empty if it does not."""
     if getattr(explainer._make_gradient_func, "__func__", None) is not _CAPTUMS_GRADIENTS:
         return f"{type(explainer).__name__} overrides _make_gradient_func"
     return "" if type(explainer.ig) in _OF_INPUTS else "ig was replaced"

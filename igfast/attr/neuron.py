@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from igfast.attr.stands_in import StandsIn
 from igfast.errors import ArgumentTypeError
 from igfast.explanation.explain import Explains
-from igfast.model.forward import parsed_for
+from igfast.model.call_inputs import parsed_for
 from igfast.model.modules import number_of
 from igfast.model.partial import Selector, ToLayer, parse_selector
 from igfast.model.state import undisturbed
@@ -23,9 +23,12 @@ from igfast.request.inputs import as_tuple, describe, parse_inputs, parse_intern
 from igfast.request.options import Lean, Options
 from igfast.request.target import Target
 from igfast.run.attributions import scale, scaled_with_graph, takes_graph
+from igfast.run.captums import left_to_captum, why_captums
 from igfast.run.integration import Run
 from igfast.run.precision import DEFAULT_STEPS, MAX_STEPS, quadrature_of
 from igfast.run.steps import Quadrature
+
+_CAPTUMS = captum.attr.NeuronIntegratedGradients  # under this name, whatever patch_captum() does
 
 
 class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains, metaclass=StandsIn):
@@ -49,7 +52,7 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains,
     """
 
     stands_for = captum.attr.NeuronIntegratedGradients
-    _options = Options()  # of instances that another constructor made: a subclass's, or Captum's before pickling
+    _igfast_options = Options()  # of instances that another constructor made: a subclass's, or Captum's before pickling
 
     def __init__(
         self,
@@ -62,10 +65,10 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains,
         memory_budget: int | float | str | None = None,
         show_progress: bool = False,
     ) -> None:
-        if not callable(forward_func):
+        if forward_func is not None and not callable(forward_func):
             raise ArgumentTypeError(f"forward_func must be callable; got {describe(forward_func)}")
-        super().__init__(forward_func, layer, device_ids, multiply_by_inputs)
-        self._options = Options(lean, memory_budget, show_progress)
+        _CAPTUMS.__init__(self, forward_func, layer, device_ids, multiply_by_inputs)
+        self._igfast_options = Options(lean, memory_budget, show_progress)
 
     @log_usage(part_of_slo=True)
     def attribute(
@@ -113,13 +116,16 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains,
 
         Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, eq. 1 and 3.
         """
+        arguments = dict(locals())
+        if why := why_captums(self, NeuronIntegratedGradients):
+            return left_to_captum(why, _CAPTUMS, arguments)
         precision = (tolerance, max_steps, correct_completeness, self.multiplies_by_inputs, baselines)
         asked = (inputs, neuron_selector, baselines, additional_forward_args, attribute_to_neuron_input)
         quadrature = quadrature_of(method, n_steps, *precision, with_error=return_report)
         size = parse_internal_batch_size(internal_batch_size)
-        return self._attributed_with(quadrature, *asked, size, return_report)
+        return self._igfast_attributed_with(quadrature, *asked, size, return_report)
 
-    def _attributed_with(
+    def _igfast_attributed_with(
         self,
         quadrature: Quadrature,
         inputs: Any,
@@ -131,12 +137,12 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains,
         return_report: bool = False,
         source: tuple[Any, Any] | None = None,
     ) -> Any:
-        """Returns what `attribute` returns, for a call that integrates in its own way; `source` as in `_run`."""
+        """Returns what `attribute` returns, for a call that integrates in its own way; `source` as in `_igfast_run`."""
         multiplies = self.multiplies_by_inputs and not quadrature.multiplies_itself
         with_graph = multiplies and takes_graph(inputs, baselines)
         with (
             undisturbed(self.forward_func),
-            self._run(inputs, selector, baselines, args, at_input, size, source) as run,
+            self._igfast_run(inputs, selector, baselines, args, at_input, size, source) as run,
         ):
             sums = run.integrate(quadrature)
             attributions = scale(run.evaluator, sums, multiplies and not with_graph)
@@ -144,7 +150,7 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains,
             attributions = scaled_with_graph(attributions, inputs, baselines)
         return run.results(run.evaluator.inputs.format(attributions), None, return_report)
 
-    def _ends(
+    def _igfast_ends(
         self,
         inputs: Any,
         neuron_selector: Selector,
@@ -155,11 +161,11 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains,
     ) -> tuple[Tensor, Tensor]:
         """Returns the neuron's values at the inputs and the baselines, one for each example."""
         asked = (inputs, neuron_selector, baselines, additional_forward_args, attribute_to_neuron_input)
-        with undisturbed(self.forward_func), self._run(*asked, None) as run:
+        with undisturbed(self.forward_func), self._igfast_run(*asked, None) as run:
             return run.ends()[0]
 
     @contextmanager
-    def _run(
+    def _igfast_run(
         self,
         inputs: Any,
         selector: Selector,
@@ -176,7 +182,7 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains,
         device_ids = self.device_ids or getattr(self.forward_func, "device_ids", None)
         parsed, several = parsed_for(self.forward_func, inputs, baselines)
         tapped = LayerTap([self.layer], at_input, device_ids, is_path=False).attached()
-        with self._options.memory(parsed.device) as memory, tapped as tap:
+        with self._igfast_options.memory(parsed.device) as memory, tapped as tap:
             evaluator = ToLayer(
                 forward_func=self.forward_func,
                 inputs=parsed,
@@ -190,4 +196,4 @@ class NeuronIntegratedGradients(captum.attr.NeuronIntegratedGradients, Explains,
             own_call = None
             if source is not None:
                 own_call = replace(evaluator, inputs=parse_inputs(source[0], None), args=as_tuple(source[1]))
-            yield Run(evaluator, self._options, memory, size, kind, (self.layer,), several, own_call)
+            yield Run(evaluator, self._igfast_options, memory, size, kind, (self.layer,), several, own_call)

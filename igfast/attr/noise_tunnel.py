@@ -15,7 +15,7 @@ from torch import Tensor
 
 from igfast.errors import ArgumentError, warn
 from igfast.memory.recovery import is_out_of_memory
-from igfast.model.forward import in_dtype_of_baselines
+from igfast.model.call_inputs import in_dtype_of_baselines
 from igfast.model.partial import FromLayer, Selector
 from igfast.model.state import undisturbed
 from igfast.request.inputs import as_tuple, parse_inputs
@@ -99,7 +99,7 @@ class OfInputs(_Sampled):
         inputs = in_dtype_of_baselines(inputs, start, self.explainer.forward_func)
         asked = (inputs, start, target, additional_forward_args)
         points = self.points_of(inputs)
-        attributions, delta = self.explainer._attributed_with(
+        attributions, delta = self.explainer._igfast_attributed_with(
             points, *asked, return_convergence_delta, self.source_as(inputs)
         )
         return attributions if delta is None else (attributions, delta)
@@ -122,7 +122,7 @@ class OfNeuron(_Sampled):
         start = _single(inputs, baselines)
         inputs = in_dtype_of_baselines(inputs, start, self.explainer.forward_func)
         asked = (inputs, self.selector, start, additional_forward_args, self.at_input)
-        return self.explainer._attributed_with(self.points_of(inputs), *asked, source=self.source_as(inputs))
+        return self.explainer._igfast_attributed_with(self.points_of(inputs), *asked, source=self.source_as(inputs))
 
 
 class OfLayer(_Sampled):
@@ -173,7 +173,9 @@ class OfLayer(_Sampled):
         with undisturbed(self.explainer.forward_func):
             given = parse_inputs(inputs, baselines)
             points = points_at(given, alphas)
-            with self.explainer._run(points, AtLayer(0.0), (parse_target(target),), args, at_input, None, None) as run:
+            with self.explainer._igfast_run(
+                points, AtLayer(0.0), (parse_target(target),), args, at_input, None, None
+            ) as run:
                 layers: FromLayer = run.evaluator
                 grads = run.integrate(SampledPoints(torch.ones(layers.inputs.batch, dtype=torch.float64)))
             shaped = [grad.view(x.shape) for grad, x in zip(grads, layers.values_of_layers(), strict=True)]
@@ -184,15 +186,18 @@ class OfLayer(_Sampled):
             delta = None
             if with_delta:
                 delta = convergence_delta(
-                    tuple(shaped), *self.explainer._ends(inputs, baselines, target, args, at_input)
+                    tuple(shaped), *self.explainer._igfast_ends(inputs, baselines, target, args, at_input)
                 )
         return per_layer(tuple(shaped), layers, False), delta
 
     def _values(self, xs: Any, args: Any, at_input: bool) -> tuple[tuple[Tensor, ...], Any]:
         """Returns the layers' values at some inputs, and the output there."""
         given = parse_model_inputs(xs, None)
-        forward = self.explainer._forward(given, args, None)
-        with self.explainer._options.memory(forward.inputs.device) as memory, self.explainer._tapped(at_input) as tap:
+        forward = self.explainer._igfast_forward(given, args, None)
+        with (
+            self.explainer._igfast_options.memory(forward.inputs.device) as memory,
+            self.explainer._igfast_tapped(at_input) as tap,
+        ):
             values, output = read_layers(forward, given.x, tap, memory)
             return flat(values), output
 

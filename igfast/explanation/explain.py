@@ -28,7 +28,18 @@ class Explains:
     forward_func: Callable[..., Any]
     attribute: Callable[..., Any]
     multiplies_by_inputs: bool
-    _ends: Callable[..., tuple[Tensor, Tensor]]  # F(inputs) and F(baselines), one number for each entry of the output
+    _igfast_ends: Callable[
+        ..., tuple[Tensor, Tensor]
+    ]  # F(inputs) and F(baselines), one number for each entry of the output
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Lets methods that Captum's classes do not have yield to those that another base has under these names."""
+        super().__init_subclass__(**kwargs)
+        for name in ("explain", "attribute_targets"):
+            owners = [base for base in cls.__mro__ if name in vars(base)]
+            theirs = [base for base in owners if base.__module__.split(".")[0] != "igfast"]
+            if theirs and owners[0] is not theirs[0]:
+                setattr(cls, name, vars(theirs[0])[name])
 
     def explain(self, *args: Any, feature_names: Any = None, **kwargs: Any) -> Explanation:
         """Attributes as `attribute` does, and returns everything that belongs to the result in one object.
@@ -59,12 +70,12 @@ class Explains:
             >>> explanation.attributions.shape
             torch.Size([1, 3])
         """
-        given = tensors_of(self.forward_func, self._bound(args, kwargs))
+        given = tensors_of(self.forward_func, self._igfast_bound(args, kwargs))
         names = _checked_names(feature_names, given["inputs"])
         asks_delta = "return_convergence_delta" in inspect.signature(self.attribute).parameters
         asked = {"return_convergence_delta": True} if asks_delta else {}
         attributions, *delta, report = self.attribute(**given, **asked, return_report=True)
-        at_input, at_baseline = (end.reshape(-1) for end in report.ends or self._ends(**given))
+        at_input, at_baseline = (end.reshape(-1) for end in report.ends or self._igfast_ends(**given))
         if not delta:
             flat = tuple(tensor.detach() for tensor in flattened(attributions))
             delta = [convergence_delta(flat, at_input, at_baseline)]
@@ -82,11 +93,11 @@ class Explains:
             baseline_predictions=at_baseline,
             deltas=delta[0],
             report=replace(report, ends=None),  # they are the predictions
-            meta=self._meta(given),
+            meta=self._igfast_meta(given),
             feature_names=names,
         )
 
-    def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _igfast_bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Returns the arguments of `attribute` by name, with its defaults."""
         signature = inspect.signature(self.attribute)
         parameters = [p for p in signature.parameters.values() if p.name not in _IN_THE_RESULT]
@@ -99,7 +110,7 @@ class Explains:
         bound.apply_defaults()
         return dict(bound.arguments)
 
-    def _meta(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def _igfast_meta(self, given: Mapping[str, Any]) -> dict[str, Any]:
         layers = getattr(self, "layer", None) or []
         return {
             "method": type(self).__name__,

@@ -23,7 +23,8 @@ from igfast.ops._load import kernels_loaded
 from igfast.rng import random_state
 
 _Result = TypeVar("_Result")
-_OWN_MODES = {"LeanMode", "ConvolutionWatch", "AllocationWatch", "DeviceContext"}  # the last makes new tensors alone
+# Modes that lean operators need not pass through: igfast's own, and the default device, for new tensors alone.
+_HARMLESS_MODES = {"LeanMode", "ConvolutionWatch", "NoFastPath", "AllocationWatch", "DeviceContext"}
 
 
 class Execution:
@@ -220,8 +221,8 @@ def why_not_lean() -> str:
     if not kernels_loaded():
         return "igfast's compiled operators are not built"
     # Lean operators would not pass through modes.
-    if any(type(mode).__name__ not in _OWN_MODES for mode in _get_current_function_mode_stack()):
+    if any(type(mode).__name__ not in _HARMLESS_MODES for mode in _get_current_function_mode_stack()):
         return "a TorchFunctionMode is active"
-    if any(type(mode).__name__ not in _OWN_MODES for mode in _get_current_dispatch_mode_stack()):
+    if any(type(mode).__name__ not in _HARMLESS_MODES for mode in _get_current_dispatch_mode_stack()):
         return "a TorchDispatchMode is active"
     return ""

@@ -67,7 +67,7 @@ class LLMGradientAttribution(captum.attr.LLMGradientAttribution, metaclass=Stand
         super().__init__(attr_method, tokenizer)
         self.device = device_of(self.model) or torch.device("cpu")
         self.attr_target = attr_target
-        self._method = Method.of(attr_method)
+        self._igfast_method = Method.of(attr_method)
 
     def attribute(
         self,
@@ -126,7 +126,7 @@ class LLMGradientAttribution(captum.attr.LLMGradientAttribution, metaclass=Stand
             raise ArgumentError(
                 f'one_pass must be "auto", True or False, and prefix "fixed" or "path"; got {one_pass!r} and {prefix!r}'
             )
-        if self._method is None:
+        if self._igfast_method is None:
             ours = {
                 "per_token=False": not per_token,
                 "spans": spans is not None,
@@ -136,8 +136,8 @@ class LLMGradientAttribution(captum.attr.LLMGradientAttribution, metaclass=Stand
                 "return_convergence_delta": return_convergence_delta,
                 "return_report": return_report,
             }
-            return self._left_to_captum(inp, target, gen_args, ours, kwargs)
-        method = self._method
+            return self._igfast_left_to_captum(inp, target, gen_args, ours, kwargs)
+        method = self._igfast_method
         asked = method.asked(kwargs, return_report)
         if prefix == "path" and (method.is_gradient or teacher_of(self.model) is not Teacher):
             raise ArgumentError(
@@ -154,10 +154,13 @@ class LLMGradientAttribution(captum.attr.LLMGradientAttribution, metaclass=Stand
             self.model, inp.inp_tensor.shape[1], answer, places + whole, start=_start_of(gen_args)
         )
         question = Question(
-            teacher, self._paths(teacher, inp, asked, prefix, warns=not method.is_gradient), self.attr_target, foil_ids
+            teacher,
+            self._igfast_paths(teacher, inp, asked, prefix, warns=not method.is_gradient),
+            self.attr_target,
+            foil_ids,
         )
-        found = self._found(method, question, asked, one_pass)
-        result = self._result(question, found, inp, len(places), per_token, spans is not None)
+        found = self._igfast_found(method, question, asked, one_pass)
+        result = self._igfast_result(question, found, inp, len(places), per_token, spans is not None)
         if found.deltas is not None and found.changes is not None and method.multiplied and not asked.has_tolerance:
             _warn_if_not_converged(found.deltas, found.changes, asked.quadrature.n_steps)
         others = ([result.deltas] if return_convergence_delta else []) + ([found.report] if return_report else [])
@@ -179,7 +182,7 @@ class LLMGradientAttribution(captum.attr.LLMGradientAttribution, metaclass=Stand
         is_separate = teacher_of(self.model) is not Teacher  # a decoder's output has a start, and not the prompt
         return parse_answer(ids[1 if is_separate else inp.inp_tensor.shape[1] :], self.tokenizer)
 
-    def _paths(self, teacher: Teacher, inp: TextTokenInput, asked: Asked, prefix: str, warns: bool) -> Paths:
+    def _igfast_paths(self, teacher: Teacher, inp: TextTokenInput, asked: Asked, prefix: str, warns: bool) -> Paths:
         prompt = inp.to_model_input().to(self.device)
         baseline = parse_token_baseline(inp, asked.baselines, self.tokenizer, self.device, warns)
         answer = teacher.answer
@@ -189,7 +192,9 @@ class LLMGradientAttribution(captum.attr.LLMGradientAttribution, metaclass=Stand
         moves[: prompt.shape[1]] = True if inp.itp_mask is None else inp.itp_mask[0].to(self.device)
         return Paths(ids, start, baseline.at_layer, moves)
 
-    def _found(self, method: Method, question: Question, asked: Asked, one_pass: Literal["auto", True, False]) -> Found:
+    def _igfast_found(
+        self, method: Method, question: Question, asked: Asked, one_pass: Literal["auto", True, False]
+    ) -> Found:
         """Returns the attributions from one pass for all tokens, or token by token where that gives other numbers."""
         if one_pass is not False:
             before = random_state(self.device)
@@ -203,7 +208,7 @@ class LLMGradientAttribution(captum.attr.LLMGradientAttribution, metaclass=Stand
             warn(f"each token of the answer was attributed by itself, which takes longer: {reason}")
         return question.token_by_token(method, asked)
 
-    def _result(
+    def _igfast_result(
         self, question: Question, found: Found, inp: TextTokenInput, n_rows: int, per_token: bool, is_spans: bool
     ) -> LLMAttributionResult:
         answer, places, rows = question.teacher.answer, question.teacher.places[:n_rows], found.rows
@@ -225,7 +230,7 @@ class LLMGradientAttribution(captum.attr.LLMGradientAttribution, metaclass=Stand
             changes=None if found.changes is None else found.changes[:n_rows],
         )
 
-    def _left_to_captum(
+    def _igfast_left_to_captum(
         self, inp: Any, target: Any, gen_args: Any, ours: dict[str, bool], kwargs: dict[str, Any]
     ) -> Any:
         """Returns what Captum's own code does for methods that igfast does not run itself."""

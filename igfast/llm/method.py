@@ -10,10 +10,11 @@ import numpy as np
 from torch import nn
 
 from igfast.attr import LayerIntegratedGradients
-from igfast.attr.layer import why_captums
+from igfast.attr.layer import why_own_gradients
 from igfast.errors import ArgumentError, ArgumentTypeError, LayerError
 from igfast.request.inputs import parse_internal_batch_size
 from igfast.request.options import Options
+from igfast.run.captums import why_captums
 from igfast.run.precision import DEFAULT_STEPS, MAX_STEPS, quadrature_of
 from igfast.run.quadrature import Rule
 from igfast.run.steps import FixedSteps, Quadrature
@@ -71,14 +72,15 @@ class Method:
         own = {theirs.attribute for theirs in (*_CAPTUMS, LayerIntegratedGradients)}
         if not isinstance(attr_method, _CAPTUMS) or type(attr_method).attribute not in own:
             return None
-        if isinstance(attr_method, _CAPTUMS[0]) and why_captums(attr_method):
+        is_integral = isinstance(attr_method, _CAPTUMS[0])
+        if why_captums(attr_method, type(attr_method)) or (is_integral and why_own_gradients(attr_method)):
             return None
         layer = attr_method.layer
         if isinstance(layer, list):
             if len(layer) != 1:
                 raise LayerError(f"attr_method must have one layer to attribute tokens at; got {len(layer)}")
             (layer,) = layer
-        options = getattr(attr_method, "_options", Options())
+        options = getattr(attr_method, "_igfast_options", Options())
         is_gradient = isinstance(attr_method, _CAPTUMS[1])
         return cls(layer, attr_method.device_ids, attr_method.multiplies_by_inputs, options, is_gradient)
 

@@ -79,7 +79,7 @@ def integrated(method: Method, asked: Asked, teacher: Teacher, paths: Paths, is_
     asking = (paths.ids, start, targets, None, asked.at_input, asked.grad_kwargs, asked.internal_batch_size)
     with undisturbed(teacher), ExitStack() as stack:
         with teacher.recorded() as seen:  # the passes at the input, and at the baseline where that is ids
-            of_layer = stack.enter_context(explainer._run(*asking))
+            of_layer = stack.enter_context(explainer._igfast_run(*asking))
         kind = None if teacher.kind is None else (of_layer.kind, teacher.kind)
         layers = PositionSums.of(of_layer.evaluator, paths.ids.shape[1], method.multiplied, teacher.n_positions_seen)  # type: ignore[arg-type]
         evaluator = _fixed(layers, paths.moves) if paths.at_layer and not method.is_gradient else layers

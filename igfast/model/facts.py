@@ -10,7 +10,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from igfast.errors import IgfastError, InputError
 from igfast.memory.offload import storage_of
 from igfast.memory.recovery import free_memory, is_out_of_memory
 from igfast.model.channels_last import ConvolutionWatch, in_channels_last
+from igfast.model.fast_path import has_fast_path
 from igfast.model.forward import ForwardFunction
 from igfast.model.independence import distance, is_autocast, rounding, rounds_to_tf32
 from igfast.model.modules import flags_of, lasting, module_of, number_of, parts_behind, weights_behind, why_compiled
@@ -48,6 +49,7 @@ class Facts:
         recomputes: whether repeated blocks may be recomputed: False once one did something else when it ran again.
         plain_bytes: what plain autograd keeps for the caller's own call; None if that was not asked.
         why_compiled: which part of the model torch.compile compiled; empty if none.
+        has_fast_path: as of `ForwardFunction`.
     """
 
     why_whole: str = ""
@@ -60,6 +62,7 @@ class Facts:
     recomputes: bool = True
     plain_bytes: int | None = None
     why_compiled: str = ""
+    has_fast_path: bool = False
 
 
 def _holder(forward_func: Callable[..., Any]) -> Any:
@@ -161,6 +164,7 @@ def discover(evaluator: ForwardFunction) -> tuple[Facts, Any]:
     """
     why_whole = evaluator.why_whole_steps()
     compiled = why_compiled(evaluator.forward_func)
+    fast = evaluator.has_fast_path = has_fast_path(evaluator.forward_func)
     watch = ConvolutionWatch()
     output = None
     try:  # random draws are those of a call without this evaluation
@@ -172,11 +176,12 @@ def discover(evaluator: ForwardFunction) -> tuple[Facts, Any]:
         if not is_out_of_memory(error):
             raise
         free_memory(evaluator.inputs.device)
+    own = Facts(why_whole, why_compiled=compiled, has_fast_path=fast)
     if output is None:
-        return Facts(why_whole, gains_channels_last=watch.gains, why_compiled=compiled), None
+        return replace(own, gains_channels_last=watch.gains), None
     if why_whole:
         evaluator.n_entries(output)
-        return Facts(why_whole, why_compiled=compiled), output
+        return own, output
     output = _dimension_restored(evaluator, output)
     if isinstance(output, Tensor):
         evaluator.output_dim = output.dim()
@@ -184,7 +189,7 @@ def discover(evaluator: ForwardFunction) -> tuple[Facts, Any]:
         evaluator.output_dim = tuple(value.dim() for value in output)
     why_whole = evaluator.why_output_is_joint(output)
     gains = watch.gains and not why_whole and _takes_channels_last(evaluator, output)
-    return Facts(why_whole, evaluator.output_dim, gains, why_compiled=compiled), output
+    return replace(own, why_whole=why_whole, output_dim=evaluator.output_dim, gains_channels_last=gains), output
 
 
 def plain_bytes(evaluator: ForwardFunction, limit: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
@@ -12,10 +13,9 @@ from torch import Tensor
 from igfast.errors import ArgumentTypeError, IgfastError, InputError, InputTypeError, OutputError, TargetError
 from igfast.lean import Execution
 from igfast.memory.recovery import free_memory, is_out_of_memory
+from igfast.model.fast_path import NoFastPath, has_fast_path
 from igfast.model.independence import RowsDependError
-from igfast.model.modules import floating_dtype
-from igfast.request.inputs import Inputs, as_tuple, describe, parse_inputs
-from igfast.request.several_baselines import Baselines
+from igfast.request.inputs import Inputs, describe
 from igfast.request.several_targets import top_targets
 from igfast.request.target import Target, entries_of
 from igfast.rng import random_state_kept
@@ -23,36 +23,6 @@ from igfast.rng import random_state_kept
 _Forward = TypeVar("_Forward", bound="ForwardFunction")
 _IN_PLACE = "leaf Variable that requires grad"
 """Part of autograd's message when a forward function works in place on its input, or on a view of its input."""
-
-
-def in_dtype_of_baselines(inputs: Any, baselines: Any, forward_func: Callable[..., Any]) -> Any:
-    """Returns inputs in the dtype of wider baselines, as Captum's path points have it, if the model has it too."""
-    given = as_tuple(baselines)
-    if not any(isinstance(baseline, Tensor) for baseline in given):
-        return inputs
-
-    def raised(x: Any, baseline: Any) -> Any:
-        if not (isinstance(x, Tensor) and isinstance(baseline, Tensor)):
-            return x
-        own = x.dtype if x.is_floating_point() or x.is_complex() else torch.get_default_dtype()
-        wide = torch.promote_types(own, baseline.dtype)
-        return x.to(wide) if wide not in (own, x.dtype) and wide == floating_dtype(forward_func) else x
-
-    xs = as_tuple(inputs)
-    if len(xs) != len(given):  # an error, which the checks of inputs say
-        return inputs
-    found = tuple(map(raised, xs, given))
-    return found if isinstance(inputs, tuple) else found[0]
-
-
-def parsed_for(forward_func: Callable[..., Any], inputs: Any, baselines: Any) -> tuple[Inputs, Baselines | None]:
-    """Returns the checked inputs, and the several baselines of each example if those are given; raises as both do."""
-    several = baselines if isinstance(baselines, Baselines) else None
-    start = None if several is not None else baselines
-    parsed = parse_inputs(in_dtype_of_baselines(inputs, start, forward_func), start)
-    if several is not None:
-        several.check(parsed.join(parsed.x))
-    return parsed, several
 
 
 def copied(arg: Any) -> Any:
@@ -76,6 +46,7 @@ class ForwardFunction:
         lean: lean execution, which keeps in the forward pass only what the gradient of the input needs.
         unused_is_zero: whether the gradient of an input without influence is 0 instead of an error.
         output_dim: dimensions of an output of several rows, or None; some models drop one for a single row.
+        has_fast_path: whether the model has modules that compute something else without a graph; None until asked.
         is_compared: whether a chunk is compared: `gradient` sets `compared_output`, and checks its number of entries.
         compared_output: `comparable` of the last `gradient`'s output.
         explains_integers: whether failures may come from integers that became floating; False after a call succeeded.
@@ -88,6 +59,7 @@ class ForwardFunction:
     lean: Execution = field(default_factory=lambda: Execution("nothing was decided yet"))
     unused_is_zero: bool = False
     output_dim: int | tuple[int, ...] | None = None
+    has_fast_path: bool | None = None
     is_compared: bool = False
     compared_output: Any = None
     explains_integers: bool = True
@@ -143,7 +115,7 @@ class ForwardFunction:
         """Runs a forward pass without a graph, or drops the graph where the model itself differentiates."""
         if not self._differentiates:
             try:
-                with torch.no_grad():
+                with torch.no_grad(), self._as_with_graph():
                     return call(tuple(map(copied, points)))
             except Exception as error:  # models that differentiate may raise anything here
                 if isinstance(error, IgfastError) or is_out_of_memory(error):
@@ -154,6 +126,12 @@ class ForwardFunction:
         if isinstance(output, tuple):  # a layer's values
             return tuple(value.detach() for value in output)
         return output.detach() if isinstance(output, Tensor) else output
+
+    def _as_with_graph(self) -> AbstractContextManager[Any]:
+        """Returns the context in which a pass without a graph computes what one with a graph does."""
+        if self.has_fast_path is None:
+            self.has_fast_path = has_fast_path(self.forward_func)
+        return NoFastPath() if self.has_fast_path else nullcontext()
 
     def output(self, points: tuple[Tensor, ...], example: Tensor) -> Any:
         """Returns the output at path points, forward only."""

@@ -77,7 +77,7 @@ class FromLayer(ForwardFunction):
 
         if not records or self._records_throughout:
             return self.tap.replace(call, values, lambda: None)
-        with torch.no_grad():
+        with torch.no_grad(), self._as_with_graph():
             output = self.tap.replace(call, values, lambda: torch.set_grad_enabled(True))
             lasted = torch.is_grad_enabled()
         has_no_graph = isinstance(output, Tensor) and not output.requires_grad  # perhaps to weights before the layer

@@ -154,6 +154,8 @@ def _not_one_number(target: Target, output: Tensor, selected: Tensor) -> str:
 
 def _as_int(value: object, name: str) -> int:
     try:
+        if isinstance(value, bool):
+            raise TypeError
         return operator.index(value)  # type: ignore[arg-type]
     except (TypeError, RuntimeError):
         raise TargetTypeError(f"{name} must be an integer; got {describe(value)}") from None

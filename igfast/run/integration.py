@@ -220,6 +220,7 @@ class Run:
     def _apply(self, facts: Facts) -> None:
         """Sets the evaluator to whole steps where rows belong together; otherwise checks the number of targets."""
         self._own_call.output_dim = self.evaluator.output_dim = facts.output_dim
+        self._own_call.has_fast_path = self.evaluator.has_fast_path = facts.has_fast_path
         if facts.why_whole:
             self.evaluator = self.evaluator.in_whole_steps(facts.why_whole)
         else:

@@ -178,6 +178,8 @@ def test_input_that_the_output_does_not_depend_on():
         (torch.tensor([0.0, 1.0]), igfast.TargetTypeError, "must be an integer tensor; got a float32", RuntimeError),
         (1.0, igfast.TargetTypeError, "target must be an integer; got 1.0", AssertionError),
         ("cat", igfast.TargetTypeError, "target must be an integer; got a str", AssertionError),
+        (True, igfast.TargetTypeError, "target must be an integer; got True", AssertionError),
+        ([True, False], igfast.TargetTypeError, "must be an integer; got True", AssertionError),
         (slice(0, 1), igfast.TargetTypeError, "target must be an integer; got a slice", AssertionError),
         ([0, (1,)], igfast.OutputError, "never", None),
         ([0, (1, 1)], igfast.TargetTypeError, "of one length; got several lengths", TypeError),

@@ -1,6 +1,7 @@
 """Subclasses, replaced parts and pickles of explainers, as code that was written for Captum has them."""
 
 import pickle
+from abc import ABC
 
 import captum.attr
 import numpy as np
@@ -232,3 +233,116 @@ def test_options_that_captums_code_does_not_have():
     sampled.gradient_func = replaced
     with pytest.raises(igfast.LeanError):
         sampled.attribute(X, torch.zeros_like(X), target=0)
+
+
+PRIVATE = ["_options", "_run", "_ends", "_evaluator", "_attributed", "_forward", "_layers", "_explainer", "_meta"]
+KINDS = {
+    "IntegratedGradients": lambda e: e.attribute(X, target=0, n_steps=5),
+    "LayerIntegratedGradients": lambda e: e.attribute(X, target=0, n_steps=5),
+    "NeuronIntegratedGradients": lambda e: e.attribute(X, 1, n_steps=5),
+    "GradientShap": lambda e: e.attribute(X, X * 0, target=0),
+    "LayerGradientShap": lambda e: e.attribute(X, X * 0, target=0),
+    "NeuronGradientShap": lambda e: e.attribute(X, 1, X * 0),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_names_of_a_subclass_are_its_own(kind):
+    network, found = models.mlp(), []
+    for library in LIBRARIES:
+        base = getattr(library, kind)
+        mine = type("Mine", (base,), {name: (lambda self, one: one) for name in PRIVATE})
+        explainer = mine(network) if kind[0] in "IG" else mine(network, network[0])
+        vars(explainer).update(dict.fromkeys(PRIVATE[:3], "mine"))
+        np.random.seed(0)
+        torch.manual_seed(0)
+        found.append(KINDS[kind](explainer))
+    assert relative_difference(*reversed(found)) <= 1e-6
+
+
+class Interface(ABC):  # noqa: B024
+    def explain(self, x, target):
+        return self.attribute(x, target=target), "explained"
+
+    def attribute_targets(self, x):
+        return "its own"
+
+
+def test_methods_that_captums_classes_lack_yield_to_other_bases():
+    mine = type("Mine", (igfast.IntegratedGradients, Interface), {})(models.mlp())
+    attributions, text = mine.explain(X, 1)
+    assert text == "explained"
+    assert mine.attribute_targets(X) == "its own"
+    assert torch.equal(attributions, igfast.IntegratedGradients(models.mlp()).attribute(X, target=1))
+    assert igfast.IntegratedGradients(models.mlp()).explain(X, target=1).target == 1
+
+
+def test_a_function_that_is_set_later():
+    network = models.mlp()
+    for kind, call in KINDS.items():
+        explainer = getattr(igfast, kind)(None, *([] if kind[0] in "IG" else [network[0]]))
+        explainer.forward_func = network
+        call(explainer)
+    with pytest.raises(igfast.ArgumentTypeError, match="forward_func must be callable"):
+        igfast.IntegratedGradients(None).attribute(X, target=0)
+    with pytest.raises(igfast.ArgumentTypeError, match="forward_func must be callable"):
+        igfast.LayerIntegratedGradients("model", None)
+
+
+class Before(captum.attr.IntegratedGradients):
+    """Defined before a patch, and calls its base by the module's name."""
+
+    def __init__(self, forward_func):
+        captum.attr.IntegratedGradients.__init__(self, forward_func)
+
+    def attribute(self, *args, **kwargs):
+        return 2 * captum.attr.IntegratedGradients.attribute(self, *args, **kwargs)
+
+    def delta(self, *args):
+        return captum.attr.IntegratedGradients.compute_convergence_delta(self, *args)
+
+
+class BeforeSampled(captum.attr.GradientShap):
+    def __init__(self, forward_func):
+        captum.attr.GradientShap.__init__(self, forward_func)
+
+    def attribute(self, *args, **kwargs):
+        return captum.attr.GradientShap.attribute(self, *args, **kwargs)
+
+
+def test_subclasses_from_before_a_patch_that_name_their_base():
+    network = models.mlp()
+    wanted = Before(network).attribute(X, target=0)
+    np.random.seed(0)
+    sampled = BeforeSampled(network).attribute(X, X * 0, target=0)
+    with igfast.patch_captum():
+        explainer = Before(network)
+        assert torch.equal(explainer.attribute(X, target=0), wanted)
+        torch.testing.assert_close(explainer.delta(wanted / 2, 0, X, 0), torch.zeros(2).double(), rtol=0, atol=1e-6)
+        np.random.seed(0)
+        assert torch.equal(BeforeSampled(network).attribute(X, X * 0, target=0), sampled)
+
+
+def test_gradients_with_a_graph_of_a_replaced_autograd_are_captums(monkeypatch):
+    grad, network = torch.autograd.grad, models.mlp()
+    monkeypatch.setattr(torch.autograd, "grad", lambda *args, **kwargs: grad(*args, **{**kwargs, "create_graph": True}))
+    for kind, call in KINDS.items():
+        found = []
+        for library in LIBRARIES:
+            np.random.seed(0)
+            torch.manual_seed(0)
+            found.append(call(getattr(library, kind)(network, *([] if kind[0] in "IG" else [network[0]]))))
+        theirs, ours = found
+        assert torch.equal(ours, theirs)
+        assert ours.requires_grad is theirs.requires_grad is ("Shap" not in kind)
+
+
+def test_a_replaced_function_of_captums_is_used(monkeypatch):
+    module = captum.attr._core.integrated_gradients
+    plain = module.approximation_parameters
+    wanted = igfast.IntegratedGradients(models.mlp()).attribute(X, target=0)
+    monkeypatch.setattr(module, "approximation_parameters", lambda method: (plain(method)[0], lambda n: [2 / n] * n))
+    _, report = igfast.IntegratedGradients(models.mlp()).attribute(X, target=0, return_report=True)
+    assert "approximation_parameters was replaced" in report.notes[0]
+    monkeypatch.undo()
+    assert torch.equal(igfast.IntegratedGradients(models.mlp()).attribute(X, target=0), wanted)
