@@ -281,7 +281,7 @@ class ForwardFunction:
         """Calls a function, and raises an error of igfast's for failures that have a known cause (`_explain`)."""
         try:
             return call(*args)
-        except (RuntimeError, TypeError, IndexError) as error:
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
             explained = self._explain(error)
             if explained is None:
                 raise
@@ -312,6 +312,11 @@ class ForwardFunction:
             return OutputError(
                 "the model's parameters were created under torch.inference_mode(), so no gradient can pass them. "
                 "Load the model outside of it, or clone its parameters outside of it"
+            )
+        if "Expected more than 1 value per channel when training" in text:
+            return InputError(
+                "a normalisation layer in training mode takes no single example. Call eval() on the model: in training "
+                "mode, path points would be normalised with each other"
             )
         if self.inputs.device.type == "meta":
             return InputError(

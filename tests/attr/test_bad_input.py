@@ -319,3 +319,9 @@ def test_attributions_of_a_delta(attributions, error, text):
     found = explainer.attribute(x, target=1)
     with pytest.raises(error, match=text):
         explainer.compute_convergence_delta(attributions(found), 0, x, target=1)
+
+
+def test_a_single_example_in_training_mode():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).train()
+    with pytest.raises(igfast.InputError, match=r"no single example. Call eval\(\) on the model"):
+        igfast.IntegratedGradients(model).attribute(torch.randn(1, 3), target=0)
