@@ -21,7 +21,10 @@ STACKED, SPLIT, MIXED, LAYOUT = "stacked", "split", "mixed", "channels-last"
 """Ways in which a chunk differs from a step of the caller's: several steps, a part of the examples, rows of any
 examples at any alphas, or another layout."""
 _DEPENDS = "the output of forward_func for one example depends on the others in its batch"
-_CHANGES = "the output of forward_func changes from call to call (dropout, or a state that it keeps)"
+_CHANGES = (
+    "the output of forward_func changes from call to call (dropout, or a state that it keeps; call eval() on the model "
+    "unless training mode is meant)"
+)
 
 
 @dataclass
@@ -82,7 +85,9 @@ class Guard:
         def among_others(part: slice) -> Tensor:  # in a batch of the same size, with one of them for the others
             index = torch.full_like(example, part.start)
             index[part] = example[part]
-            return evaluator.comparable(evaluator.output(tuple(p.index_select(0, index) for p in x), index))[part]
+            found = evaluator.comparable(evaluator.output(tuple(p.index_select(0, index) for p in x), index))
+            self._check_alike(found, index == part.start, x)
+            return found[part]
 
         before = random_state(evaluator.inputs.device)
         together = _unless_out_of_memory(lambda: evaluator.comparable(evaluator.output(x, example)))
@@ -94,11 +99,12 @@ class Guard:
             self.unchecked.add(SPLIT)
             return
         try:
-            for part in (slice(0, n_rows), slice(len(example) - n_rows, len(example))):
+            # Apart from each other: what two parts share, such as the largest value, would leave both as they are.
+            for part in (slice(0, n_rows), slice(max(n_rows, len(example) - n_rows), len(example))):
                 apart = evaluator.comparable(evaluator.output(tuple(p[part] for p in x), example[part]))
-                if not _same(together[part], apart, partial(among_others, part), x):
+                if not _same(together[part], apart, partial(among_others, part), x, together):
                     again = evaluator.comparable(evaluator.output(x, example))
-                    steady = distance(again, together) <= rounding((together, *x))
+                    steady = distance(again, together, together) <= rounding((together, *x))
                     raise RowsDependError(_DEPENDS if steady else _CHANGES)
         except Exception as error:
             if isinstance(error, (IgfastError, RowsDependError, Warning)) or is_out_of_memory(error):
@@ -107,10 +113,38 @@ class Guard:
         finally:
             before.restore()
 
+    @staticmethod
+    def _check_alike(output: Tensor, are_copies: Tensor, inputs: tuple[Tensor, ...]) -> None:
+        """Raises RowsDependError if copies of one row have different outputs in one batch: a place in it matters."""
+        copies = output[are_copies.to(output.device)]
+        if distance(copies, copies[:1].expand_as(copies), output) > rounding((output, *inputs)):
+            raise RowsDependError(_DEPENDS)
+
     def _check_row(self, points: tuple[Tensor, ...], examples: Tensor) -> None:
         """Compares rows with the outputs that their examples have in the caller's own batch."""
+        if points[0].shape[0] == 1:
+            self._check_own_batch()
         for number, row in enumerate(_compared(points[0].shape[0])):
             self._check_one_row(row, points, examples, twice=number == 0)
+
+    def _check_own_batch(self) -> None:
+        """Compares examples with what they are among copies of themselves: a row alone tells nothing of others."""
+        evaluator, x = self.own_call, self.own_call.inputs.x
+        example, before = evaluator.all_examples(), random_state(self.own_call.inputs.device)
+        try:
+            together = evaluator.comparable(evaluator.output(x, example))
+            for place in {0, len(example) - 1}:
+                index = torch.full_like(example, place)
+                copies = evaluator.comparable(evaluator.output(tuple(p.index_select(0, index) for p in x), index))
+                one = slice(place, place + 1)
+                if distance(copies[one], together[one], together) > rounding((together, *x)):
+                    raise RowsDependError(_DEPENDS)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self.unchecked.add(MIXED)
+        finally:
+            before.restore()
 
     def _check_one_row(self, row: int, points: tuple[Tensor, ...], examples: Tensor, twice: bool) -> None:
         evaluator = self.evaluator
@@ -125,7 +159,9 @@ class Guard:
         def among_others() -> Tensor:  # the row repeated, in a chunk of the same size
             index = torch.full((n_rows,), row, device=examples.device)
             repeated = tuple(torch.empty_like(point).copy_(point.index_select(0, index)) for point in points)
-            return evaluator.comparable(evaluator.output_with_graph(repeated, examples[index]))[row : row + 1]
+            found = evaluator.comparable(evaluator.output_with_graph(repeated, examples[index]))
+            self._check_alike(found, index == row, points)
+            return found[row : row + 1]
 
         self._compare(slice(row, row + 1), in_own_batch, among_others, points, MIXED, twice)
 
@@ -145,7 +181,9 @@ class Guard:
         def among_others() -> Tensor:  # the step repeated, in a chunk of the same size
             index = torch.arange(n_rows, device=example.device) % n_each
             repeated = tuple(torch.empty_like(point).copy_(point[step].index_select(0, index)) for point in points)
-            return evaluator.comparable(evaluator.output_with_graph(repeated, example[index]))[step]
+            found = evaluator.comparable(evaluator.output_with_graph(repeated, example[index]))
+            self._check_alike(found, index == 0, points)
+            return found[step]
 
         self._compare(step, alone, among_others, points, STACKED, twice)
 
@@ -166,11 +204,11 @@ class Guard:
             allowed = rounding((wanted, *points))
             # The same kernels on the same numbers: on a CPU, a state that fades away shows below what rounding may be.
             steady = allowed * (_SAME_KERNELS if wanted.device.type == "cpu" else 1)
-            if twice and distance(alone(evaluator.output), wanted) > steady:
+            if twice and distance(alone(evaluator.output), wanted, kept) > steady:
                 raise RowsDependError(_CHANGES)
-            if distance(kept[rows], wanted) <= allowed:
+            if distance(kept[rows], wanted, kept) <= allowed:
                 return
-            if not _same(kept[rows], alone(evaluator.output_with_graph), among_others, points):
+            if not _same(kept[rows], alone(evaluator.output_with_graph), among_others, points, kept):
                 raise RowsDependError(_DEPENDS)
         except Exception as error:
             if not is_out_of_memory(error):
@@ -200,12 +238,16 @@ def _compared(count: int) -> list[int]:
     return [third] if third else [0, count - 1][: min(count, 2)]
 
 
-def _same(output: Any, alone: Any, among_others: Callable[[], Any], inputs: tuple[Tensor, ...]) -> bool:
+def _same(
+    output: Any, alone: Any, among_others: Callable[[], Any], inputs: tuple[Tensor, ...], reference: Tensor
+) -> bool:
     """Returns whether rows have the outputs of a step of their own, up to rounding.
 
     Kernels for another number of rows may round differently. Close but unequal outputs are therefore compared again,
     among other rows in a batch of the same size. The kernels are then the same, and a difference shows dependence.
     """
     allowed = rounding((alone, output, *inputs))
-    apart = distance(output, alone)
-    return apart <= allowed or (apart <= WORTH_A_CLOSER_LOOK and distance(among_others(), output) <= allowed)
+    apart = distance(output, alone, reference)
+    if apart <= allowed:
+        return True
+    return apart <= WORTH_A_CLOSER_LOOK and distance(among_others(), output, reference) <= allowed

@@ -19,12 +19,19 @@ WORTH_A_CLOSER_LOOK = 0.3
 compute float32 convolutions in 10 bits, in an order of their own. A network may amplify the difference."""
 
 
-def distance(output: Any, alone: Any) -> float:
+_ROUNDED = 8  # times the dtype's epsilon: rounding of a number
+_LEAST_SHARE = 2e-4  # of the number itself, which counts as a part of how far rows are apart
+_OF_MEDIAN = 0.1  # of the columns, so that columns of rounding alone tell nothing
+
+
+def distance(output: Any, alone: Any, reference: Tensor | None = None) -> float:
     """Returns how far two outputs are apart, relative to the largest one; infinity if they cannot be compared.
 
     Args:
         output: of rows that were stacked or split, (rows, *).
         alone: of the same rows in a step of their own, (rows, *).
+        reference: outputs of several rows. If given, each column is taken relative to how far these rows are apart in
+            it, so that an offset, or columns of large numbers (masked logits), hide nothing.
     """
     if not isinstance(output, Tensor) or not isinstance(alone, Tensor) or output.shape != alone.shape:
         return math.inf
@@ -33,8 +40,26 @@ def distance(output: Any, alone: Any) -> float:
     finite = alone.isfinite()
     if not torch.equal(finite, output.isfinite()):
         return math.inf
-    apart = float(torch.where(finite, output - alone, 0).abs().max())
-    return 0.0 if apart == 0 else apart / max(float(torch.where(finite, alone, 0).abs().max()), 1e-300)
+    apart = torch.where(finite, output - alone, 0).abs()
+    if float(apart.max()) == 0:
+        return 0.0
+    if reference is None or len(reference) < 2:
+        return float(apart.max()) / max(float(torch.where(finite, alone, 0).abs().max()), 1e-300)
+    return float((apart.flatten(1) if apart.dim() > 1 else apart[:, None]).div(_spread(reference)).max())
+
+
+def _spread(reference: Tensor) -> Tensor:
+    """Returns how far apart rows are in each column, (columns,), and no less than what rounding may make of that."""
+    values = reference.detach().reshape(len(reference), -1)
+    values = torch.where(values.isfinite(), values, 0)
+    values = values.abs() if values.is_complex() else values
+    spread = values.amax(0) - values.amin(0)
+    eps = torch.finfo(values.dtype).eps
+    if values.is_cuda and values.dtype is torch.float32 and (rounds_to_tf32() or multiplies_in_tf32()):
+        eps = torch.finfo(torch.float16).eps
+    share = max(_ROUNDED * eps / rounding((reference,)), _LEAST_SHARE)
+    floor = values.abs().amax(0) * share + _OF_MEDIAN * spread.median()
+    return (spread + floor).clamp_min(torch.finfo(values.dtype).tiny)
 
 
 def rounding(tensors: Iterable[Any]) -> float:

@@ -110,6 +110,11 @@ class FixedSteps:
             parts = [acc[rows] for acc in sums]
             if self.multiplied:
                 parts = [part * by for part, by in zip(parts, differences(inputs, rows), strict=True)]
-            squares = [part.reshape(len(part), -1).norm(dim=1).double().square() for part in parts]
+            squares = [_wide(part).reshape(len(part), -1).norm(dim=1).square() for part in parts]
             found.append(torch.stack(squares).sum(dim=0).sqrt())
         return torch.cat(found).cpu()
+
+
+def _wide(part: Tensor) -> Tensor:
+    """Returns numbers in double precision: squares of small ones would be 0 in single."""
+    return part.to(torch.complex128) if part.is_complex() else part.double()
