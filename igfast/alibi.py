@@ -215,7 +215,7 @@ class _WithKeywords(nn.Module):
     def __init__(self, model: nn.Module, n_inputs: int, keys: tuple[str, ...]) -> None:
         super().__init__()
         self.model, self.n_inputs, self.keys = model, n_inputs, keys
-        self.training = model.training
+        self.training = getattr(model, "training", False)
 
     def forward(self, *args: Any) -> Any:
         """Returns the model's output."""
@@ -229,7 +229,7 @@ class _Signed(nn.Module):
     def __init__(self, model: nn.Module, n_inputs: int) -> None:
         super().__init__()
         self.model, self.n_inputs = model, n_inputs
-        self.training = model.training
+        self.training = getattr(model, "training", False)
 
     def forward(self, *args: Any) -> Any:
         """Returns the model's output, (batch, 1) or (batch,), times the signs, (batch,)."""

@@ -15,7 +15,7 @@ class _Selected(nn.Module):
         super().__init__()
         self.model = model
         self.part = part
-        self.training = model.training
+        self.training = getattr(model, "training", False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Returns that part of the model's output."""

@@ -57,7 +57,7 @@ def check_scale(output: Tensor) -> Finding:
 
 def check_mode(subject: Subject, output: object) -> Finding:
     """Returns whether parts of the model are in training mode, and the output is another one for that."""
-    modules = parts_behind(subject.model)
+    modules = [part for part in parts_behind(subject.model) if hasattr(part, "training")]  # not frozen TorchScript
     if not modules:
         return Finding("mode", "skipped", "The forward function shows no module.", {})
     training = [type(module).__name__ for module in modules if module.training]
@@ -98,18 +98,22 @@ def check_integers(subject: Subject) -> Finding:
     """Returns which inputs hold integers, and the embedding layer to attribute instead."""
     if not subject.integers:
         return Finding("integers", "good", "All inputs are floating.", {})
-    which, embedding = subject.integers[0], subject.embedding
-    if embedding is None:
+    which, embeddings = subject.integers[0], subject.embeddings
+    if not embeddings:
         text = (
             f"inputs[{which}] holds integers, and the model shows no embedding layer. Path points are floating: right "
             "for pixels and counts, wrong for ids."
         )
         return Finding("integers", "look", text, {"input": which})
-    name = embedding[0]
-    is_path = all(part.isidentifier() for part in name.split(".") if name)
-    place = f"model.{name}".rstrip(".") if is_path else f"model.get_submodule({name!r})"
+    places = [_place_of(name) for name in embeddings]
+    place = places[0] if len(places) == 1 else f"[{', '.join(places)}]"
     text = f"inputs[{which}] holds integers: attribute the embedding, LayerIntegratedGradients(model, {place})."
     return Finding("integers", "look", text, {"input": which})
+
+
+def _place_of(name: str) -> str:
+    is_path = all(part.isidentifier() for part in name.split(".") if name)
+    return f"model.{name}".rstrip(".") if is_path else f"model.get_submodule({name!r})"
 
 
 def check_rows(subject: Subject, output: Tensor) -> Finding:

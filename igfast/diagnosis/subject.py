@@ -61,8 +61,8 @@ class Subject:
         return tuple(i for i, x in enumerate(self.inputs) if not (x.is_floating_point() or x.is_complex()))
 
     @property
-    def embedding(self) -> tuple[str, nn.Module] | None:
-        """The first embedding layer that the inputs reach, and its name; else the first of all, or None."""
+    def embeddings(self) -> list[str]:
+        """The names of the embedding layers that the inputs reach; else the first of all, or nothing."""
         named = [
             (name, part)
             for module in modules_behind(self.model)
@@ -70,7 +70,7 @@ class Subject:
             if isinstance(part, (nn.Embedding, nn.EmbeddingBag))
         ]
         moved = {id(layer) for layer in self.moved_embeddings()}
-        return next((pair for pair in named if id(pair[1]) in moved), named[0] if named else None)
+        return [name for name, part in named if id(part) in moved] or [name for name, _ in named[:1]]
 
     @property
     def explainer(self) -> Any:

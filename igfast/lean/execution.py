@@ -6,9 +6,11 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from types import FunctionType
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
@@ -216,10 +218,25 @@ class Execution:
         return evaluate()
 
 
+def why_no_modes() -> str:
+    """Returns why calls under a TorchFunctionMode would give other numbers; empty if they would not.
+
+    Under a mode, functions of torch.nn.functional call themselves again by their name there. What was put in the place
+    of one, around the function itself, is then called twice.
+    """
+    for name, function in vars(F).items():
+        origin = function.__globals__.get("__name__", "") if type(function) is FunctionType else "torch"
+        if origin.split(".")[0] != "torch" or type(function) is functools.partial:
+            return f"torch.nn.functional.{name} was replaced"
+    return ""
+
+
 def why_not_lean() -> str:
     """Returns why lean execution cannot be used; empty if it can."""
     if not kernels_loaded():
         return "igfast's compiled operators are not built"
+    if why := why_no_modes():
+        return why
     # Lean operators would not pass through modes.
     if any(type(mode).__name__ not in _HARMLESS_MODES for mode in _get_current_function_mode_stack()):
         return "a TorchFunctionMode is active"

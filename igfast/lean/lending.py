@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from types import MethodType
 from typing import Any
 
 from torch import nn
@@ -14,6 +17,7 @@ Act = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 """Runs a module: takes its own `forward`, and the positional and keyword arguments of the call."""
 
 _lock = threading.Lock()
+os.register_at_fork(after_in_child=_lock._at_fork_reinit)  # type: ignore[attr-defined]  # a thread may have held it
 _borrowers: Counter[nn.Module] = Counter()  # how many threads run each module in another way
 _own_forwards: dict[nn.Module, Callable[..., Any] | None] = {}  # each instance's own `forward`, if it has one
 _local = threading.local()
@@ -38,7 +42,7 @@ def acting(acts: Mapping[nn.Module, Act]) -> Iterator[None]:
 def _borrow(module: nn.Module) -> None:
     with _lock:
         if _borrowers[module] == 0:
-            own, run = module.__dict__.get("forward"), _chosen(module, module.forward)
+            own, run = module.__dict__.get("forward"), _Chosen(module, module.forward)
             module.__dict__["forward"] = run
             _own_forwards[module] = own
         _borrowers[module] += 1
@@ -57,9 +61,28 @@ def _give_back(module: nn.Module) -> None:
             module.__dict__["forward"] = own
 
 
-def _chosen(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-    def run(*args: Any, **kwargs: Any) -> Any:
-        act = getattr(_local, "acts", {}).get(module)
-        return forward(*args, **kwargs) if act is None else act(forward, args, kwargs)
+def own_forward(module: nn.Module) -> Callable[..., Any] | None:
+    """Returns the `forward` that a module itself was given, in the place of its class's; None if it was given none."""
+    found = module.__dict__.get("forward")
+    return _own_forwards.get(module) if isinstance(found, _Chosen) else found
 
-    return run
+
+class _Chosen:
+    """A lent `forward`. A copy or a pickle of the module, made by another thread, gets the module's own instead."""
+
+    def __init__(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        self._module, self._forward = module, forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        act = getattr(_local, "acts", {}).get(self._module)
+        return self._forward(*args, **kwargs) if act is None else act(self._forward, args, kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self._forward, memo)  # of a bound method, one that is bound to the module's copy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _bound, (getattr(self._forward, "__func__", self._forward), getattr(self._forward, "__self__", None))
+
+
+def _bound(function: Callable[..., Any], owner: Any) -> Callable[..., Any]:
+    return function if owner is None else MethodType(function, owner)

@@ -59,6 +59,8 @@ class LeanMode(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if torch.compiler.is_compiling():  # a function inside the model, which would be cut into pieces here
+            return func(*args, **(kwargs or {}))
         handler = _TABLE.get(func)
         if handler is None:
             if func in _DIFFERENTIATES:

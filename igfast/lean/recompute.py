@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C import _len_torch_function_stack
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from igfast.lean.lending import acting
+from igfast.lean.lending import acting, own_forward
 from igfast.memory.recovery import is_out_of_memory
 from igfast.rng import RandomState, random_state
 
@@ -107,15 +107,16 @@ class Tape:
     def recording(self) -> Iterator[None]:
         """Cuts the graph at the blocks' calls during the block; forgets those of earlier forward passes."""
         self.forget()
-        self._n_modes = _len_torch_function_stack()
+        self._n_modes = _n_modes()
         with acting({block: partial(self._record, block) for block in self.blocks}):
             yield
 
     def _record(
         self, block: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if _len_torch_function_stack() > self._n_modes:
+        if _n_modes() > self._n_modes:
             raise NotRecomputableError("the model enters a TorchFunctionMode")
+        _check_parts(block)
         values, shape = tree_flatten((args, kwargs))
         _check_plain(values, "takes")
         places = [i for i, value in enumerate(values) if isinstance(value, Tensor) and value.requires_grad]
@@ -301,6 +302,20 @@ def _depends(values: Sequence[Tensor], leaves: Sequence[Tensor]) -> bool:
     return False
 
 
+def _n_modes() -> int:
+    """Returns how many modes are active that may change what a block does."""
+    return sum(type(mode).__name__ != "NoFastPath" for mode in _get_current_function_mode_stack())
+
+
+def _check_parts(block: nn.Module) -> None:
+    """Raises NotRecomputableError where a block may hand tensors to others while it runs: their graph would be lost."""
+    for part in block.modules():
+        if part is not block and (part._forward_hooks or part._forward_pre_hooks):
+            raise NotRecomputableError(f"a block has a hook on a {type(part).__name__}")
+        if own_forward(part) is not None and not hasattr(part, "_hf_hook"):  # accelerate's moves weights
+            raise NotRecomputableError(f"the forward of a {type(part).__name__} was replaced")
+
+
 def _check_same(call: _Call, outputs: list[Tensor]) -> None:
     if [value.shape for value in outputs] != [value.shape for value in call.outputs]:
         raise NotRecomputableError("a block gives out tensors of other shapes when it runs again")
@@ -323,7 +338,7 @@ def _parts(value: Tensor) -> tuple[Tensor, ...]:
 
 
 def _random_state_for(block: nn.Module, device: torch.device) -> RandomState | None:
-    return random_state(device) if any(part.training for part in block.modules()) else None
+    return random_state(device) if any(getattr(part, "training", False) for part in block.modules()) else None
 
 
 def _autocast(device: str) -> Callable[[], AbstractContextManager[object]]:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
+from igfast.lean.lending import own_forward
+
 _ACTIVATIONS = {
     "NewGELUActivation",
     "FastGELUActivation",
@@ -27,7 +29,7 @@ def rerun_modules(module: nn.Module | None) -> list[nn.Module]:
     parts = list(module.modules()) if module is not None else []
     if any(isinstance(part, nn.DataParallel) for part in parts):
         return []
-    return [part for part in parts if _is_activation(part) or _is_norm(part)]
+    return [part for part in parts if (_is_activation(part) or _is_norm(part)) and _has_its_own_forward(part)]
 
 
 def rerun(mode: Any, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -59,6 +61,12 @@ def _is_norm(part: Any) -> bool:
     return kind is nn.RMSNorm or (
         kind.__module__.startswith("transformers.models.") and kind.__name__.endswith("RMSNorm")
     )
+
+
+def _has_its_own_forward(part: nn.Module) -> bool:
+    """Returns whether a module runs what its class was written with: only of that is known what it depends on."""
+    written_in = getattr(type(part).forward, "__globals__", {}).get("__name__")
+    return own_forward(part) is None and written_in == type(part).__module__
 
 
 class _Rerun(torch.autograd.Function):

@@ -47,7 +47,7 @@ class Teacher(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.start = model, start
-        self.training = model.training
+        self.training = getattr(model, "training", False)
         self.n_prompt, self.answer, self.places, self.score = n_prompt, answer, list(places), score
         self.prefix = answer  # what an encoder-decoder's decoder is given
         self.score_name: str | None = "log_prob"

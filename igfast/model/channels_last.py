@@ -49,7 +49,7 @@ class ConvolutionWatch(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in _CONVOLUTIONS and not self.gains:
+        if not torch.compiler.is_compiling() and func in _CONVOLUTIONS and not self.gains:
             self.gains = func in _TRANSPOSED or not _cuts_patches(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 

@@ -11,6 +11,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from enum import Enum
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -18,17 +20,29 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from igfast.errors import IgfastError, InputError
+from igfast.lean.execution import why_no_modes
 from igfast.memory.offload import storage_of
 from igfast.memory.recovery import free_memory, is_out_of_memory
 from igfast.model.channels_last import ConvolutionWatch, in_channels_last
 from igfast.model.fast_path import has_fast_path
 from igfast.model.forward import ForwardFunction
 from igfast.model.independence import distance, is_autocast, rounding, rounds_to_tf32
-from igfast.model.modules import flags_of, lasting, module_of, number_of, parts_behind, weights_behind, why_compiled
+from igfast.model.modules import (
+    OF_EVERY_MODULE,
+    flags_of,
+    lasting,
+    module_of,
+    number_of,
+    parts_behind,
+    weights_behind,
+    why_compiled,
+)
 from igfast.rng import random_state_kept
 
 UNKNOWN = sys.maxsize
-_FLAGS = frozenset({bool, str})
+_FLAGS = frozenset({bool, str, type(None)})
+_NO_FLAGS = frozenset({int, float, Tensor, nn.Parameter, torch.device, torch.dtype})
+_MOST_HELD = 1000  # by a container: a longer one holds data
 _MOST_KINDS = 64
 
 
@@ -120,15 +134,51 @@ def key_of(evaluator: ForwardFunction, kind: Hashable) -> Hashable:
     differentiates = any(w.requires_grad for part in parts for w in part._parameters.values() if w is not None)
     autocast = is_autocast(evaluator.inputs.device.type)
     function = getattr(forward_func, "__func__", None)  # bound methods have one
+    seen: dict[int, Hashable] = {}
     hooks = *_numbers_of(_global_forward_pre_hooks), *_numbers_of(_global_forward_hooks)
-    of_model = function, flags_of(forward_func), tuple(map(_key_of_part, parts)), hooks, differentiates
+    of_model = (
+        function,
+        flags_of(forward_func),
+        tuple(_key_of_part(part, seen) for part in parts),
+        hooks,
+        differentiates,
+    )
     return kind, type(evaluator), of_model, evaluator.inputs.joint, of_inputs, args, autocast
 
 
-def _key_of_part(part: nn.Module) -> Hashable:
+def _flags_in(value: Any, seen: dict[int, Hashable]) -> Hashable:
+    """Returns truth values, texts and None in an attribute: itself, or what a container or a plain object holds.
+
+    `seen` has what other attributes held, as many parts of a model share one configuration.
+    """
+    if type(value) in _FLAGS or isinstance(value, Enum):
+        return value  # type: ignore[no-any-return]
+    if isinstance(value, (Tensor, nn.Module)):
+        return ()
+    if isinstance(value, (FunctionType, MethodType)):
+        return id(value)
+    if id(value) not in seen:
+        held = (
+            value
+            if type(value) in (list, tuple)
+            else (value if type(value) is dict else _attributes_of(value)).values()
+        )
+        seen[id(value)] = tuple(one for one in list(held) if type(one) in _FLAGS) if len(held) <= _MOST_HELD else ()
+    return seen[id(value)]
+
+
+def _attributes_of(value: Any) -> dict[str, Any]:
+    found = getattr(value, "__dict__", None)
+    return found if type(found) is dict else {}
+
+
+def _key_of_part(part: nn.Module, seen: dict[int, Hashable]) -> Hashable:
     """Returns what of a module decides whether its rows are independent, as far as that is seen."""
     own = vars(part)
-    key: tuple[Hashable, ...] = number_of(part), *[value for value in list(own.values()) if type(value) in _FLAGS]
+    key: tuple[Hashable, ...] = number_of(part), own.get("training")
+    for name, value in list(own.items()):  # of a copy, as other threads may attribute the model too
+        if name not in OF_EVERY_MODULE and type(value) not in _NO_FLAGS:
+            key += (_flags_in(value, seen),)
     if (forward := own.get("forward")) is not None and not _is_ours(forward):
         key += (id(forward),)
     if own.get("_compiled_call_impl") is not None:
@@ -168,7 +218,7 @@ def discover(evaluator: ForwardFunction) -> tuple[Facts, Any]:
     watch = ConvolutionWatch()
     output = None
     try:  # random draws are those of a call without this evaluation
-        with random_state_kept(evaluator.inputs.device), nullcontext() if compiled else watch:
+        with random_state_kept(evaluator.inputs.device), nullcontext() if compiled or why_no_modes() else watch:
             output = evaluator.own_output()
     except Exception as error:
         if why_whole and not is_out_of_memory(error) and not isinstance(error, IgfastError):

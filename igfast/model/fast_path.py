@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from igfast.lean.execution import why_no_modes
 from igfast.model.modules import parts_behind, why_compiled
 
 _MODULES = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
@@ -26,6 +27,6 @@ class NoFastPath(TorchFunctionMode):
 
 
 def has_fast_path(forward_func: Callable[..., Any]) -> bool:
-    """Returns whether a forward function is seen to use such modules, and none that torch.compile compiled."""
+    """Returns whether a forward function is seen to use such modules, and a mode changes nothing else."""
     uses = any(isinstance(part, _MODULES) for part in parts_behind(forward_func))
-    return uses and not why_compiled(forward_func)
+    return uses and not (why_compiled(forward_func) or why_no_modes())

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
+from torch._C import _len_torch_function_stack
 
 from igfast.errors import ArgumentTypeError, IgfastError, InputError, InputTypeError, OutputError, TargetError
 from igfast.lean import Execution
@@ -131,7 +132,8 @@ class ForwardFunction:
         """Returns the context in which a pass without a graph computes what one with a graph does."""
         if self.has_fast_path is None:
             self.has_fast_path = has_fast_path(self.forward_func)
-        return NoFastPath() if self.has_fast_path else nullcontext()
+        is_off = not self.has_fast_path or _len_torch_function_stack()  # any mode turns it off
+        return nullcontext() if is_off else NoFastPath()
 
     def output(self, points: tuple[Tensor, ...], example: Tensor) -> Any:
         """Returns the output at path points, forward only."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _CONTAINERS = frozenset({list, tuple, dict})
 _MOST_ENTRIES = 1000  # of a list that is searched for modules: a longer one holds data
 _numbers: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
@@ -53,7 +53,7 @@ def parts_behind(forward_func: Callable[..., Any]) -> list[nn.Module]:
         if part not in parts:
             parts[part] = None
             for name, value in list(vars(part).items()):  # of a copy, as another thread may attribute the model too
-                if type(value) in _CONTAINERS and name not in _OF_EVERY_MODULE:
+                if type(value) in _CONTAINERS and name not in OF_EVERY_MODULE:
                     waiting.extend(_modules_in(value)[::-1])
             if part._modules:
                 waiting.extend([child for child in part._modules.values() if child is not None][::-1])
@@ -103,9 +103,9 @@ def why_compiled(forward_func: Callable[..., Any]) -> str:
 
 
 def flags_of(forward_func: Callable[..., Any]) -> tuple[bool | str, ...]:
-    """Returns the truth values and texts that a function is seen to use, and those in dicts; of a module nothing."""
+    """Returns the truth values and texts that a function is seen to use, also in containers; of a module nothing."""
     values = [] if module_of(forward_func) is not None else _used_by(forward_func)
-    held = (one for value in values for one in (_held_by(value) if isinstance(value, dict) else (value,)))
+    held = (one for value in values for one in (_held_by(value) or (value,)))
     return tuple(value for value in held if isinstance(value, (bool, str)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._C import _len_torch_function_stack
+from torch.overrides import _pop_mode
 
 from igfast.model.modules import parts_behind
 
@@ -28,6 +31,7 @@ class _Saved:
 
 _saved: dict[int, _Saved] = {}  # by the id of the module, which running calls keep alive
 _saved_lock = threading.Lock()
+os.register_at_fork(after_in_child=_saved_lock._at_fork_reinit)  # type: ignore[attr-defined]  # a thread may have held it
 
 
 @contextmanager
@@ -39,7 +43,7 @@ def buffers_restored(forward_func: Callable[..., Any]) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for part in parts_behind(forward_func):
-            if part.training and part._buffers:
+            if getattr(part, "training", False) and part._buffers:  # frozen TorchScript has no mode
                 _keep(part)
                 stack.callback(_release, part)
         yield
@@ -48,8 +52,13 @@ def buffers_restored(forward_func: Callable[..., Any]) -> Iterator[None]:
 @contextmanager
 def undisturbed(forward_func: Callable[..., Any]) -> Iterator[None]:
     """Leaves the caller's inference mode, in which nothing can be differentiated; puts modes and buffers back."""
-    with torch.inference_mode(False), torch.no_grad(), buffers_restored(forward_func):
-        yield
+    n_modes = _len_torch_function_stack()
+    try:
+        with torch.inference_mode(False), torch.no_grad(), buffers_restored(forward_func):
+            yield
+    finally:  # of modes that an interrupt, just as they were entered, would leave behind
+        for _ in range(_len_torch_function_stack() - n_modes):
+            _pop_mode()
 
 
 def _keep(part: nn.Module) -> None:

@@ -168,7 +168,7 @@ class LayerTap:
     def _not_called(self, index: int) -> str:
         return (
             f"{self._name(index)} was not reached: forward_func does not call this module for these inputs (it may be "
-            "a part of another model, a copy, or inside a scripted or compiled one)"
+            "a part of another model, a copy, or inside a scripted or compiled one, or run by another thread)"
         )
 
     def _called_again(self, index: int) -> str:

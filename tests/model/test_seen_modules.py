@@ -252,7 +252,7 @@ def test_hooks_that_other_threads_add_and_remove():
         for thread in threads:
             thread.start()
         for _ in range(20_000):
-            _key_of_part(layer)
+            _key_of_part(layer, {})
     finally:
         stop.append(1)
         for thread in threads:
