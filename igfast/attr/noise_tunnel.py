@@ -13,7 +13,7 @@ from captum.attr._utils.common import _format_callable_baseline
 from captum.log import log_usage
 from torch import Tensor
 
-from igfast.errors import ArgumentError, warn
+from igfast.errors import ArgumentError, LayerError, warn
 from igfast.memory.recovery import is_out_of_memory
 from igfast.model.call_inputs import in_dtype_of_baselines
 from igfast.model.partial import FromLayer, Selector
@@ -179,6 +179,10 @@ class OfLayer(_Sampled):
                 layers: FromLayer = run.evaluator
                 grads = run.integrate(SampledPoints(torch.ones(layers.inputs.batch, dtype=torch.float64)))
             shaped = [grad.view(x.shape) for grad, x in zip(grads, layers.values_of_layers(), strict=True)]
+            if with_delta and any(len(grad) != len(alphas) for grad in shaped):
+                raise LayerError(
+                    f"a delta takes one entry of the layer for each sample, {len(alphas)}; got {len(shaped[0])}"
+                )
             if self.multiplies_by_inputs:
                 starts = tuple(torch.empty_like(x).copy_(b) for x, b in zip(given.x, given.baselines, strict=True))
                 ends = zip(*(self._values(xs, args, at_input)[0] for xs in (given.x, starts)), strict=True)

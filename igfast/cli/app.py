@@ -19,12 +19,19 @@ from igfast.explanation.files import written
 _statuses: list[int] = []  # of the commands that ran to their end
 
 
+_INTERRUPTED = 130  # typer's status after Ctrl-C
+
+
 def run_app(arguments: list[str]) -> int:
     """Runs a command and returns its status; 1 for arguments that no command takes."""
     _statuses.clear()
     try:
         app(arguments, prog_name="igfast")
     except SystemExit as stopped:  # for wrong arguments with status 2, which here means that a part of the work failed
+        if stopped.code == _INTERRUPTED:
+            raise KeyboardInterrupt from None
+        if isinstance(stopped.code, str):  # of the user's code
+            raise CommandError(stopped.code) from None
         return _statuses[0] if _statuses else min(int(stopped.code or 0), NOTHING_STARTED)
     return ALL_DONE
 

@@ -111,6 +111,8 @@ def image_request(
     means, stds = (_channels(option, text) for option, text in (("--mean", mean), ("--std", std)))
     if min(stds) <= 0:
         raise CommandError(f"--std must be positive; got {std!r}")
+    if max(means) > 1 or max(stds) > 1:
+        raise CommandError(f"--mean and --std are of pixels in [0, 1], at most 1; got {mean!r} and {std!r}")
     return ImageRequest(model, name, digest_of_state(model), target, baseline, n_steps, size, means, stds, shown)
 
 

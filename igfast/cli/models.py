@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import re
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ def load_factory(name: str) -> Any:
             factory = getattr(factory, part)
     except (ImportError, AttributeError) as error:
         raise CommandError(f"--model {name}: {error}") from error
+    except Exception as error:  # a module may raise anything
+        raise CommandError(f"--model {name}: the import failed: {_said(error)}") from error
     if not callable(factory):
         raise CommandError(
             f"--model {name}: {attribute} is a {type(factory).__name__}, not a function that makes a model"
@@ -41,7 +44,14 @@ def load_factory(name: str) -> Any:
     try:
         return factory() if not isinstance(factory, nn.Module) else factory
     except Exception as error:  # a factory may raise anything
-        raise CommandError(f"--model {name}: the factory failed: {type(error).__name__}: {error}") from error
+        raise CommandError(f"--model {name}: the factory failed: {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    """Returns an error of the user's code in one line, with the place that raised it."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = "" if isinstance(error, SyntaxError) else f" ({frame.filename}, line {frame.lineno})"
+    return " ".join(f"{type(error).__name__}: {error}{place}".split())
 
 
 def load_model(name: str, weights: Path | None, device: str) -> nn.Module:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from igfast.cli.folder import NOTHING_STARTED
 from igfast.patching import OURS, patch_captum
 
 _CLASSES: tuple[Any, ...] = tuple(OURS.values())
@@ -82,5 +83,8 @@ def run_command(arguments: Sequence[str]) -> int:
     parser.add_argument("script", help="the script")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own arguments")
     options = parser.parse_args(arguments)
+    if not options.is_module and not Path(options.script).exists():
+        print(f"igfast run: there is no {options.script}", file=sys.stderr)
+        return NOTHING_STARTED
     run_swapped(options.script, options.arguments, options.is_module)
     return 0

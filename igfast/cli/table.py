@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ def explain_table(
         raise CommandError(f"{data} has rows with more values than the header has names")
     table.columns, result.columns = table.columns.map(str), result.columns.map(str)  # Parquet may number them
     names = list(columns) or [str(name) for name in table.select_dtypes("number").columns]
+    if not is_parquet and all(map(_is_number, table.columns)):
+        raise CommandError(f"{data} must begin with names of columns; got {', '.join(table.columns)}")
     numbers = _numbers(table, names, data)
     new = [*(f"attribution:{name}" for name in names), "prediction", "delta", *(["target"] * (target != "none"))]
     clash = [name for name in new if name in table.columns]
@@ -81,6 +84,8 @@ def explain_table(
         )
     device = device_of(model) or "cpu"
     x = torch.tensor(numbers).to(device, floating_dtype(model) or torch.float32)
+    if not bool(x.isfinite().all()):
+        raise CommandError(f"{data} has numbers that are infinite in the model's dtype, {x.dtype}")
     start = _start(baseline, x)
     with written(out) as temporary:  # before the work, which a folder that cannot be written would waste
         blocks = track(x.split(_BLOCK), "igfast", console=Console(stderr=True), disable=not progress)
@@ -113,6 +118,8 @@ def _is_parquet(path: Path) -> bool:
 def _numbers(table: Any, names: Sequence[str], data: Path) -> np.ndarray[Any, Any]:
     if not len(table):
         raise CommandError(f"{data} has no rows")
+    if len(set(names)) < len(names):
+        raise CommandError(f"--columns must name each column once; got {', '.join(names)}")
     missing = [name for name in names if name not in table.columns]
     if missing or not names:
         raise CommandError(f"{data} has no column {missing or 'with numbers'}; it has {list(map(str, table.columns))}")
@@ -126,12 +133,21 @@ def _numbers(table: Any, names: Sequence[str], data: Path) -> np.ndarray[Any, An
     return numbers
 
 
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _start(baseline: str, x: torch.Tensor) -> Any:
     if baseline == "mean":
+        if len(x) == 1:
+            raise CommandError("--baseline mean is the row itself where there is one; pass zero or a number")
         return igfast.baselines.data_mean(x[:1], x)
     if baseline == "zero":
         return 0
-    try:
-        return float(baseline)
-    except ValueError:
-        raise CommandError(f"--baseline must be mean, zero or a number; got {baseline!r}") from None
+    if not _is_number(baseline) or not math.isfinite(float(baseline)):
+        raise CommandError(f"--baseline must be mean, zero or a finite number; got {baseline!r}")
+    return float(baseline)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import igfast
 from igfast.cli.models import check_target, load_factory, prepared, target_of
-from igfast.errors import ArgumentError, CommandError, InputError
+from igfast.errors import ArgumentError, CommandError, InputError, warn
 from igfast.explanation import Explanation
 from igfast.packages import needed
 
@@ -73,6 +73,9 @@ def explain_text(
     """Returns the explanation of a text, with its tokens as feature names; raises InputError if it has no tokens."""
     encoded = tokenizer(text, return_tensors="pt", truncation=True).to(device)
     ids, mask = encoded["input_ids"], encoded["attention_mask"]
+    whole = tokenizer(text, return_tensors="pt", truncation=False)["input_ids"].shape[1]
+    if whole > ids.shape[1]:
+        warn(f"the model takes {ids.shape[1]} tokens, and the text has {whole}: its end is not explained")
     if ids.shape[1] == 0:
         raise InputError(f"{text!r} has no tokens")
     with torch.no_grad():

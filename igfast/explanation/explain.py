@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from igfast.errors import ArgumentError, ArgumentTypeError, InputTypeError
+from igfast.errors import ArgumentError, ArgumentTypeError, ConvergenceWarning, InputTypeError, warn
 from igfast.explanation.result import Explanation
 from igfast.model.modules import device_of, floating_dtype, modules_behind
 from igfast.request.model_inputs import AtLayer
 from igfast.request.several_baselines import Baselines
 from igfast.run.attributions import convergence_delta
 
+_LARGE_DELTA = 0.1  # of the change of F
 _IN_THE_RESULT = ("return_convergence_delta", "return_report")
 
 
@@ -79,6 +80,9 @@ class Explains:
         if not delta:
             flat = tuple(tensor.detach() for tensor in flattened(attributions))
             delta = [convergence_delta(flat, at_input, at_baseline)]
+        if self.multiplies_by_inputs and report.n_rows:  # not Captum's
+            depend = any(note.startswith("whole steps") for note in report.notes)
+            _warn_if_incomplete(delta[0].sum() if depend else delta[0], at_input - at_baseline, given)
         selector, baselines = given.get("neuron_selector"), given["baselines"]
         if isinstance(baselines, AtLayer):
             baselines = baselines.value
@@ -159,6 +163,27 @@ def flattened(attributions: Any) -> list[Tensor]:
     return [tensor for part in attributions for tensor in flattened(part)]
 
 
+def _warn_if_incomplete(deltas: Tensor, changes: Tensor, given: Mapping[str, Any]) -> None:
+    """Warns if attributions do not sum to the change of the output, in the L2 norm over the examples.
+
+    Of examples that depend on each other, one's attributions are of the others' outputs too: `deltas` is the sum then.
+    """
+    delta, change = float(deltas.detach().double().norm()), float(changes.detach().double().norm())
+    if not delta > _LARGE_DELTA * change:
+        return
+    advice = "More n_steps, a tolerance or another baseline may do"
+    if "attribute_to_layer_input" in given:
+        advice += (
+            ". At a layer, the baselines may also change what passes beside it, as padding does with positions: then a "
+            "mask token, or a value of the layer (igfast.baselines.AtLayer), does"
+        )
+    warn(
+        f"the attributions do not sum to the change of the output: their deltas are {delta:.3g} (L2 norm over "
+        f"examples), and the change is {change:.3g}. {advice}",
+        ConvergenceWarning,
+    )
+
+
 def _copied(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map(_copied, value))
@@ -168,6 +193,8 @@ def _copied(value: Any) -> Any:
 
 
 def _name_of(forward_func: Any) -> str:
+    while type(forward_func).__module__.startswith("igfast.") and hasattr(forward_func, "model"):
+        forward_func = forward_func.model  # what igfast wraps to select an output
     modules = modules_behind(forward_func)
     if modules and not isinstance(forward_func, nn.Module):
         return f"{type(modules[0]).__name__} in {getattr(forward_func, '__name__', type(forward_func).__name__)}"

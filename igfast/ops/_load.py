@@ -48,6 +48,11 @@ def check_built_for(extension: Path, running: str) -> None:
         )
 
 
+def _are_required() -> bool:
+    """Returns whether the environment says that plain PyTorch will not do; any value but 0, false and no does."""
+    return os.environ.get("IGFAST_REQUIRE_KERNELS", "").lower() not in ("", "0", "false", "no")
+
+
 @functools.cache
 def kernels_loaded() -> bool:
     """Returns whether the compiled operators are available; the first call loads them.
@@ -61,7 +66,7 @@ def kernels_loaded() -> bool:
     found = importlib.util.find_spec("igfast._C")
     if found is None or found.origin is None:
         message = f"igfast's compiled operators are not built; build them: {_REBUILD}"
-        if os.environ.get("IGFAST_REQUIRE_KERNELS") == "1":
+        if _are_required():
             raise KernelsError(message)
         warn(f"{message}. Until then slower plain PyTorch is used.")
         return False
@@ -110,7 +115,7 @@ def kernels_for(device: torch.device) -> bool:
         return True
     built_for = f"for compute capabilities {info['cuda_architectures']}" if info["cuda"] else "without CUDA kernels"
     message = f"igfast was built {built_for}, and has none for {device}; with nvcc, rebuild: IGFAST_CUDA=1 {_REBUILD}"
-    if os.environ.get("IGFAST_REQUIRE_KERNELS") == "1":
+    if _are_required():
         raise KernelsError(message)
     warn(f"{message}. Until then slower plain PyTorch is used there.")
     return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -69,8 +70,17 @@ def token_matrix(
     axes.tick_params(top=True, bottom=False, labeltop=True, labelbottom=False, length=0)
     axes.spines[:].set_visible(False)
     if values.size <= _MOST_CELLS_WITH_NUMBERS:
+        digits = min(4, max(1, 1 - math.floor(math.log10(most)))) if most > 0 else 1  # two of the largest
         for (row, column), value in ((place, values[place]) for place in _places(values.shape)):
-            axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=7, color="#111111")
+            axes.text(
+                column,
+                row,
+                f"{round(value, digits) + 0.0:.{digits}f}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="#111111",
+            )
     figure.colorbar(drawn, ax=axes, shrink=0.8)
     if title:
         figure.suptitle(title, fontsize=10, parse_math=False)

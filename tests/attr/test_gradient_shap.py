@@ -193,6 +193,7 @@ def test_layers_of_several_entries_or_tensors_in_groups(make):
     close(*both("LayerGradientShap", model, model.body, call=lambda e: e.attribute(X, DATA, n_samples=5, target=1)))
 
 
+@pytest.mark.filterwarnings("ignore:.*so each step went through the model as a whole")  # the gradients' chunks
 @pytest.mark.usefixtures("groups_of_two")
 @pytest.mark.parametrize("of", ["values", "outputs"])
 def test_a_layer_whose_rows_belong_together_takes_all_samples_at_once(of):
@@ -209,6 +210,7 @@ def test_a_layer_whose_rows_belong_together_takes_all_samples_at_once(of):
         close(*both("LayerGradientShap", mixes, model[0], call=call))
 
 
+@pytest.mark.filterwarnings("ignore:.*so each step went through the model as a whole")
 @pytest.mark.usefixtures("groups_of_two")
 def test_a_layer_of_a_model_that_takes_all_samples_alone():
     model = net()

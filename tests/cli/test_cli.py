@@ -1,8 +1,12 @@
 import json
 import re
 
+import pytest
+
 import igfast
 from igfast.cli import main
+
+pytestmark = pytest.mark.filterwarnings("ignore:the attributions do not sum")  # of few steps
 
 
 def test_info(capsys):

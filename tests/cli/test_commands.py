@@ -20,6 +20,8 @@ ROOT = Path(__file__).parent.parent.parent
 MODEL = ("--model", "tests.cli.factories:network", "--size", "16", "--steps", "5")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
+pytestmark = pytest.mark.filterwarnings("ignore:the attributions do not sum")  # of few steps
+
 
 def make_images(folder, n=20):
     """A folder of images, of which one is truncated and one is a text file."""
@@ -271,7 +273,7 @@ def test_table(ending, tmp_path, capsys, monkeypatch):
         ("a,b,c\n", [], "has no rows"),
         ("a,b,c\n1,2,3\n", ["--columns", "a,x"], "has no column ['x']; it has ['a', 'b', 'c']"),
         ("a,b,c\n1,2,y\n", ["--columns", "a,b,c"], "--columns must name columns with numbers"),
-        ("a,b,c\n1,2,3\n", ["--baseline", "x"], "--baseline must be mean, zero or a number; got 'x'"),
+        ("a,b,c\n1,2,3\n", ["--baseline", "x"], "--baseline must be mean, zero or a finite number; got 'x'"),
         ("", [], "cannot be read: EmptyDataError"),
     ],
 )
@@ -386,3 +388,42 @@ def test_pixels_are_normalised_and_turned(tmp_path):
     torch.testing.assert_close(explanation.inputs[0, :, 3, 3], torch.tensor([2.5, -0.8, -1.0]))
     torch.testing.assert_close(explanation.inputs[0, :, 15, 15], torch.tensor([-2.5, -0.8, -3.0]))
     torch.testing.assert_close(explanation.baselines[0, :, 3, 3], torch.tensor([-2.5, -0.8, -3.0]))
+
+
+def broken(tmp_path, monkeypatch, content):
+    (tmp_path / "broken_module.py").write_text(content)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken_module", raising=False)
+    Image.new("RGB", (20, 20)).save("x.png")
+    return main(["image", "x.png", "--model", "broken_module:make"])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("def make(:\n", "the import failed: SyntaxError"),
+        ("1 / 0\n", "broken_module.py, line 1)"),
+        ("def make():\n    raise ValueError('no\\nweights')\n", "ValueError: no weights ("),
+        ("def make():\n    raise SystemExit('set DATA_DIR')\n", "set DATA_DIR"),
+    ],
+)
+def test_modules_of_the_user_that_fail(content, said, tmp_path, monkeypatch, capsys):
+    assert broken(tmp_path, monkeypatch, content) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_an_interrupt_is_told(tmp_path, monkeypatch, capsys):
+    assert broken(tmp_path, monkeypatch, "def make():\n    raise KeyboardInterrupt\n") == 1
+    assert "igfast: stopped" in capsys.readouterr().err
+
+
+def test_a_script_that_is_not_there(capsys):
+    assert main(["run", "no_such_script.py"]) == 1
+    assert "there is no no_such_script.py" in capsys.readouterr().err
+
+
+def test_means_of_pixels_of_255(tmp_path, capsys):
+    make_images(tmp_path / "in", 9)
+    assert main(["image", str(tmp_path / "in"), *MODEL, "--mean", "123,116,103", "--std", "58,57,57"]) == 1
+    assert "of pixels in [0, 1]" in capsys.readouterr().err

@@ -12,6 +12,8 @@ import igfast
 from igfast.cli import folder, main
 from tests.cli import factories
 
+pytestmark = pytest.mark.filterwarnings("ignore:the attributions do not sum")  # of few steps
+
 
 class InPlace(nn.Module):
     """Normalises its argument in place."""
@@ -235,4 +237,37 @@ def test_words_are_masked_and_long_texts_are_cut(tmp_path, monkeypatch):
     assert main([*given, "--baseline", "mask"]) == 0
     explanation = igfast.Explanation.load(tmp_path / "0001.safetensors")
     assert explanation.baselines.tolist() == [[2, 1, 1, 1, 1, 3]]
-    assert asked == [True]
+    assert asked == [True, False]  # whole, to tell what is cut
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "said"),
+    [
+        ("a,b,c\n1,2,3\n4,5,6\n", ["--columns", "a,a,b"], "--columns must name each column once"),
+        ("1,2,3\n4,5,6\n", [], "must begin with names of columns; got 1, 2, 3"),
+        ("a,b,c\n1,2,3\n", ["--baseline", "mean"], "the row itself where there is one"),
+        ("a,b,c\n1,2,3\n", ["--baseline", "nan"], "a finite number; got 'nan'"),
+        ("a,b,c\n1,2,3\n", ["--baseline", "inf"], "a finite number; got 'inf'"),
+    ],
+)
+def test_tables_and_options_that_make_no_sense(content, options, said, tmp_path, capsys):
+    assert table(tmp_path, content, *options) == 1
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "o.csv").exists()
+
+
+def test_numbers_that_the_models_dtype_does_not_hold(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(factories, "table", lambda: nn.Linear(2, 1))
+    assert table(tmp_path, "a,b\n1,1e39\n2,3\n") == 1
+    assert "infinite in the model's dtype, torch.float32" in capsys.readouterr().err
+
+
+def test_a_text_that_is_cut_off_is_told(capsys, monkeypatch):
+    class Short(factories.Tokenizer):
+        def __call__(self, text, return_tensors, truncation):
+            return super().__call__(text[:3] if truncation else text, return_tensors, truncation)
+
+    model, _ = factories.text()
+    monkeypatch.setattr(factories, "text", lambda: (model, Short()))
+    with pytest.warns(igfast.IgfastWarning, match="takes 5 tokens, and the text has 13"):
+        assert text(capsys, "a long text")[0] in (0, 2)

@@ -71,6 +71,12 @@ def test_a_cuda_device_that_the_build_is_not_for(monkeypatch, info, text):
     monkeypatch.setenv("IGFAST_REQUIRE_KERNELS", "1")
     with pytest.raises(igfast.KernelsError, match="rebuild: IGFAST_CUDA=1 pip install"):
         of_device(device)
+    monkeypatch.setenv("IGFAST_REQUIRE_KERNELS", "true")
+    with pytest.raises(igfast.KernelsError):
+        of_device(device)
+    monkeypatch.setenv("IGFAST_REQUIRE_KERNELS", "0")
+    with pytest.warns(UserWarning, match=text):
+        assert not of_device(device)
     monkeypatch.setattr(_load, "build_info", lambda: {"cuda": True, "cuda_architectures": "8.0,9.0"})
     assert of_device(device)
 

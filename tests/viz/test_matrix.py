@@ -43,3 +43,12 @@ def test_a_results_own_tokens_are_decoded_already():
     result.output_tokens = ["są", "###", *result.output_tokens[2:]]
     axes = igfast.viz.token_matrix(result).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == result.output_tokens
+
+
+@pytest.mark.parametrize(
+    ("largest", "shown"),
+    [(12.0, ["12.0", "0.0"]), (0.054, ["0.054", "0.000"]), (1e-6, ["0.0000"] * 2), (0.0, ["0.0"] * 2)],
+)
+def test_numbers_have_the_digits_of_the_largest(largest, shown):
+    figure = igfast.viz.token_matrix([[largest, -largest / 1e5]], ["a", "b"], ["c"])
+    assert [text.get_text() for text in figure.axes[0].texts] == shown
