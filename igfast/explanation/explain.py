@@ -19,7 +19,7 @@ from igfast.request.model_inputs import AtLayer
 from igfast.request.several_baselines import Baselines
 from igfast.run.attributions import convergence_delta
 
-_LARGE_DELTA = 0.1  # of the change of F
+_LARGE_DELTA = 0.3  # of the change of F
 _IN_THE_RESULT = ("return_convergence_delta", "return_report")
 
 
@@ -80,9 +80,8 @@ class Explains:
         if not delta:
             flat = tuple(tensor.detach() for tensor in flattened(attributions))
             delta = [convergence_delta(flat, at_input, at_baseline)]
-        if self.multiplies_by_inputs and report.n_rows:  # not Captum's
-            depend = any(note.startswith("whole steps") for note in report.notes)
-            _warn_if_incomplete(delta[0].sum() if depend else delta[0], at_input - at_baseline, given)
+        if self.multiplies_by_inputs and "attribute_to_layer_input" in given:
+            _warn_if_incomplete(delta[0], at_input - at_baseline)
         selector, baselines = given.get("neuron_selector"), given["baselines"]
         if isinstance(baselines, AtLayer):
             baselines = baselines.value
@@ -163,25 +162,17 @@ def flattened(attributions: Any) -> list[Tensor]:
     return [tensor for part in attributions for tensor in flattened(part)]
 
 
-def _warn_if_incomplete(deltas: Tensor, changes: Tensor, given: Mapping[str, Any]) -> None:
-    """Warns if attributions do not sum to the change of the output, in the L2 norm over the examples.
-
-    Of examples that depend on each other, one's attributions are of the others' outputs too: `deltas` is the sum then.
-    """
+def _warn_if_incomplete(deltas: Tensor, changes: Tensor) -> None:
+    """Warns if attributions of a layer are far from the change of the output, in the L2 norm over the examples."""
     delta, change = float(deltas.detach().double().norm()), float(changes.detach().double().norm())
-    if not delta > _LARGE_DELTA * change:
-        return
-    advice = "More n_steps, a tolerance or another baseline may do"
-    if "attribute_to_layer_input" in given:
-        advice += (
-            ". At a layer, the baselines may also change what passes beside it, as padding does with positions: then a "
-            "mask token, or a value of the layer (igfast.baselines.AtLayer), does"
+    if delta > _LARGE_DELTA * change:
+        warn(
+            f"the attributions do not sum to the change of the output: their deltas are {delta:.3g} (L2 norm over "
+            f"examples), and the change is {change:.3g}. More n_steps may do. Or the baselines also change what passes "
+            "beside the layer, as padding does with positions: then a mask token, or a value of the layer "
+            "(igfast.baselines.AtLayer), does",
+            ConvergenceWarning,
         )
-    warn(
-        f"the attributions do not sum to the change of the output: their deltas are {delta:.3g} (L2 norm over "
-        f"examples), and the change is {change:.3g}. {advice}",
-        ConvergenceWarning,
-    )
 
 
 def _copied(value: Any) -> Any:

@@ -127,8 +127,8 @@ class Teacher(nn.Module):
 
     def _logits(self, ids: Tensor, n_tokens: int) -> Tensor:
         head = _head_of(self.model)
-        if head is not None and any(part._forward_hooks or part._forward_pre_hooks for part in head.modules()):
-            return _of(self.model(ids, **self._options))[:, -n_tokens:]  # the head is attributed at, or looked at
+        if head is not None and any(map(_is_attributed, head.modules())):
+            return _of(self.model(ids, **self._options))[:, -n_tokens:]
         if self._keeps is not None:
             return _of(self.model(ids, **self._options, **{self._keeps: n_tokens}))[:, -n_tokens:]
         with _head_keeps(head, n_tokens):
@@ -231,6 +231,12 @@ def _of(output: Any) -> Tensor:
 def _others(ids: Tensor) -> Tensor:
     """Returns an id of the vocabulary in the place of each id, and not the same one."""
     return torch.where(ids == 0, 1, 0)
+
+
+def _is_attributed(part: nn.Module) -> bool:
+    """Returns whether a module has a hook of igfast's, as the layer has that tokens are attributed at."""
+    hooks = [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
+    return any(str(getattr(hook, "__module__", "")).startswith("igfast.") for hook in hooks)
 
 
 def _head_of(model: nn.Module) -> nn.Module | None:

@@ -204,7 +204,7 @@ class Guard:
             allowed = rounding((wanted, *points))
             # The same kernels on the same numbers: on a CPU, a state that fades away shows below what rounding may be.
             steady = allowed * (_SAME_KERNELS if wanted.device.type == "cpu" else 1)
-            if twice and distance(alone(evaluator.output), wanted, kept) > steady:
+            if twice and distance(alone(evaluator.output), wanted) > steady:
                 raise RowsDependError(_CHANGES)
             if distance(kept[rows], wanted, kept) <= allowed:
                 return

@@ -20,7 +20,7 @@ compute float32 convolutions in 10 bits, in an order of their own. A network may
 
 
 _ROUNDED = 8  # times the dtype's epsilon: rounding of a number
-_LEAST_SHARE = 2e-4  # of the number itself, which counts as a part of how far rows are apart
+_LEAST_SHARE = 2e-3  # of the numbers themselves, which counts as a part of how far rows are apart
 _OF_MEDIAN = 0.1  # of the columns, so that columns of rounding alone tell nothing
 
 
@@ -58,7 +58,8 @@ def _spread(reference: Tensor) -> Tensor:
     if values.is_cuda and values.dtype is torch.float32 and (rounds_to_tf32() or multiplies_in_tf32()):
         eps = torch.finfo(torch.float16).eps
     share = max(_ROUNDED * eps / rounding((reference,)), _LEAST_SHARE)
-    floor = values.abs().amax(0) * share + _OF_MEDIAN * spread.median()
+    largest = values.abs().amax(0)
+    floor = largest.maximum(largest.median()) * share + _OF_MEDIAN * spread.median()
     return (spread + floor).clamp_min(torch.finfo(values.dtype).tiny)
 
 

@@ -167,6 +167,19 @@ def test_paths_of_a_prefix_that_does_not_move():
         ours(network, layer, prompt(), prefix="path")
 
 
+class PooledOnce(nn.Module):
+    """Adds the mean of all tokens, of which there is one, to the logits."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.pool = network, nn.Identity()
+
+    def forward(self, ids):
+        output = self.network(ids)
+        output.logits = output.logits + self.pool(output.logits.mean(1, keepdim=True))
+        return output
+
+
 @pytest.mark.filterwarnings("ignore:Multiple layers provided")
 def test_bad_methods_and_layers():
     network, layer = model("gpt2")
@@ -177,8 +190,9 @@ def test_bad_methods_and_layers():
     several = igfast.LayerIntegratedGradients(network, [layer, network.transformer.h[0]])
     with pytest.raises(igfast.LayerError, match="must have one layer"):
         igfast.LLMGradientAttribution(several, Words())
+    pooled = PooledOnce(network)
     with pytest.raises(igfast.LayerError, match=r"\(1, 11, features\), with an entry for each token; got"):
-        ours(network, network.lm_head, prompt())
+        ours(pooled, pooled.pool, prompt())
 
 
 def test_a_model_without_logits():

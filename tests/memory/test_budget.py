@@ -63,7 +63,7 @@ def test_an_allocator_that_counts_nothing(monkeypatch):
     """As RAPIDS puts one in the place of PyTorch's."""
     device = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 2000))
-    for name in ("memory_reserved", "memory_allocated", "max_memory_allocated"):
+    for name in ("memory_reserved", "memory_allocated", "memory_stats_as_nested_dict"):
         monkeypatch.setattr(torch.cuda, name, raises)
     assert budgets.allowed_bytes(None, device) == 900
     with memory_scope(device, None) as use:
