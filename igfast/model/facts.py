@@ -158,18 +158,17 @@ def _flags_in(value: Any, seen: dict[int, Hashable]) -> Hashable:
     if isinstance(value, (FunctionType, MethodType)):
         return id(value)
     if id(value) not in seen:
-        held = (
-            value
-            if type(value) in (list, tuple)
-            else (value if type(value) is dict else _attributes_of(value)).values()
-        )
-        seen[id(value)] = tuple(one for one in list(held) if type(one) in _FLAGS) if len(held) <= _MOST_HELD else ()
+        held = _held_by(value)
+        seen[id(value)] = tuple(one for one in held if type(one) in _FLAGS) if len(held) <= _MOST_HELD else ()
     return seen[id(value)]
 
 
-def _attributes_of(value: Any) -> dict[str, Any]:
-    found = getattr(value, "__dict__", None)
-    return found if type(found) is dict else {}
+def _held_by(value: Any) -> list[Any]:
+    """Returns what a list, tuple or dict holds, or the attributes of an object."""
+    if type(value) in (list, tuple):
+        return list(value)
+    held = value if type(value) is dict else getattr(value, "__dict__", None)
+    return list(held.values()) if type(held) is dict else []
 
 
 def _key_of_part(part: nn.Module, seen: dict[int, Hashable]) -> Hashable:

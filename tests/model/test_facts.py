@@ -180,3 +180,44 @@ def test_replicas_are_put_together_in_the_order_of_the_devices():
     first, second = torch.zeros(1, 2).as_subclass(Copy), torch.ones(2, 2).as_subclass(Copy)
     (found,) = tap._gather({torch.device("cuda", 1): (second,), torch.device("cuda", 0): (first,)})
     assert found[:, 0].tolist() == [0.0, 1.0, 1.0]
+
+
+class Configured(nn.Module):
+    """Mixes its rows if an attribute, or something in it, says so."""
+
+    def __init__(self, held, is_on):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.held, self.is_on = nn.Linear(3, 2).double(), held, is_on
+
+    def forward(self, x):
+        return self.layer(x * (1 + x.mean(0)) if self.is_on(self.held) else x * 1.5).tanh()
+
+
+class Config:
+    mixes = False
+
+    def __init__(self):
+        self.mixes = False
+
+
+HELD = {
+    "object": (Config, lambda held: held.mixes, lambda m: setattr(m.held, "mixes", True)),
+    "dict": (lambda: {"mixes": False}, lambda held: held["mixes"], lambda m: m.held.update(mixes=True)),
+    "list": (lambda: [False], lambda held: held[0], lambda m: m.held.__setitem__(0, True)),
+    "None": (lambda: None, lambda held: held is not None, lambda m: setattr(m, "held", object())),
+    "function": (lambda: (lambda: False), lambda held: held(), lambda m: setattr(m, "held", lambda: True)),
+}
+
+
+@pytest.mark.parametrize("kind", HELD)
+def test_what_attributes_hold_is_looked_at_anew(kind):
+    make, is_on, turn_on = HELD[kind]
+    model = Configured(make(), is_on)
+    x = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    explainer = igfast.IntegratedGradients(model)
+    _, report = explainer.attribute(x, target=1, return_report=True)
+    assert not report.notes
+    turn_on(model)
+    with pytest.warns(igfast.IgfastWarning, match="depends on the others"):
+        explainer.attribute(x, target=1)
