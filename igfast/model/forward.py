@@ -315,7 +315,7 @@ class ForwardFunction:
                 "the model's parameters were created under torch.inference_mode(), so no gradient can pass them. "
                 "Load the model outside of it, or clone its parameters outside of it"
             )
-        if "Expected more than 1 value per channel when training" in text:
+        if self.inputs.batch == 1 and "Expected more than 1 value per channel when training" in text:
             return InputError(
                 "a normalisation layer in training mode takes no single example. Call eval() on the model: in training "
                 "mode, path points would be normalised with each other"

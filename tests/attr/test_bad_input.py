@@ -325,3 +325,13 @@ def test_a_single_example_in_training_mode():
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).train()
     with pytest.raises(igfast.InputError, match=r"no single example. Call eval\(\) on the model"):
         igfast.IntegratedGradients(model).attribute(torch.randn(1, 3), target=0)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_single_example_of_several_in_training_mode_is_not_tried_in_vain(size):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).double().train()
+    explainer, x = igfast.IntegratedGradients(model), torch.randn(4, 3).double()
+    with pytest.warns(igfast.IgfastWarning, match="each step went through the model as a whole"):
+        got = explainer.attribute(x, target=0, internal_batch_size=size)
+    torch.testing.assert_close(got, explainer.attribute(x, target=0, internal_batch_size=4))
