@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import captum.attr
-from captum._utils.gradient import compute_gradients
 from captum.log import log_usage
 from torch import nn
 
@@ -18,7 +17,7 @@ from igfast.attr.stands_in import StandsIn
 from igfast.errors import ArgumentError
 from igfast.model.partial import Selector
 from igfast.request.options import Lean, Options
-from igfast.run.captums import sampled_by_captum, why_captums
+from igfast.run.captums import sampled_by_captum, why_captums, why_own_gradient_func
 
 
 class GradientShap(captum.attr.GradientShap, metaclass=StandsIn):
@@ -96,7 +95,7 @@ class GradientShap(captum.attr.GradientShap, metaclass=StandsIn):
             What `igfast.IntegratedGradients.attribute` and Captum's `NoiseTunnel` raise.
         """
         arguments = dict(locals())
-        if why := why_captums(self, GradientShap) or _why_gradient(self):
+        if why := why_captums(self, GradientShap) or why_own_gradient_func(self):
             return sampled_by_captum(why, GradientShap.stands_for, arguments)
         sampled = OfInputs(self._igfast_explainer(), (inputs, additional_forward_args))
         return through_tunnel(
@@ -286,7 +285,3 @@ class NeuronGradientShap(captum.attr.NeuronGradientShap, metaclass=StandsIn):
         sampled = OfNeuron(self._igfast_explainer(), source, neuron_selector, attribute_to_neuron_input)
         options = {"additional_forward_args": additional_forward_args}
         return through_tunnel(sampled, inputs, baselines, n_samples, stdevs, **options)
-
-
-def _why_gradient(explainer: captum.attr.GradientShap) -> str:
-    return "" if explainer.gradient_func is compute_gradients else "gradient_func was replaced"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from igfast.errors import ArgumentError, OutputError, OutputTypeError
 from igfast.llm import scores
 from igfast.model.independence import is_autocast, multiplies_in_tf32, rounds_to_tf32
+from igfast.model.modules import is_igfasts
 from igfast.request.inputs import describe
 
 
@@ -235,8 +236,7 @@ def _others(ids: Tensor) -> Tensor:
 
 def _is_attributed(part: nn.Module) -> bool:
     """Returns whether a module has a hook of igfast's, as the layer has that tokens are attributed at."""
-    hooks = [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
-    return any(str(getattr(hook, "__module__", "")).startswith("igfast.") for hook in hooks)
+    return any(map(is_igfasts, (*part._forward_hooks.values(), *part._forward_pre_hooks.values())))
 
 
 def _head_of(model: nn.Module) -> nn.Module | None:

@@ -29,7 +29,10 @@ from igfast.model.forward import ForwardFunction
 from igfast.model.independence import distance, is_autocast, rounding, rounds_to_tf32
 from igfast.model.modules import (
     OF_EVERY_MODULE,
+    attributes_of,
     flags_of,
+    held_by,
+    is_igfasts,
     lasting,
     module_of,
     number_of,
@@ -42,7 +45,6 @@ from igfast.rng import random_state_kept
 UNKNOWN = sys.maxsize
 _FLAGS = frozenset({bool, str, type(None)})
 _NO_FLAGS = frozenset({int, float, Tensor, nn.Parameter, torch.device, torch.dtype})
-_MOST_HELD = 1000  # by a container: a longer one holds data
 _MOST_KINDS = 64
 
 
@@ -158,17 +160,9 @@ def _flags_in(value: Any, seen: dict[int, Hashable]) -> Hashable:
     if isinstance(value, (FunctionType, MethodType)):
         return id(value)
     if id(value) not in seen:
-        held = _held_by(value)
-        seen[id(value)] = tuple(one for one in held if type(one) in _FLAGS) if len(held) <= _MOST_HELD else ()
+        held = held_by(value) or list(attributes_of(value).values())
+        seen[id(value)] = tuple(one for one in held if type(one) in _FLAGS)
     return seen[id(value)]
-
-
-def _held_by(value: Any) -> list[Any]:
-    """Returns what a list, tuple or dict holds, or the attributes of an object."""
-    if type(value) in (list, tuple):
-        return list(value)
-    held = value if type(value) is dict else getattr(value, "__dict__", None)
-    return list(held.values()) if type(held) is dict else []
 
 
 def _key_of_part(part: nn.Module, seen: dict[int, Hashable]) -> Hashable:
@@ -178,7 +172,7 @@ def _key_of_part(part: nn.Module, seen: dict[int, Hashable]) -> Hashable:
     for name, value in list(own.items()):  # of a copy, as other threads may attribute the model too
         if name not in OF_EVERY_MODULE and type(value) not in _NO_FLAGS:
             key += (_flags_in(value, seen),)
-    if (forward := own.get("forward")) is not None and not _is_ours(forward):
+    if (forward := own.get("forward")) is not None and not is_igfasts(forward):
         key += (id(forward),)
     if own.get("_compiled_call_impl") is not None:
         key += ("compiled",)
@@ -189,11 +183,7 @@ def _key_of_part(part: nn.Module, seen: dict[int, Hashable]) -> Hashable:
 
 def _numbers_of(hooks: dict[int, Any]) -> tuple[int, ...]:
     """Returns the numbers of the user's hooks; of a copy, because other threads may add some meanwhile."""
-    return tuple(number for number, hook in list(hooks.items()) if not _is_ours(hook)) if hooks else ()
-
-
-def _is_ours(hook: Any) -> bool:
-    return str(getattr(hook, "__module__", "")).startswith("igfast.")
+    return tuple(number for number, hook in list(hooks.items()) if not is_igfasts(hook)) if hooks else ()
 
 
 def _key_of_argument(arg: Any) -> Hashable:

@@ -105,7 +105,7 @@ def why_compiled(forward_func: Callable[..., Any]) -> str:
 def flags_of(forward_func: Callable[..., Any]) -> tuple[bool | str, ...]:
     """Returns the truth values and texts that a function is seen to use, also in containers; of a module nothing."""
     values = [] if module_of(forward_func) is not None else _used_by(forward_func)
-    held = (one for value in values for one in (_held_by(value) or (value,)))
+    held = (one for value in values for one in (held_by(value) or (value,)))
     return tuple(value for value in held if isinstance(value, (bool, str)))
 
 
@@ -131,11 +131,11 @@ def _used_by(forward_func: Callable[..., Any]) -> list[Any]:
     function, fixed = _fixed_in(forward_func)
     code = getattr(function, "__code__", None)
     if not isinstance(code, CodeType):  # an object that can be called
-        return [*fixed, *_attributes_of(function).values()]
+        return [*fixed, *attributes_of(function).values()]
     names = dict.fromkeys(_names_in(code))  # in the code's order, on which the first weight's dtype depends
     reached = [*fixed, *_reached_by(function, names)]
-    named = [value for one in reached for name, value in _attributes_of(one).items() if name in names]
-    return [*reached, *named, *_attributes_of(getattr(function, "__self__", None)).values()]
+    named = [value for one in reached for name, value in attributes_of(one).items() if name in names]
+    return [*reached, *named, *attributes_of(getattr(function, "__self__", None)).values()]
 
 
 def _names_in(code: CodeType) -> Iterator[str]:
@@ -156,20 +156,27 @@ def _reached_by(function: Any, names: Iterable[str]) -> Iterator[Any]:
     yield from (function.__kwdefaults__ or {}).values()
 
 
-def _attributes_of(value: Any) -> dict[str, Any]:
-    return {} if isinstance(value, (nn.Module, type)) else getattr(value, "__dict__", {})
+def attributes_of(value: Any) -> dict[str, Any]:
+    """Returns an object's own attributes; none of a module or a class."""
+    found = {} if isinstance(value, (nn.Module, type)) else getattr(value, "__dict__", {})
+    return found if type(found) is dict else {}
 
 
 def _modules_in(value: Any) -> list[nn.Module]:
     """Returns a module as a list, or the modules that a list, tuple, set or dict holds."""
-    return [value] if isinstance(value, nn.Module) else [one for one in _held_by(value) if isinstance(one, nn.Module)]
+    return [value] if isinstance(value, nn.Module) else [one for one in held_by(value) if isinstance(one, nn.Module)]
 
 
-def _held_by(value: Any) -> list[Any]:
+def held_by(value: Any) -> list[Any]:
     """Returns what a list, tuple, set or dict holds; nothing of anything else, or of one with many entries."""
     if not isinstance(value, (list, tuple, set, dict)) or len(value) > _MOST_ENTRIES:
         return []
     return list(value.values() if isinstance(value, dict) else value)
+
+
+def is_igfasts(hook: Any) -> bool:
+    """Returns whether a hook, or a replaced method, is of igfast's."""
+    return str(getattr(hook, "__module__", "")).startswith("igfast.")
 
 
 def _is_compiled(function: Any) -> bool:

@@ -66,6 +66,11 @@ def why_integral_captums(explainer: Any, ours: type) -> str:
         return why
     if getattr(explainer._attribute, "__func__", None) is not _INTEGRAL:
         return f"{type(explainer).__name__} overrides _attribute"
+    return why_own_gradient_func(explainer)
+
+
+def why_own_gradient_func(explainer: Any) -> str:
+    """Returns why an explainer takes gradients in a way of its own; empty if it does not."""
     return "" if explainer.gradient_func is captum._utils.gradient.compute_gradients else "gradient_func was replaced"
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils._pytree import tree_flatten
 
 from igfast.lean import Execution
-from igfast.lean.recompute import NotRecomputableError, repeated_blocks
+from igfast.lean.recompute import NotRecomputableError
 
 torch.manual_seed(0)
 
@@ -393,11 +393,3 @@ def test_what_lean_execution_or_the_user_raises_is_no_failure_of_the_recomputati
 
     with pytest.raises(type(error), match=str(error)):
         gradients(Network(chain, Raises), torch.ones(4, 6, dtype=torch.float64), 1, True)
-
-
-def test_replicas_of_a_model_on_several_gpus_do_not_run_blocks_again():
-    """A replica would call the block of the first GPU."""
-    network = Network(chain)
-    assert len(repeated_blocks(network)) == 3
-    assert repeated_blocks(nn.DataParallel(network)) == []
-    assert repeated_blocks(nn.Sequential(nn.DataParallel(network), nn.ReLU())) == []

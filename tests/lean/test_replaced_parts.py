@@ -13,6 +13,8 @@ from torch import nn
 
 import igfast
 from igfast.lean.lending import acting, own_forward
+from igfast.lean.recompute import repeated_blocks
+from tests.lean.test_recompute import Network, chain
 from tests.oracle import relative_difference
 
 DOUBLE = torch.float64
@@ -186,3 +188,11 @@ def test_a_forked_process_does_not_wait_for_a_lock_of_a_thread():
     done.set()
     thread.join()
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_replicas_of_a_model_on_several_gpus_do_not_run_blocks_again():
+    """A replica would call the block of the first GPU."""
+    network = Network(chain)
+    assert len(repeated_blocks(network)) == 3
+    assert repeated_blocks(nn.DataParallel(network)) == []
+    assert repeated_blocks(nn.Sequential(nn.DataParallel(network), nn.ReLU())) == []

@@ -206,7 +206,7 @@ HELD = {
     "dict": (lambda: {"mixes": False}, lambda held: held["mixes"], lambda m: m.held.update(mixes=True)),
     "list": (lambda: [False], lambda held: held[0], lambda m: m.held.__setitem__(0, True)),
     "None": (lambda: None, lambda held: held is not None, lambda m: setattr(m, "held", object())),
-    "function": (lambda: (lambda: False), lambda held: held(), lambda m: setattr(m, "held", lambda: True)),
+    "function": (lambda: lambda: False, lambda held: held(), lambda m: setattr(m, "held", lambda: True)),
 }
 
 
