@@ -16,6 +16,7 @@ from igfast.lean import Execution
 from igfast.memory.recovery import free_memory, is_out_of_memory
 from igfast.model.fast_path import NoFastPath, has_fast_path
 from igfast.model.independence import RowsDependError
+from igfast.model.state import failure_leaves_no_hooks
 from igfast.request.inputs import Inputs, describe
 from igfast.request.several_targets import top_targets
 from igfast.request.target import Target, entries_of
@@ -108,7 +109,7 @@ class ForwardFunction:
     def own_output(self) -> Any:
         """Returns the output of the caller's own call, forward only."""
         return self._without_graph(
-            lambda inputs: self._checked(self.forward_func, *inputs, *map(copied, self.args)),
+            lambda inputs: self._checked(*inputs, *map(copied, self.args)),
             self.inputs.join(self.inputs.x),
         )
 
@@ -274,15 +275,16 @@ class ForwardFunction:
         return self._call(tuple(leaf.clone() for leaf in leaves), example)
 
     def _call(self, points: tuple[Tensor, ...], example: Tensor) -> Any:
-        return self._checked(self.forward_func, *self.inputs.join(points), *self._args_for(example))
+        return self._checked(*self.inputs.join(points), *self._args_for(example))
 
     def _args_for(self, example: Tensor) -> tuple[Any, ...]:
         return tuple(copied(arg) if self.inputs.joint else self._repeat(arg, example) for arg in self.args)
 
-    def _checked(self, call: Callable[..., Any], *args: Any) -> Any:
-        """Calls a function, and raises an error of igfast's for failures that have a known cause (`_explain`)."""
+    def _checked(self, *args: Any) -> Any:
+        """Calls the forward function; failures that have a known cause become an error of igfast's (`_explain`)."""
         try:
-            return call(*args)
+            with failure_leaves_no_hooks(self.forward_func):
+                return self.forward_func(*args)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             explained = self._explain(error)
             if explained is None:

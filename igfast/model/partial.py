@@ -73,7 +73,7 @@ class FromLayer(ForwardFunction):
         records = torch.is_grad_enabled()
 
         def call() -> Any:
-            return self.forward_func(*args)
+            return self._checked(*args)
 
         if not records or self._records_throughout:
             return self.tap.replace(call, values, lambda: None)
@@ -162,7 +162,7 @@ class ToLayer(ForwardFunction):
         return self._read(inputs, args(), bool(self._stops))
 
     def _read(self, inputs: Values, args: tuple[Any, ...], stops: bool) -> Any:
-        (values,), _ = self.tap.read(lambda: self._checked(self.forward_func, *inputs, *args), stops)
+        (values,), _ = self.tap.read(lambda: self._checked(*inputs, *args), stops)
         return values
 
 

@@ -1,4 +1,4 @@
-"""Restores the buffers of the user's model."""
+"""Restores the buffers and hooks of the user's model."""
 
 from __future__ import annotations
 
@@ -13,8 +13,19 @@ import torch
 from torch import nn
 from torch._C import _len_torch_function_stack
 from torch.overrides import _pop_mode
+from torch.utils.hooks import RemovableHandle
 
-from igfast.model.modules import parts_behind
+from igfast.model.modules import is_igfasts, parts_behind
+
+_HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_pre_hooks",
+    "_backward_hooks",
+)
 
 
 @dataclass
@@ -59,6 +70,23 @@ def undisturbed(forward_func: Callable[..., Any]) -> Iterator[None]:
     finally:  # of modes that an interrupt, just as they were entered, would leave behind
         for _ in range(_len_torch_function_stack() - n_modes):
             _pop_mode()
+
+
+@contextmanager
+def failure_leaves_no_hooks(forward_func: Callable[..., Any]) -> Iterator[None]:
+    """Removes hooks that a forward function put on its model before it failed, as nothing else would then.
+
+    Packages that put hooks on a model for one pass often remove them only after a pass that succeeds.
+    """
+    first_new = RemovableHandle.next_id
+    try:
+        yield
+    except BaseException:
+        for part in parts_behind(forward_func):
+            for hooks in (getattr(part, name) for name in _HOOKS):
+                for number in [n for n, hook in list(hooks.items()) if n >= first_new and not is_igfasts(hook)]:
+                    hooks.pop(number, None)
+        raise
 
 
 def _keep(part: nn.Module) -> None:

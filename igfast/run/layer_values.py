@@ -100,7 +100,7 @@ def read_layers(forward: ForwardFunction, xs: Values, tap: LayerTap, memory: Mem
             args = tuple(map(copied, (*xs, *forward.args)))
         else:
             args = tuple(forward._repeat(arg, examples[rows]) for arg in (*xs, *forward.args))
-        return tap.read(lambda: forward._checked(forward.forward_func, *args))
+        return tap.read(lambda: forward._checked(*args))
 
     plan = ChunkPlan(n_rows=n_parts, rows=n_parts, row_bytes=row_bytes)
     loop = Loop(plan, memory, forward.save_memory, "one example")

@@ -197,3 +197,43 @@ def test_two_threads_leave_running_statistics_as_the_first_found_them():
     go_on.set()
     first.join()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:forward_func does not take")
+class TestHooksOfAFailedPass:
+    class Adapters(nn.Module):
+        """Chooses a factor for each example by hooks of one pass, and removes them only if the pass succeeds."""
+
+        def __init__(self, kind):
+            super().__init__()
+            self.layer, self.kind = nn.Linear(4, 3), kind
+
+        def forward(self, x, factors):
+            def scaled(module, args, kwargs=None):
+                assert len(args[0]) == len(factors)
+                return (args[0] * torch.tensor(factors)[:, None],) if kwargs is None else ((args[0],), kwargs)
+
+            with_kwargs = self.kind == "with_kwargs"
+            handle = self.layer.register_forward_pre_hook(scaled, with_kwargs=with_kwargs)
+            out = self.layer(x).tanh()
+            handle.remove()
+            return out
+
+    @pytest.mark.parametrize("kind", ["plain", "with_kwargs"])
+    @pytest.mark.parametrize("size", [None, 3, 2])
+    def test_a_refused_chunk(self, kind, size):
+        model = self.Adapters(kind)
+        own = model.layer.register_forward_hook(lambda module, args, out: None)
+        x = torch.randn(3, 4)
+        for method in (igfast.IntegratedGradients, igfast.LayerIntegratedGradients):
+            of = (lambda x: model(x, [1.0, 2.0, 3.0]), *([model.layer] if "Layer" in method.__name__ else []))
+            method(*of).attribute(x, target=0, n_steps=4, internal_batch_size=size)
+            assert not model.layer._forward_pre_hooks
+            assert not model.layer._forward_pre_hooks_with_kwargs
+            assert list(model.layer._forward_hooks) == [own.id]
+
+    def test_a_failing_model(self):
+        model = self.Adapters("plain")
+        with pytest.raises(AssertionError):
+            igfast.IntegratedGradients(model).attribute(torch.randn(3, 4), target=0, additional_forward_args=[1.0])
+        assert not model.layer._forward_pre_hooks
