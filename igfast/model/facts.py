@@ -189,7 +189,8 @@ def _numbers_of(hooks: dict[int, Any]) -> tuple[int, ...]:
 def _key_of_argument(arg: Any) -> Hashable:
     if isinstance(arg, Tensor):
         # Switches, and numbers of groups, decide whether rows depend on each other.
-        decides = arg.device.type == "cpu" and (arg.dim() == 0 or (arg.dim() == 1 and not arg.is_floating_point()))
+        is_column = arg.dim() > 0 and arg.numel() == arg.shape[0] and not (arg.is_floating_point() or arg.is_complex())
+        decides = arg.device.type == "cpu" and (arg.dim() == 0 or is_column)
         return "tensor", arg.shape, arg.dtype, tuple(arg.reshape(-1).tolist()) if decides else ()
     return (type(arg), arg) if isinstance(arg, (bool, int, float, str, type(None), torch.dtype)) else None
 

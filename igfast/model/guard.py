@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from igfast import ops
 from igfast.errors import IgfastError
 from igfast.memory.recovery import is_out_of_memory
 from igfast.model.forward import ForwardFunction
-from igfast.model.independence import WORTH_A_CLOSER_LOOK, RowsDependError, distance, rounding
+from igfast.model.independence import RowsDependError, are_apart, distance, rounding, worth_a_closer_look
 from igfast.rng import random_state
 
 _SAME_KERNELS = 1e-2  # of the rounding that is allowed between kernels: between two calls that are alike
@@ -41,6 +42,7 @@ class Guard:
         agrees: the ways that were checked.
         pending: the ways of the present chunk that are not checked yet.
         unchecked: the ways for which there was no memory to compare.
+        blind: the ways whose comparison told nothing, as all rows had the same outputs; not for later calls.
     """
 
     evaluator: ForwardFunction
@@ -49,6 +51,7 @@ class Guard:
     agrees: set[str]
     pending: set[str] = field(default_factory=set)
     unchecked: set[str] = field(default_factory=set)
+    blind: set[str] = field(default_factory=set)
 
     def before(self, n_rows: int, channels_last: bool) -> None:
         """Checks, before a chunk, that a part of the examples keeps its outputs; raises RowsDependError otherwise."""
@@ -80,7 +83,7 @@ class Guard:
     def _check_split(self, n_rows: int) -> None:
         """Compares the first and the last examples: a row may depend on those before it alone, or after it."""
         evaluator = self.own_call
-        x, example = evaluator.inputs.x, evaluator.all_examples()
+        x, example = self._unlike_examples(), evaluator.all_examples()
 
         def among_others(part: slice) -> Tensor:  # in a batch of the same size, with one of them for the others
             index = torch.full_like(example, part.start)
@@ -98,6 +101,7 @@ class Guard:
             before.restore()
             self.unchecked.add(SPLIT)
             return
+        self._ask_what_is_told(SPLIT, together)
         try:
             # Apart from each other: what two parts share, such as the largest value, would leave both as they are.
             for part in (slice(0, n_rows), slice(max(n_rows, len(example) - n_rows), len(example))):
@@ -112,6 +116,17 @@ class Guard:
             raise RowsDependError(f"forward_func does not take {n_rows} of the examples alone") from error
         finally:
             before.restore()
+
+    def _unlike_examples(self) -> tuple[Tensor, ...]:
+        """Returns the caller's examples, each moved to another place on its path: alike examples would tell nothing."""
+        inputs = self.own_call.inputs
+        example = torch.arange(inputs.batch, device=inputs.device)
+        alpha = 1 - example.double() / (2 * inputs.batch)
+        return tuple(ops.interpolate(x, b, example, alpha) for x, b in zip(inputs.x, inputs.baselines, strict=True))
+
+    def _ask_what_is_told(self, way: str, outputs: Tensor) -> None:
+        if not are_apart(outputs):
+            self.blind.add(way)
 
     @staticmethod
     def _check_alike(output: Tensor, are_copies: Tensor, inputs: tuple[Tensor, ...]) -> None:
@@ -129,10 +144,11 @@ class Guard:
 
     def _check_own_batch(self) -> None:
         """Compares examples with what they are among copies of themselves: a row alone tells nothing of others."""
-        evaluator, x = self.own_call, self.own_call.inputs.x
+        evaluator, x = self.own_call, self._unlike_examples()
         example, before = evaluator.all_examples(), random_state(self.own_call.inputs.device)
         try:
             together = evaluator.comparable(evaluator.output(x, example))
+            self._ask_what_is_told(MIXED, together)
             for place in {0, len(example) - 1}:
                 index = torch.full_like(example, place)
                 copies = evaluator.comparable(evaluator.output(tuple(p.index_select(0, index) for p in x), index))
@@ -199,6 +215,7 @@ class Guard:
         """Raises RowsDependError if rows of the kept output are not what they are alone; or, `twice`, change there."""
         evaluator, kept = self.own_call, self.evaluator.compared_output
         before = random_state(evaluator.inputs.device)
+        self._ask_what_is_told(way, kept)
         try:
             wanted = alone(evaluator.output)
             allowed = rounding((wanted, *points))
@@ -250,4 +267,7 @@ def _same(
     apart = distance(output, alone, reference)
     if apart <= allowed:
         return True
-    return apart <= WORTH_A_CLOSER_LOOK and distance(among_others(), output, reference) <= allowed
+    return (
+        apart <= worth_a_closer_look(allowed, reference.device)
+        and distance(among_others(), output, reference) <= allowed
+    )

@@ -14,11 +14,8 @@ class RowsDependError(Exception):
     """Raised where stacked or split rows have other outputs than in a step of their own."""
 
 
-WORTH_A_CLOSER_LOOK = 0.3
-"""Outputs whose `distance` is below this may differ by rounding alone. For another number of rows, a GPU's kernels
-compute float32 convolutions in 10 bits, in an order of their own. A network may amplify the difference."""
-
-
+_IN_16_BITS = 5e-2
+_IN_FLOAT64 = 1e-6  # a model may compute parts in float32
 _ROUNDED = 8  # times the dtype's epsilon: rounding of a number
 _LEAST_SHARE = 2e-3  # of the numbers themselves, which counts as a part of how far rows are apart
 _OF_MEDIAN = 0.1  # of the columns, so that columns of rounding alone tell nothing
@@ -63,6 +60,17 @@ def _spread(reference: Tensor) -> Tensor:
     return (spread + floor).clamp_min(torch.finfo(values.dtype).tiny)
 
 
+def are_apart(output: Any) -> bool:
+    """Returns whether rows differ by more than rounding; True also where there is nothing to compare."""
+    if not isinstance(output, Tensor) or len(output) < 2 or output.numel() == 0 or output.is_meta:
+        return True
+    if not (output.is_floating_point() or output.is_complex()):
+        return True
+    values = torch.where(output.isfinite(), output, 0)
+    apart = float((values - values[:1]).abs().max())
+    return apart > _ROUNDED * torch.finfo(output.dtype).eps * float(values.abs().max())
+
+
 def rounding(tensors: Iterable[Any]) -> float:
     """Returns a `distance` far above what rounding makes, and far below what dependent rows make.
 
@@ -71,10 +79,22 @@ def rounding(tensors: Iterable[Any]) -> float:
     of_numbers = [t for t in tensors if isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex())]
     eps = max((torch.finfo(t.dtype).eps for t in of_numbers), default=0.0)
     if eps > torch.finfo(torch.float32).eps or any(map(is_autocast, {t.device.type for t in of_numbers})):
-        return 5e-2
+        return _IN_16_BITS
     if eps == torch.finfo(torch.float32).eps:
         return 5e-3
-    return 1e-6  # for float64: a model may compute parts in float32
+    return _IN_FLOAT64
+
+
+def worth_a_closer_look(allowed: float, device: torch.device) -> float:
+    """Returns a `distance` up to which outputs may differ by rounding alone, as kernels depend on the number of rows.
+
+    For another number of rows, a GPU's kernels compute float32 convolutions in 10 bits, in an order of their own, and a
+    network may amplify the difference. On a CPU, more is a model that depends on the number of rows. `allowed` is the
+    `rounding` of the same kernels.
+    """
+    if device.type != "cpu" or allowed >= _IN_16_BITS:
+        return 0.3
+    return 1e-3 if allowed <= _IN_FLOAT64 else 3e-2
 
 
 def is_autocast(device_type: str) -> bool:

@@ -338,7 +338,7 @@ class Run:
             warn(f"path points are taken to be independent of each other, as there is {self._notes[-1]}")
         return replace(
             facts,
-            agrees=facts.agrees | (guard.agrees - guard.unchecked),
+            agrees=facts.agrees | (guard.agrees - guard.unchecked - guard.blind),
             most_rows=loop.plan.rows if loop.was_halved else facts.most_rows,
             n_savings=facts.n_savings + loop.n_savings,
         )

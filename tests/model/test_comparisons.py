@@ -1,7 +1,9 @@
 """Rows that depend on each other are found where large numbers, offsets, places or shared parts would hide that."""
 
 import copy
+import math
 
+import captum.attr
 import pytest
 import torch
 from torch import nn
@@ -104,3 +106,90 @@ def test_distances_are_relative_to_how_far_rows_are_apart():
     assert distance(moved, reference, reference) == pytest.approx(0.5 / (1 + 1001 * 2e-3 + 0.1))
     assert distance(reference, reference, reference) == 0
     assert distance(copy.copy(reference)[:1], reference[:1], reference[:1]) == 0
+
+
+class TestAlikeExamples:
+    """One image with a target for each class: alike rows have the same outputs alone, but not the same gradients."""
+
+    @staticmethod
+    def centred():
+        torch.manual_seed(0)
+        first, last = nn.Linear(5, 6).double(), nn.Linear(6, 4).double()
+
+        def forward(x):
+            h = first(x).tanh()
+            return last((h - h.mean(0)).tanh())
+
+        return forward
+
+    @pytest.mark.parametrize("size", [None, 1, 2])
+    @pytest.mark.parametrize("of", ["batch norm", "mean"])
+    def test_are_not_split(self, of, size):
+        forward = normalised(lambda y: y) if of == "batch norm" else self.centred()
+        x, targets = rows(1, 5).double().repeat(4, 1), torch.tensor([0, 1, 2, 0])
+        with pytest.warns(igfast.IgfastWarning, match=WHOLE):
+            got = igfast.IntegratedGradients(forward).attribute(x, target=targets, n_steps=10, internal_batch_size=size)
+        wanted = captum.attr.IntegratedGradients(forward).attribute(
+            x, target=targets, n_steps=10, internal_batch_size=4
+        )
+        assert relative_difference(got, wanted) <= 1e-6
+
+    @pytest.mark.parametrize("size", [None, 1, 2])
+    @pytest.mark.parametrize("first", ["zeros", "no events"])
+    def test_tell_nothing_for_later_calls(self, first, size):
+        centred, x = self.centred(), rows(4, 5).double()
+
+        def forward(x, counts):
+            return centred(x)[:, 1] * counts
+
+        def attribute(x, counts):
+            explainer = igfast.IntegratedGradients(forward)
+            return explainer.attribute(x, additional_forward_args=counts, n_steps=10, internal_batch_size=size)
+
+        ones = torch.ones(4, dtype=DOUBLE)
+        before = attribute(*((0 * x, ones) if first == "zeros" else (x, 0 * ones)))
+        assert not before.any()
+        with pytest.warns(igfast.IgfastWarning, match=WHOLE):
+            got = attribute(x, ones)
+        options = {"additional_forward_args": ones, "n_steps": 10, "internal_batch_size": 4}
+        wanted = captum.attr.IntegratedGradients(forward).attribute(x, **options)
+        assert relative_difference(got, wanted) <= 1e-6
+
+    def test_independent_ones_are_split(self, recwarn):
+        layer = nn.Linear(5, 3).double()
+        x = rows(1, 5).double().repeat(4, 1)
+        options = {"target": [0, 1, 2, 0], "internal_batch_size": 1, "return_report": True}
+        _, report = igfast.IntegratedGradients(layer).attribute(x, **options)
+        assert not recwarn.list
+        assert set(report.chunks) == {1}
+
+
+@pytest.mark.parametrize("size", [None, 7])
+@pytest.mark.parametrize("dtype", [DOUBLE, torch.float32])
+def test_outputs_that_change_with_the_number_of_rows(dtype, size):
+    layer, x = nn.Linear(5, 3).to(dtype), rows(8, 5).to(dtype)
+
+    def forward(x):
+        return (layer(x) / (1 + 0.2 * math.log(len(x)))).tanh()
+
+    options = {"target": 1, "n_steps": 10, "internal_batch_size": size}
+    with pytest.warns(igfast.IgfastWarning, match=WHOLE):
+        got = igfast.IntegratedGradients(forward).attribute(x, **options)
+    wanted = captum.attr.IntegratedGradients(forward).attribute(x, **options | {"internal_batch_size": 8})
+    assert relative_difference(got, wanted) <= 1e-5
+
+
+def test_session_numbers_in_a_column_are_looked_at_anew():
+    layer, x = nn.Linear(5, 3).double(), rows(4, 5).double()
+
+    def forward(x, session):
+        same = (session == session.T).double()
+        return (layer(x) + same @ x[:, :3] / same.sum(1, keepdim=True)).tanh()
+
+    explainer, options = igfast.IntegratedGradients(forward), {"target": 1, "internal_batch_size": 1}
+    explainer.attribute(x, additional_forward_args=torch.arange(4)[:, None], **options)
+    shared = torch.tensor([[0], [0], [1], [1]])
+    with pytest.warns(igfast.IgfastWarning, match=WHOLE):
+        got = explainer.attribute(x, additional_forward_args=shared, **options)
+    options |= {"internal_batch_size": 4, "additional_forward_args": shared}
+    assert relative_difference(got, captum.attr.IntegratedGradients(forward).attribute(x, **options)) <= 1e-6

@@ -187,11 +187,11 @@ def test_what_shapes_do_not_show_is_measured_and_said_once(make, size):
 
 @pytest.mark.parametrize("size", [None, 2])
 def test_kernels_that_round_differently_for_another_number_of_rows(size):
-    """As a GPU's convolutions do, which compute float32 in 10 bits; rows are independent all the same."""
+    """As a GPU's convolutions do, though less: more on a CPU is a model that depends on the number of rows."""
     network = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
 
     def forward(x):
-        return network(x) * (1 + 0.03 * (len(x) % 7))
+        return network(x) * (1 + 1e-4 * (len(x) % 5))
 
     x = torch.randn(4, 6, dtype=DOUBLE)
     _, report = igfast.IntegratedGradients(forward).attribute(x, target=1, internal_batch_size=size, return_report=True)
