@@ -3,6 +3,7 @@
 
 #include <ATen/autocast_mode.h>
 #include <c10/core/GradMode.h>
+#include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 namespace igfast::lean {
@@ -13,9 +14,10 @@ using at::Tensor;
 // The order is that of igfast/lean/handlers.py.
 enum Refusal { kNone, kNothingToSave, kType, kDevice, kAutocast, kWeightType, kWeightIsComputed, kTransform };
 
-// Whether torch.func wraps the tensor. torch.func's transforms have no rules for the operators here.
+// Whether torch.func wraps the tensor, or it has a tangent. Neither has rules for the operators here.
 bool is_transformed(const Tensor& tensor) {
   using c10::DispatchKey;
+  if (torch::autograd::isFwGradDefined(tensor)) return true;
   return tensor.key_set().has_any(
       c10::DispatchKeySet({DispatchKey::FuncTorchBatched, DispatchKey::FuncTorchGradWrapper}));
 }

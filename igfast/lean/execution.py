@@ -26,6 +26,8 @@ from igfast.rng import random_state
 
 _Result = TypeVar("_Result")
 # Modes that lean operators need not pass through: igfast's own, and the default device, for new tensors alone.
+_CALLED_BY_FUNCTIONAL = ("batch_norm", "max_pool1d", "max_pool2d", "max_pool3d", "relu", "relu_")
+"""What functions of torch.nn.functional call by these names of torch, and lean operators stand for."""
 _HARMLESS_MODES = {"LeanMode", "ConvolutionWatch", "NoFastPath", "AllocationWatch", "DeviceContext"}
 
 
@@ -237,6 +239,9 @@ def why_not_lean() -> str:
         return "igfast's compiled operators are not built"
     if why := why_no_modes():
         return why
+    for name in _CALLED_BY_FUNCTIONAL:
+        if getattr(torch, name) is not getattr(torch._C._VariableFunctions, name):
+            return f"torch.{name} was replaced"
     # Lean operators would not pass through modes.
     if any(type(mode).__name__ not in _HARMLESS_MODES for mode in _get_current_function_mode_stack()):
         return "a TorchFunctionMode is active"

@@ -31,7 +31,7 @@ _WHY = (  # indexed by the number that lean_refusal returns
     "torch.autocast",
     "a weight of another type",
     "a weight that is computed in the forward pass",
-    "a transform of torch.func",
+    "a transform of torch.func or a forward-mode derivative",
 )
 
 

@@ -7,6 +7,7 @@ import threading
 import captum.attr
 import pytest
 import torch
+import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 import transformers
 from torch import nn
@@ -196,3 +197,38 @@ def test_replicas_of_a_model_on_several_gpus_do_not_run_blocks_again():
     assert len(repeated_blocks(network)) == 3
     assert repeated_blocks(nn.DataParallel(network)) == []
     assert repeated_blocks(nn.Sequential(nn.DataParallel(network), nn.ReLU())) == []
+
+
+@pytest.mark.parametrize("name", ["relu", "batch_norm", "max_pool1d"])
+def test_a_function_of_torch_that_functional_calls(name, monkeypatch):
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(6).double().eval()
+    layers = {"relu": nn.ReLU(), "batch_norm": norm, "max_pool1d": nn.Sequential(nn.MaxPool1d(2), nn.Linear(3, 6))}
+    model = nn.Sequential(nn.Linear(6, 6), layers[name], nn.Linear(6, 3)).double()
+    plain = getattr(torch, name)
+    monkeypatch.setattr(torch, name, lambda x, *args, **kwargs: plain(x.tanh(), *args, **kwargs))
+    got, wanted = both(model)
+    assert relative_difference(got, wanted) <= 1e-6
+    _, report = igfast.IntegratedGradients(model).attribute(X, target=1, return_report=True)
+    assert report.lean.off_because == f"torch.{name} was replaced"
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # PyTorch's own, of dual tensors
+@pytest.mark.parametrize("way", ["functional_call", "linear"])
+def test_tangents_of_weights_are_kept(way):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double().requires_grad_(False)
+    moves = {name: torch.randn_like(weight) for name, weight in model.named_parameters()}
+
+    def forward(x):
+        with forward_ad.dual_level():
+            duals = {name: forward_ad.make_dual(w, moves[name]) for name, w in model.named_parameters()}
+            if way == "linear":
+                output = F.linear(x, duals["0.weight"], model[0].bias)
+            else:
+                output = torch.func.functional_call(model, duals, (x,))
+            primal, tangent = forward_ad.unpack_dual(output)
+            return primal.tanh() if tangent is None else primal.tanh() + tangent
+
+    got, wanted = both(forward)
+    assert relative_difference(got, wanted) <= 1e-6
