@@ -223,7 +223,8 @@ def _from_base64(described: Mapping[str, Any]) -> Tensor:
 
 def _from_file(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
     found, dtype = tensors[described["data"]], _dtype(described)
-    tensor = torch.view_as_complex(found) if dtype.is_complex else found
+    # A copy of complex numbers: in a file they may lie at any multiple of 8 bytes, where PyTorch's kernels crash.
+    tensor = torch.view_as_complex(found.clone()) if dtype.is_complex else found
     if tensor.dtype != dtype or list(tensor.shape) != described["shape"]:
         raise ValueError(f"a tensor is {tensor.dtype} {tuple(tensor.shape)}, not {described}")
     return tensor

@@ -72,6 +72,13 @@ def test_tensors_survive_bit_for_bit(trip, tensors, tmp_path):
     assert same(trip(explanation(attributions=tensors, inputs=tensors), tmp_path).attributions, tensors)
 
 
+@pytest.mark.parametrize("length", range(0, 32, 4))
+def test_complex_numbers_wherever_they_lie_in_a_file(length, tmp_path):
+    tensor = torch.tensor([[1 + 2j] * 5], dtype=torch.complex128)
+    meta = explanation().meta | {"model": "M" * length}
+    assert same(through_file(explanation(attributions=tensor, meta=meta), tmp_path).attributions, tensor)
+
+
 @pytest.mark.parametrize("trip", [through_file, through_json])
 @pytest.mark.parametrize(
     "target",
