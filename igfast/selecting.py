@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from igfast.errors import ArgumentTypeError, OutputTypeError
 
@@ -34,7 +34,7 @@ def select_output(model: Callable[..., Any], part: str | int) -> Callable[..., A
 
     Raises:
         ArgumentTypeError: `part` is neither a name nor a position.
-        OutputTypeError: raised by the returned function if the output has no such part.
+        OutputTypeError: raised by the returned function if the output has no such part, or is a tensor.
     """
     if not isinstance(part, (str, int)) or isinstance(part, bool):
         raise ArgumentTypeError(f"part must be a name or a position in the output; got a {type(part).__name__}")
@@ -48,6 +48,8 @@ def _part_of(output: Any, part: str | int) -> Any:
         if not hasattr(output, part):
             raise OutputTypeError(f"the model returned a {type(output).__name__}, which has no {part!r}")
         return getattr(output, part)
+    if isinstance(output, Tensor):
+        raise OutputTypeError(f"the model returned a tensor, which has no parts: {part!r} would be one of its examples")
     try:
         return output[part]
     except (KeyError, IndexError, TypeError):

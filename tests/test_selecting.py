@@ -43,3 +43,5 @@ def test_bad_parts():
         igfast.select_output(Returns("object"), "scores")(x)
     with pytest.raises(igfast.OutputTypeError, match="returned a tuple, which has no 5"):
         igfast.select_output(Returns("tuple"), 5)(x)
+    with pytest.raises(igfast.OutputTypeError, match="returned a tensor, which has no parts: 0 would be one of its"):
+        igfast.select_output(models.mlp(), 0)(x)

@@ -41,6 +41,11 @@ def test_a_diagnosis_names_all_embeddings_that_the_baseline_moves():
 
 
 def test_a_model_behind_an_output_is_named():
-    model = igfast.select_output(Positions().double(), 0)
-    meta = igfast.LayerIntegratedGradients(model, model.model.words).explain(IDS[:, :1], 2, target=None).meta
-    assert meta["model"] == "Positions"
+    class Pair(Positions):
+        def forward(self, ids):
+            return super().forward(ids), ids
+
+    model = igfast.select_output(Pair().double(), 0)
+    meta = igfast.LayerIntegratedGradients(model, model.model.words).explain(IDS[:, :1], 2, target=1).meta
+    assert meta["model"] == "Pair"
+    assert meta["layer"] == "words (Embedding)"
