@@ -102,9 +102,9 @@ class LLMGradientAttribution(captum.attr.LLMGradientAttribution, metaclass=Stand
             return_convergence_delta: also return `deltas` of the result.
             return_report: also return an `igfast.RunReport`.
             **kwargs: arguments of `attr_method`'s `attribute`: `n_steps`, `method`, `internal_batch_size`,
-                `attribute_to_layer_input`, `tolerance`. As `baselines`, a number or tensor (1, n_itp_features), where
-                tokens at other numbers than 1 are replaced by the baseline token of `inp`. Or another such token:
-                "pad", "bos", "eos", "unk", "mask", or a token of the vocabulary. Or "zero", or an
+                `attribute_to_layer_input`, `tolerance`. As `baselines`, a tensor (1, n_itp_features) of 0 and 1: the
+                baseline token of `inp` replaces the prompt's tokens at 0, and those at 1 are kept. Or another token for
+                all: "pad", "bos", "eos", "unk", "mask", or a token of the vocabulary. Or "zero", or an
                 `igfast.baselines.AtLayer`, for values of the layer.
 
         Returns:

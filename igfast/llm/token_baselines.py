@@ -41,8 +41,8 @@ def parse_token_baseline(
 
     Args:
         inp: the prompt.
-        baselines: None, a number or a tensor (1, n_itp_features), where tokens at other numbers than 1 are absent; the
-            name of a special token; a token; "zero" or an `AtLayer` for values of the layer.
+        baselines: None or 0, where all tokens are replaced; a tensor (1, n_itp_features), where 1 keeps a token and 0
+            replaces it; the name of a special token; a token; "zero" or an `AtLayer` for values of the layer.
         tokenizer: of Hugging Face's interface.
         device: of the ids.
         warns: whether to warn of id 0 where that is a word.
@@ -68,10 +68,15 @@ def parse_token_baseline(
         )
     if isinstance(baselines, Tensor):
         parse_model_inputs(present, torch.zeros_like(baselines, dtype=present.dtype))  # checks the shape
-        absent = (baselines == 1).to(present).expand_as(present)
+        if bool(((baselines != 0) & (baselines != 1)).any()):
+            warn(
+                "baselines holds other numbers than 0 and 1, and is taken as Captum does: tokens at 1 are kept, and "
+                "all others replaced. The ids of a baseline are not taken here; name its token, or pass 0 and 1"
+            )
+        kept = (baselines == 1).to(present).expand_as(present)
     else:
-        absent = torch.full_like(present, int(baselines == 1))
-    return TokenBaseline(inp.to_model_input(absent).to(device), inp.baselines)
+        kept = torch.full_like(present, int(baselines == 1))
+    return TokenBaseline(inp.to_model_input(kept).to(device), inp.baselines)
 
 
 def _id_of(name: str, tokenizer: Any) -> int:

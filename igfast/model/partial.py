@@ -89,7 +89,7 @@ class FromLayer(ForwardFunction):
     def _unused(self, index: int) -> str:
         return (
             f"tensor {index} of the layer's {self.tap.what} does not influence the output, so it has no attribution. "
-            'Pass grad_kwargs={"materialize_grads": True} to have it be 0'
+            'Where attribute takes grad_kwargs, {"materialize_grads": True} makes it 0'
         )
 
 
