@@ -11,7 +11,7 @@ import typer
 
 import igfast
 from igfast.cli.folder import ALL_DONE, NOTHING_STARTED, SOME_FAILED, as_line, figures_of, jobs_of, run_jobs
-from igfast.cli.images import ENDINGS, image_request
+from igfast.cli.images import ENDINGS, image_request, images_in
 from igfast.cli.models import load_model, output_of, targets_of
 from igfast.errors import CommandError, MissingPackageError
 from igfast.explanation.files import written
@@ -75,6 +75,7 @@ def image(
     size: Size = 224,
     mean: Mean = IMAGENET_MEAN,
     std: Std = IMAGENET_STD,
+    classes: Annotated[Path | None, typer.Option(help="A file with the name of a class on each line.")] = None,
     panels: Annotated[str, typer.Option(help="Of the picture: input, overlay, heat_map, reveal, outlines.")] = (
         "input,overlay"
     ),
@@ -96,6 +97,7 @@ def image(
         mean=mean,
         std=std,
         panels=panels,
+        classes=classes,
     )
     return run_jobs(jobs, request.record, request.explain, request.draw, as_json=as_json)
 
@@ -178,7 +180,7 @@ def table(
 
 @app.command(epilog="Example: igfast diagnose cat.jpg --model torchvision.models:resnet50 --weights resnet50.pth")
 def diagnose(
-    paths: Annotated[list[Path], typer.Argument(help="Image files of one size of the model's input.")],
+    paths: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     model: Model,
     weights: Weights = None,
     target: Target = "top1",
@@ -195,7 +197,7 @@ def diagnose(
     loaded = load_model(model, weights, device)
     request = image_request(loaded, model, **options, mean=mean, std=std, panels="input")
     try:
-        x = torch.cat([request.read(path) for path in paths])
+        x = torch.cat([request.read(path) for path in images_in(paths)])
     except OSError as error:
         raise CommandError(f"an image cannot be read: {error}") from error
     picked = targets_of(target, output_of(loaded, x, "the images"))
@@ -207,22 +209,34 @@ def diagnose(
     return ALL_DONE if found.good else SOME_FAILED
 
 
-@app.command(epilog="Example: igfast report igfast-out/cat.jpg.safetensors --out cat.html")
+@app.command(epilog="Example: igfast report igfast-out --sort prediction --out photos.html")
 def report(
-    result: Annotated[Path, typer.Argument(help="A result of igfast image or igfast text, or a saved Explanation.")],
-    out: Annotated[Path | None, typer.Option(help="The page; beside the result if not given.")] = None,
-    title: Annotated[str, typer.Option(help="Of the page.")] = "Explanation",
+    result: Annotated[
+        Path, typer.Argument(help="A result of igfast image or igfast text, a saved Explanation, or a folder of them.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The page; beside the result, or in the folder, if not given.")
+    ] = None,
+    title: Annotated[str, typer.Option(help="Of the page.")] = "",
+    sort: Annotated[str, typer.Option(help="Of a folder: name, prediction (largest first) or delta.")] = "name",
     as_json: AsJson = False,
 ) -> int:
-    """Make a page of HTML of a result, which works offline."""
-    if not result.is_file():
-        raise CommandError(f"there is no file {result}")
-    page = out or result.with_suffix(".html")
+    """Make a page of HTML of a result, or of all results in a folder, which works offline."""
+    from igfast.cli.results import explanation_page, folder_page
+
+    if not result.exists():
+        raise CommandError(f"there is no file or folder {result}")
+    page = out or (result / "index.html" if result.is_dir() else result.with_suffix(".html"))
     if page.resolve() == result.resolve():
         raise CommandError(f"--out must be another file than the result; got {page}")
-    _write(page, igfast.viz.report(igfast.Explanation.load(result), title=title))
+    n_failed = 0
+    if result.is_dir():
+        made, n_failed = folder_page(result, page, title or str(result), sort)
+    else:
+        made = explanation_page(result, title or "Explanation")
+    _write(page, made)
     print(json.dumps({"result": str(result), "page": str(page)}) if as_json else page)
-    return ALL_DONE
+    return SOME_FAILED if n_failed else ALL_DONE
 
 
 @app.command(epilog="Example: igfast demo text --out my-demo")

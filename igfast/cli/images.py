@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class ImageRequest:
         size: pixels on each side of what the network sees.
         mean, std: the normalisation of pixels in [0, 1], by channel.
         panels: of the picture.
+        classes: the names of the classes; None if they have none.
     """
 
     model: nn.Module
@@ -48,10 +50,13 @@ class ImageRequest:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     panels: tuple[str, ...]
+    classes: tuple[str, ...] | None = None
 
     def record(self, path: Path) -> Mapping[str, Any]:
         """Returns everything that the explanation of a file depends on."""
-        fields = {name: value for name, value in vars(self).items() if name != "model"}
+        fields = {name: value for name, value in vars(self).items() if name not in ("model", "classes")}
+        if self.classes is not None:
+            fields["classes"] = sha256("\n".join(self.classes).encode()).hexdigest()
         return {**fields, "source": str(path), "image": digest(path), "igfast": igfast.__version__}
 
     def explain(self, path: Path) -> Explanation:
@@ -60,7 +65,8 @@ class ImageRequest:
         with torch.no_grad():
             output = self.model(x.clone())
         explainer = igfast.IntegratedGradients(self.model)
-        return explainer.explain(x, self.start(x), target_of(self.target, output), n_steps=self.n_steps)
+        picked = target_of(self.target, output)
+        return explainer.explain(x, self.start(x), picked, n_steps=self.n_steps, target_names=self.classes)
 
     def read(self, path: Path) -> Tensor:
         """Returns the middle square of an image as the network takes it, (1, 3, size, size)."""
@@ -81,10 +87,15 @@ class ImageRequest:
 
     def draw(self, explanation: Explanation, path: Path) -> None:
         """Writes the picture of an explanation as PNG."""
-        mean, std = (np.array(values).reshape(-1, 1, 1) for values in (self.mean, self.std))
-        picture = np.clip(explanation.inputs[0].double().cpu().numpy() * std + mean, 0, 1)
+        picture = pixels_in(self.mean, self.std)(explanation.inputs[0])
         figure = igfast.viz.image(explanation, picture, panels=self.panels)
         figure.savefig(path, format="png", dpi=150)
+
+
+def pixels_in(mean: Sequence[float], std: Sequence[float]) -> Callable[[Tensor], np.ndarray[Any, Any]]:
+    """Returns a function that gives the pixels in [0, 1] of what the network sees, (..., 3, size, size)."""
+    means, stds = (np.array(values).reshape(-1, 1, 1) for values in (mean, std))
+    return lambda x: np.clip(x.double().cpu().numpy() * stds + means, 0, 1)
 
 
 def image_request(
@@ -98,6 +109,7 @@ def image_request(
     mean: str,
     std: str,
     panels: str,
+    classes: Path | None = None,
 ) -> ImageRequest:
     """Returns a request with checked options; raises CommandError for those that are none of their values."""
     if baseline not in _BASELINES:
@@ -113,7 +125,27 @@ def image_request(
         raise CommandError(f"--std must be positive; got {std!r}")
     if max(means) > 1 or max(stds) > 1:
         raise CommandError(f"--mean and --std are of pixels in [0, 1], at most 1; got {mean!r} and {std!r}")
-    return ImageRequest(model, name, digest_of_state(model), target, baseline, n_steps, size, means, stds, shown)
+    weights = digest_of_state(model)
+    names = _names_in(classes) if classes else None
+    return ImageRequest(model, name, weights, target, baseline, n_steps, size, means, stds, shown, names)
+
+
+def images_in(paths: Sequence[Path]) -> list[Path]:
+    """Returns image files, and those in folders; raises CommandError if a folder has none."""
+    found: list[Path] = []
+    for path in paths:
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS) if path.is_dir() else [path]
+        if not files:
+            raise CommandError(f"there is no image in {path}; {', '.join(ENDINGS)} are read")
+        found += files
+    return found
+
+
+def _names_in(path: Path) -> tuple[str, ...]:
+    try:
+        return tuple(path.read_text(encoding="utf-8-sig").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"--classes {path}: {error}") from error
 
 
 def _channels(option: str, text: str) -> tuple[float, ...]:

@@ -81,7 +81,7 @@ def run_command(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("-m", action="store_true", dest="is_module", help="a module by its name, as python -m takes it")
     parser.add_argument("script", help="the script")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own arguments")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own arguments").required = False
     options = parser.parse_args(arguments)
     if not options.is_module and not Path(options.script).exists():
         print(f"igfast run: there is no {options.script}", file=sys.stderr)

@@ -86,7 +86,9 @@ def explain_text(
         start = BASELINES[baseline](ids, tokenizer)
     except ArgumentError as error:
         raise CommandError(f"--baseline {baseline}: {error}") from error
-    return explainer.explain(ids, start, picked, mask, n_steps, feature_names=[tokens])
+    config: Any = getattr(model.get_submodule("model"), "config", None)
+    names = getattr(config, "id2label", None) or None
+    return explainer.explain(ids, start, picked, mask, n_steps, feature_names=[tokens], target_names=names)
 
 
 def sentences_of(texts: Sequence[str], file: Path | None) -> list[str]:

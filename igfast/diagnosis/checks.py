@@ -45,9 +45,10 @@ def diagnose(
 
     Args:
         model: the model or any function of the inputs.
-        inputs: a tensor or a tuple of tensors, (batch, *features) each. Two examples show more than one.
+        inputs: a tensor or a tuple of tensors, (batch, *features) each, or arrays, as `explain` takes them. Two
+            examples show more than one.
         target: as in `igfast.IntegratedGradients.attribute`.
-        baselines: as in `igfast.IntegratedGradients.attribute`.
+        baselines: for each input a number or a tensor, as in `igfast.IntegratedGradients.attribute`.
         additional_forward_args: as in `igfast.IntegratedGradients.attribute`.
         n_steps: points along the path.
         max_steps: where the search for a number of steps that would do ends.

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from igfast.attr import IntegratedGradients, LayerIntegratedGradients
 from igfast.errors import ArgumentTypeError, InputError
+from igfast.explanation.explain import tensors_of
 from igfast.model.forward import copied
 from igfast.model.modules import modules_behind, parts_behind
 from igfast.request.inputs import as_tuple, describe, one_for_each
-from igfast.request.model_inputs import parse_model_inputs
+from igfast.request.model_inputs import AtLayer, parse_model_inputs
+from igfast.request.several_baselines import Baselines
 from igfast.request.target import parse_target
 
 PLACES: list[float] = torch.linspace(0, 1, 21).tolist()
@@ -45,10 +47,16 @@ class Subject:
         """Returns a subject with checked inputs and baselines; raises as `attribute`."""
         if not callable(model):
             raise ArgumentTypeError(f"model must be callable; got {describe(model)}")
-        given = parse_model_inputs(inputs, one_for_each(baselines, len(as_tuple(inputs))))
+        if isinstance(baselines, (Baselines, AtLayer)):
+            raise ArgumentTypeError(
+                f"baselines must be one for each input, numbers or tensors, to be diagnosed; got {describe(baselines)}"
+            )
+        args = as_tuple(additional_forward_args)
+        asked = tensors_of(model, {"inputs": inputs, "target": target, "baselines": baselines, "args": args})
+        given = parse_model_inputs(asked["inputs"], one_for_each(asked["baselines"], len(as_tuple(asked["inputs"]))))
         if given.batch == 0:
             raise InputError("inputs must hold at least one example; got none")
-        return cls(model, given.x, given.baselines, target, as_tuple(additional_forward_args))
+        return cls(model, given.x, given.baselines, asked["target"], asked["args"])
 
     @property
     def batch(self) -> int:

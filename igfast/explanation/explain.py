@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
@@ -42,15 +42,17 @@ class Explains:
             if theirs and owners[0] is not theirs[0]:
                 setattr(cls, name, vars(theirs[0])[name])
 
-    def explain(self, *args: Any, feature_names: Any = None, **kwargs: Any) -> Explanation:
+    def explain(self, *args: Any, feature_names: Any = None, target_names: Any = None, **kwargs: Any) -> Explanation:
         """Attributes as `attribute` does, and returns everything that belongs to the result in one object.
 
         Args:
             *args: the arguments of `attribute`, except `return_convergence_delta` and `return_report`; both are in the
-                result. NumPy arrays may stand in the place of tensors. Arrays go to the device of the model's
-                parameters, and floating arrays become of their dtype.
+                result. NumPy arrays and DataFrames may stand in the place of tensors. They go to the device of the
+                model's parameters, and floating ones become of their dtype.
             feature_names: names for pictures and pages: one for each column of a table, or for each text the list
-                of its tokens.
+                of its tokens. None takes the columns of a DataFrame.
+            target_names: names of the classes, for summaries, pictures and pages: a list, or a dict by number such as
+                the `id2label` of a configuration of transformers. Those of the attributed classes are kept.
             **kwargs: further arguments of `attribute`, by name.
 
         Returns:
@@ -59,7 +61,8 @@ class Explains:
 
         Raises:
             ArgumentTypeError: an argument that `attribute` does not have, or one that is missing.
-            ArgumentError: `feature_names` has another number of names than there are features.
+            ArgumentError: `feature_names` has another number of names than there are features, or `target_names` are no
+                texts.
             InputTypeError: an array that does not hold numbers.
             And whatever `attribute` raises for the same arguments.
 
@@ -71,8 +74,12 @@ class Explains:
             >>> explanation.attributions.shape
             torch.Size([1, 3])
         """
-        given = tensors_of(self.forward_func, self._igfast_bound(args, kwargs))
+        bound = self._igfast_bound(args, kwargs)
+        if feature_names is None and hasattr(bound["inputs"], "columns"):
+            feature_names = list(map(str, bound["inputs"].columns))
+        given = tensors_of(self.forward_func, bound)
         names = _checked_names(feature_names, given["inputs"])
+        target_names = _names_by_class(target_names)
         asks_delta = "return_convergence_delta" in inspect.signature(self.attribute).parameters
         asked = {"return_convergence_delta": True} if asks_delta else {}
         attributions, *delta, report = self.attribute(**given, **asked, return_report=True)
@@ -88,7 +95,7 @@ class Explains:
         if isinstance(baselines, Baselines):
             baselines = baselines.data
         return Explanation(
-            attributions=attributions,
+            attributions=_detached(attributions),
             inputs=_copied(given["inputs"]),
             baselines=0 if baselines is None else _copied(baselines),
             target=_name_of(selector) if callable(selector) else _copied(given.get("target", selector)),
@@ -98,6 +105,7 @@ class Explains:
             report=replace(report, ends=None),  # they are the predictions
             meta=self._igfast_meta(given),
             feature_names=names,
+            target_names=_of_classes(target_names, given.get("target")),
         )
 
     def _igfast_bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -124,13 +132,13 @@ class Explains:
             "model": _name_of(self.forward_func),
             "averaged_over": given["baselines"].n_each if isinstance(given["baselines"], Baselines) else None,
             "baselines_at_layer": isinstance(given["baselines"], AtLayer),
-            "layer": ", ".join(type(layer).__name__ for layer in (layers if isinstance(layers, list) else [layers])),
+            "layer": ", ".join(_layer_name(layer, self.forward_func) for layer in as_list(layers)),
             "versions": {name: version(name) for name in ("igfast", "torch", "captum")},
         }
 
 
 def tensors_of(forward_func: Callable[..., Any], asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns arguments with tensors in the place of NumPy arrays, on the device of the model's parameters.
+    """Returns arguments with tensors in the place of arrays and DataFrames, on the device of the model's parameters.
 
     Floating arrays become of the dtype of the first floating parameter, because NumPy's default is float64.
 
@@ -145,6 +153,8 @@ def tensors_of(forward_func: Callable[..., Any], asked: Mapping[str, Any]) -> di
             return AtLayer(converted(value.value, name))
         if isinstance(value, tuple):
             return tuple(converted(one, f"{name}[{i}]") for i, one in enumerate(value))
+        if hasattr(value, "to_numpy"):  # of pandas and polars
+            value = value.to_numpy()
         if not isinstance(value, np.ndarray):
             return value
         if value.dtype.kind not in "biufc":
@@ -183,9 +193,34 @@ def _copied(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
 
 
-def _name_of(forward_func: Any) -> str:
+def _detached(value: Any) -> Any:
+    """Returns attributions without the graph that they have if inputs require a gradient."""
+    return value.detach() if isinstance(value, Tensor) else type(value)(map(_detached, value))
+
+
+def as_list(value: Any) -> list[Any]:
+    """Returns a list as it is, and anything else as a list of one."""
+    return value if isinstance(value, list) else [value]
+
+
+def _layer_name(layer: nn.Module, forward_func: Any) -> str:
+    """Returns a layer's name in its model, and its class; the class alone where the model is not seen."""
+    for module in modules_behind(_unwrapped(forward_func)):
+        for name, part in module.named_modules():
+            if part is layer and name:
+                return f"{name} ({type(layer).__name__})"
+    return type(layer).__name__
+
+
+def _unwrapped(forward_func: Any) -> Any:
+    """Returns the model that igfast wraps to select an output; other functions as they are."""
     while type(forward_func).__module__.startswith("igfast.") and hasattr(forward_func, "model"):
-        forward_func = forward_func.model  # what igfast wraps to select an output
+        forward_func = forward_func.model
+    return forward_func
+
+
+def _name_of(forward_func: Any) -> str:
+    forward_func = _unwrapped(forward_func)
     modules = modules_behind(forward_func)
     if modules and not isinstance(forward_func, nn.Module):
         return f"{type(modules[0]).__name__} in {getattr(forward_func, '__name__', type(forward_func).__name__)}"
@@ -197,9 +232,7 @@ def _checked_names(names: Any, inputs: Any) -> tuple[Any, ...] | None:
     first = inputs[0] if isinstance(inputs, tuple) and inputs else inputs
     if names is None or not isinstance(first, Tensor) or first.dim() < 2:
         return None  # attribute says what is wrong with such inputs
-    rows: list[Any] = (
-        list(names) if isinstance(names, (Sequence, np.ndarray)) and not isinstance(names, str) else [None]
-    )
+    rows: list[Any] = list(names) if isinstance(names, Iterable) and not isinstance(names, (str, Mapping)) else [None]
     if all(isinstance(row, str) for row in rows):
         fits, counts = len(rows) in first.shape[1:], f"{len(rows)}"
     elif all(isinstance(row, (list, tuple)) and all(isinstance(one, str) for one in row) for row in rows):
@@ -210,3 +243,22 @@ def _checked_names(names: Any, inputs: Any) -> tuple[Any, ...] | None:
     if not fits:
         raise ArgumentError(f"feature_names has {counts} names, but inputs has shape {tuple(first.shape)}")
     return tuple(row if isinstance(row, str) else tuple(row) for row in rows)
+
+
+def _names_by_class(names: Any) -> dict[int, str]:
+    """Returns names by the number of the class; raises ArgumentError."""
+    if names is None:
+        return {}
+    found = dict(names) if isinstance(names, Mapping) else {}
+    if not isinstance(names, (str, Mapping)) and isinstance(names, Iterable):
+        found = dict(enumerate(names))
+    is_fit = all(isinstance(number, int) and isinstance(name, str) for number, name in found.items())
+    if not found or not is_fit:
+        raise ArgumentError(f"target_names must be a list of texts, or a dict from numbers to texts; got {names!r}")
+    return found
+
+
+def _of_classes(names: Mapping[int, str], target: Any) -> dict[int, str] | None:
+    """Returns the names of the classes that a target names."""
+    classes = target.flatten().tolist() if isinstance(target, Tensor) else as_list(target)
+    return {int(c): names[int(c)] for c in classes if isinstance(c, int) and int(c) in names} or None

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from igfast.errors import MissingPackageError
+from igfast.errors import InputError, MissingPackageError
 from igfast.explanation import files
+from igfast.packages import needed
 from igfast.run.report import RunReport
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Explanation:
         meta: `method` (the class), `rule`, `n_steps`, `tolerance`, `multiply_by_inputs`, `model`,
             `baselines_at_layer`, `averaged_over`, `layer` and `versions`.
         feature_names: the names of a table's columns, or for each text the tuple of its tokens; None if not given.
+        target_names: the names of the attributed classes by their numbers; None if not given.
 
     Where examples depend on each other, predictions and baseline predictions have one number for each entry of the
     output, and there is one delta of the totals, (1,).
@@ -61,6 +63,25 @@ class Explanation:
     report: RunReport | None
     meta: Mapping[str, Any]
     feature_names: tuple[Any, ...] | None = None
+    target_names: Mapping[int, str] | None = None
+
+    def to_pandas(self) -> Any:
+        """Returns the attributions as a DataFrame: a row for each example, and a column for each feature.
+
+        Columns have the feature names, or numbers. Tokens have the sums over the embedding's dimensions, and columns
+        with their places. Of several inputs or layers, the columns stand side by side, under
+        the number of the input.
+
+        Raises:
+            InputError: attributions with more dimensions, as of images.
+            MissingPackageError: pandas is not installed.
+
+        Example:
+            >>> explainer = igfast.IntegratedGradients(torch.nn.Linear(2, 1))
+            >>> explainer.explain(torch.ones(1, 2), feature_names=["rooms", "age"]).to_pandas().columns.tolist()
+            ['rooms', 'age']
+        """
+        return as_frame(self.attributions, self.feature_names)
 
     def to_numpy(self) -> Any:
         """Returns the attributions as NumPy arrays, in the form of `attributions`.
@@ -150,7 +171,8 @@ class Explanation:
         convergence = self.report.convergence if self.report else None
         lines = [
             f"{meta['method']} of {meta['model']}{layer}, {self.steps}",
-            f"inputs {_shapes(self.inputs)}, baselines {_shapes(self.baselines)}, target {_short(self.target)}",
+            f"inputs {_shapes(self.inputs)}, baselines {_shapes(self.baselines)}, "
+            f"target {named_target(self.target, self.target_names)}",
         ]
         changes = self.predictions.double() - self.baseline_predictions.double()
         if changes.shape != self.deltas.shape:
@@ -223,6 +245,38 @@ def as_arrays(value: Any) -> Any:
         tensor = value.detach().cpu()
         return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
     return type(value)(map(as_arrays, value))
+
+
+def as_frame(attributions: Any, names: tuple[Any, ...] | None) -> Any:
+    """Returns attributions as a DataFrame, as `Explanation.to_pandas` does."""
+    pandas = needed("pandas", "to make a DataFrame", "tables")
+    if not isinstance(attributions, Tensor):
+        return pandas.concat([as_frame(one, names) for one in attributions], axis=1, keys=range(len(attributions)))
+    summed = attributions.sum(2) if attributions.dim() == 3 else attributions
+    if summed.dim() != 2:
+        raise InputError(
+            f"a table has attributions (examples, features); got {tuple(attributions.shape)}. `to_numpy` takes all"
+        )
+    is_named = names is not None and len(names) == summed.shape[1] and isinstance(names[0], str)
+    return pandas.DataFrame(as_arrays(summed), columns=list(names or ()) if is_named else range(summed.shape[1]))
+
+
+def target_of(explanation: Explanation, row: int, n_rows: int) -> Any:
+    """Returns the target of one of the examples; raises IndexError where targets are of other entries than examples."""
+    target = explanation.target
+    if isinstance(target, list) or (isinstance(target, Tensor) and target.dim() == 1):
+        if len(target) not in (1, n_rows):
+            raise IndexError("there are other numbers of targets and examples")
+        target = target[row if len(target) > 1 else 0]
+    return int(target) if isinstance(target, Tensor) else target
+
+
+def named_target(target: Any, names: Mapping[int, str] | None) -> str:
+    """Returns a target as text, with the names of its classes that are known."""
+    given = target.flatten().tolist() if isinstance(target, Tensor) else target
+    classes = dict.fromkeys(c for c in (given if isinstance(given, list) else [given]) if isinstance(c, int))
+    known = ", ".join(names[c] for c in classes if c in names) if names else ""
+    return f"{_short(target)} ({_short(known)})" if known else _short(target)
 
 
 def _shapes(value: Any) -> str:

@@ -7,6 +7,7 @@ work. They are imported when they are used: `pip install "igfast[explain]"`.
 from igfast.viz.charts import bars as bars
 from igfast.viz.charts import series as series
 from igfast.viz.figures import save as save
+from igfast.viz.gallery import gallery as gallery
 from igfast.viz.images import PANELS as PANELS
 from igfast.viz.images import image as image
 from igfast.viz.images import path_strip as path_strip

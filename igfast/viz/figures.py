@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from igfast.errors import ArgumentError, ArgumentTypeError, InputError
 from igfast.explanation import Explanation
 from igfast.explanation.explain import flattened
+from igfast.explanation.result import named_target, target_of
 from igfast.packages import needed
 from igfast.request.inputs import describe
 
@@ -29,7 +31,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save(figure: Figure, path: str | Path, *, dpi: int = 150) -> None:
-    """Writes a figure to a file, in the format that its ending names.
+    """Writes a figure to a file, in the format that its ending names; makes the folder if there is none.
 
     Args:
         figure: what a function of `igfast.viz` returned.
@@ -47,6 +49,7 @@ def save(figure: Figure, path: str | Path, *, dpi: int = 150) -> None:
     ending = Path(path).suffix.lstrip(".").lower()
     if ending not in known:
         raise ArgumentError(f"path must end in one of {sorted(known)}; got {str(path)!r}")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=dpi)
 
 
@@ -65,6 +68,14 @@ def as_array(value: Any, name: str) -> Array:
     return array
 
 
+def check_explanation(value: Any) -> None:
+    """Raises ArgumentTypeError for what is no explanation."""
+    if not isinstance(value, Explanation):
+        raise ArgumentTypeError(
+            f"explanation must be an igfast.Explanation, as explain returns it; got {describe(value)}"
+        )
+
+
 def row_of(value: Any, row: int, what: str) -> Any:
     """Returns one example of a tensor; raises ArgumentError if there is none of that number."""
     if not isinstance(value, Tensor):
@@ -76,12 +87,12 @@ def row_of(value: Any, row: int, what: str) -> Any:
 
 def described_target(explanation: Explanation, row: int) -> str:
     """Returns what was attributed for an example, and how far completeness holds, as a title has it."""
-    target = explanation.target
-    if isinstance(target, list) or (isinstance(target, Tensor) and target.dim() == 1):
-        if len(target) not in (1, rows_of(explanation)):
-            return "a target for each entry of the output"
-        target = target[row if len(target) > 1 else 0]
-    named = "the output" if target is None else f"target {int(target) if isinstance(target, Tensor) else target}"
+    try:
+        target = target_of(explanation, row, rows_of(explanation))
+    except IndexError:
+        return "a target for each entry of the output"
+    word = "neuron" if explanation.meta["method"].startswith("Neuron") else "target"
+    named = "the output" if target is None else f"{word} {named_target(target, explanation.target_names)}"
     if not len(explanation.deltas) == len(explanation.predictions) == rows_of(explanation):
         return named
     value, start, delta = (
@@ -93,6 +104,16 @@ def described_target(explanation: Explanation, row: int) -> str:
 def rows_of(explanation: Explanation) -> int:
     """Returns the number of examples: the rows of the attributions."""
     return int(flattened(explanation.attributions)[0].shape[0])
+
+
+def wrapped(text: str, inches: float, points: float) -> str:
+    """Returns a text in lines that fit a width, for letters of a size."""
+    return textwrap.fill(text, max(20, int(inches * 135 / points)), break_long_words=False)
+
+
+def height_of(text: str, points: float) -> float:
+    """Returns how many inches the lines after the first take."""
+    return text.count("\n") * 1.25 * points / 72
 
 
 def largest(values: Array) -> float:

@@ -18,13 +18,14 @@ from igfast.model.state import buffers_restored
 from igfast.packages import needed
 from igfast.request.inputs import as_tuple
 from igfast.request.target import parse_target
-from igfast.viz.figures import GREEN, RED, Array, as_array, described_target, new_figure, row_of
+from igfast.viz.figures import GREEN, RED, Array, as_array, described_target, height_of, new_figure, row_of, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_PIXELS = 1024  # on the longer side; larger images are averaged down before anything is drawn
 _INCHES = 3.6  # height of a panel
+_LEAST_INCHES = 2.4  # of the width, for what is written
 _SMALLEST_PART = 2e-3  # of the image: outlined regions below that are left out
 _STRONG = 0.5  # of the full colour: what is outlined
 
@@ -59,8 +60,8 @@ def image(
 ) -> Figure:
     """Draws the attributions of an image: where it speaks for the attributed output (green), and where against (red).
 
-    Attributions are summed over channels, smoothed, and clipped at two percentiles of their absolute values. The
-    title says how, because smoothing moves what is seen: without it, single pixels of opposite signs hide each other.
+    Attributions are summed over channels, smoothed, and clipped at two percentiles of their absolute values. A line
+    below says how, because smoothing moves what is seen: without it, single pixels of opposite signs hide each other.
 
     Args:
         explanation: an `igfast.Explanation` of images, or attributions, (channels, height, width), (height, width) or
@@ -96,15 +97,18 @@ def image(
     attributions, shown = _taken(explanation, picture, row)
     drawing = _prepared(attributions, shown, sign, clip, smoothing)
     height, width = drawing.signed.shape
-    figure = new_figure(len(panels) * _INCHES * min(width / height, 2.5), _INCHES + 0.5)
+    if title is None and isinstance(explanation, Explanation):
+        title = f"{explanation.meta['method']}, {described_target(explanation, row)}"
+    signs = "; green for, red against" if set(panels) & _SIGNED else ""
+    inches = max(len(panels) * _INCHES * min(width / height, 2.5), _LEAST_INCHES)
+    title, note = wrapped(title or "", inches, 11), wrapped(drawing.note + signs, inches, 7)
+    figure = new_figure(inches, _INCHES + 0.5 + height_of(title, 11) + height_of(note, 7))
     for axes, panel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
         axes.imshow(_PANELS[panel](drawing), interpolation="nearest")
         axes.set_axis_off()
-    if title is None and isinstance(explanation, Explanation):
-        title = f"{explanation.meta['method']}, {described_target(explanation, row)}"
-    figure.suptitle(title or "", fontsize=11, parse_math=False)
+    figure.suptitle(title, fontsize=11, parse_math=False)
     if set(panels) - {"input"}:
-        figure.supxlabel(drawing.note, fontsize=7, color="0.4")
+        figure.supxlabel(note, fontsize=7, color="0.4")
     return figure
 
 
@@ -195,12 +199,14 @@ def _taken(explanation: Any, picture: Any, row: int) -> tuple[Array, Array]:
         attributions = attributions[0]
     if attributions.ndim not in (2, 3):
         raise InputError(f"an image has attributions (channels, height, width); got shape {attributions.shape}")
+    last_is_channels = attributions.ndim == 3 and attributions.shape[2] in (1, 3)
     attributions = attributions.sum(axis=0) if attributions.ndim == 3 else attributions
     if picture is None:
         raise ArgumentError("picture is needed beside attributions without an explanation")
     shown = _as_picture(as_array(picture, "picture"), None)
     if shown.shape[:2] != attributions.shape:
-        raise InputError(f"picture is {shown.shape[:2]} pixels, and the attributions are {attributions.shape}")
+        first = "; channels come first in attributions, (channels, height, width)" if last_is_channels else ""
+        raise InputError(f"picture is {shown.shape[:2]} pixels, and the attributions are {attributions.shape}{first}")
     return attributions, shown
 
 
@@ -238,7 +244,7 @@ def _prepared(attributions: Array, shown: Array, sign: str, clip: tuple[float, f
     signed = np.clip(scaled, *_SIGNS[sign])
     luminance = shown @ np.array([0.299, 0.587, 0.114])
     how = f"smoothed, sigma {sigma * factor:.1f} px" if sigma else "not smoothed"
-    note = f"{how}; colours from {span} of the absolute values; green for, red against"
+    note = f"{how}; colours from {span} of the absolute values"
     return _Drawing(shown, np.repeat(luminance[:, :, None], 3, axis=2), signed, note)
 
 
@@ -291,6 +297,7 @@ def _ndimage() -> Any:
     return needed("scipy.ndimage", "to draw images")
 
 
+_SIGNED = {"overlay", "outlines"}
 _SIGNS = {"both": (-1, 1), "positive": (0, 1), "negative": (-1, 0)}
 _PANELS: dict[str, Callable[[_Drawing], Array]] = {
     "input": lambda drawing: drawing.picture,

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from igfast.errors import ArgumentError, InputError
 from igfast.explanation import Explanation
 from igfast.packages import needed
-from igfast.viz.figures import described_target, rows_of
+from igfast.viz.figures import check_explanation, described_target, rows_of
 from igfast.viz.plot import kind_of, plot
 from igfast.viz.texts import text_html, tokens_of
 
@@ -36,7 +38,13 @@ class _Example:
     text: str
 
 
-def report(explanation: Explanation, *, rows: Sequence[int] | None = None, title: str = "Explanation") -> str:
+def report(
+    explanation: Explanation,
+    *,
+    rows: Sequence[int] | None = None,
+    title: str = "Explanation",
+    picture: Callable[[Tensor], Any] | None = None,
+) -> str:
     """Returns a page of HTML: the pictures, how far completeness holds, and how the attributions were computed.
 
     The page holds all that it shows, so it works offline. It follows the reader's choice of light or dark, can be read
@@ -46,11 +54,14 @@ def report(explanation: Explanation, *, rows: Sequence[int] | None = None, title
         explanation: what to show.
         rows: the examples; None shows all, up to 50.
         title: of the page.
+        picture: of images, gives the pixels to show for the input of an example, as `igfast.viz.image` takes them:
+            `lambda x: x * std + mean` undoes a normalisation. None scales the input to [0, 1].
 
     Returns:
         The page, to be written as UTF-8.
 
     Raises:
+        ArgumentTypeError: not an explanation.
         ArgumentError: no such row.
         MissingPackageError: jinja2, matplotlib or scipy is not installed.
 
@@ -60,59 +71,76 @@ def report(explanation: Explanation, *, rows: Sequence[int] | None = None, title
         >>> page.startswith("<!doctype html>"), "Three columns" in page
         (True, True)
     """
+    check_explanation(explanation)
     n_examples = rows_of(explanation)
     shown = range(min(n_examples, _MOST_EXAMPLES)) if rows is None else rows
     if any(not 0 <= row < n_examples for row in shown):
         raise ArgumentError(f"rows must be some of the {n_examples} examples; got {list(shown)}")
-    return _rendered("page", explanation, shown, n_examples - len(shown) if rows is None else 0, title)
+    n_left_out = n_examples - len(shown) if rows is None else 0
+    return rendered("content.html", title=title, **_values(explanation, shown, n_left_out, picture))
 
 
 def fragment(explanation: Explanation) -> str:
     """Returns the middle of the page, for notebooks."""
     n_examples = rows_of(explanation)
     shown = range(min(n_examples, 1))
-    return _rendered("content", explanation, shown, n_examples - len(shown), "")
+    values = _values(explanation, shown, n_examples - len(shown), None)
+    return _of_template("content.html", **values)
 
 
-def _rendered(template: str, explanation: Explanation, shown: Sequence[int], n_left_out: int, title: str) -> str:
+def rendered(content: str, **values: Any) -> str:
+    """Returns a page with the template `content`."""
+    return _of_template("page.html", content=content, **values)
+
+
+def _of_template(name: str, **values: Any) -> str:
     jinja2 = needed("jinja2", "to make pages")
     environment = jinja2.Environment(loader=jinja2.PackageLoader("igfast.viz"), autoescape=True, trim_blocks=True)
-    page: str = environment.get_template(f"{template}.html").render(
-        title=title,
-        summary=explanation.summary(),
-        examples=[_example(explanation, row) for row in shown],
-        n_left_out=n_left_out,
-        is_complete=explanation.meta["multiply_by_inputs"],
-        facts=_facts(explanation),
-        cost=str(explanation.report) if explanation.report is not None else "",
-    )
+    page: str = environment.get_template(name).render(**values)
     return page
 
 
-def _example(explanation: Explanation, row: int) -> _Example:
+def _values(
+    explanation: Explanation, shown: Sequence[int], n_left_out: int, picture: Callable[[Tensor], Any] | None
+) -> dict[str, Any]:
+    return {
+        "summary": explanation.summary(),
+        "examples": [_example(explanation, row, picture) for row in shown],
+        "n_left_out": n_left_out,
+        "is_complete": explanation.meta["multiply_by_inputs"],
+        "facts": _facts(explanation),
+        "cost": str(explanation.report) if explanation.report is not None else "",
+    }
+
+
+def _example(explanation: Explanation, row: int, picture: Callable[[Tensor], Any] | None) -> _Example:
     target = described_target(explanation, row)
     title = f"Example {row}: {target}"
     try:
-        return _drawn(explanation, row, title, target)
+        return _drawn(explanation, row, title, target, picture)
     except (ArgumentError, InputError) as error:
         return _Example(title, (), f"<p>No picture: {escape(str(error))}.</p>")
 
 
-def _drawn(explanation: Explanation, row: int, title: str, target: str) -> _Example:
+def _drawn(
+    explanation: Explanation, row: int, title: str, target: str, picture: Callable[[Tensor], Any] | None
+) -> _Example:
     kind = kind_of(explanation)
     if kind == "text":
         return _Example(title, (), text_html(tokens_of(explanation, row=row, title="")))
     if kind == "image":
-        pictures = [(plot(explanation, row=row, title="", panels=[p]), f"{_PANELS[p]} {target}") for p in _PANELS]
+        shown = picture(explanation.inputs[row]) if picture is not None else None
+        figures = [plot(explanation, row=row, title="", picture=shown, panels=[panel]) for panel in _PANELS]
+        pictures = [(figure, f"{what} {target}") for figure, what in zip(figures, _PANELS.values(), strict=True)]
     else:
         pictures = [(plot(explanation, row=row, title=""), f"Green speaks for, red against {target}")]
-    return _Example(title, tuple((_address(figure), what) for figure, what in pictures), "")
+    return _Example(title, tuple((address_of(figure), what) for figure, what in pictures), "")
 
 
-def _address(figure: Figure) -> str:
+def address_of(figure: Figure, dpi: int = 110) -> str:
     """Returns a figure as the address of a PNG that holds the picture itself."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, format="png")
+    figure.savefig(buffer, dpi=dpi, format="png")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

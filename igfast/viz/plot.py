@@ -9,6 +9,7 @@ from torch import Tensor
 from igfast.errors import ArgumentError
 from igfast.explanation import Explanation
 from igfast.viz.charts import bars, series
+from igfast.viz.figures import check_explanation
 from igfast.viz.images import image
 from igfast.viz.texts import text_figure, tokens_of
 
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 def plot(explanation: Explanation, *, row: int = 0, **options: Any) -> Figure:
     """Draws an explanation as what it holds: an image, a text, a signal, or a row of a table.
 
-    Texts need `feature_names`, the tokens. (batch, 1 or 3, height, width) is an image, (batch, channels, time) a
-    signal, (batch, columns) a table.
+    Texts need `feature_names`, the tokens. (batch, 1 or 3, height, width) is an image and (batch, columns) a table.
+    (batch, channels, time) is a signal, and so is (batch, time, channels) with a name for each channel.
 
     Args:
         explanation: the explanation.
@@ -31,6 +32,7 @@ def plot(explanation: Explanation, *, row: int = 0, **options: Any) -> Figure:
         A figure.
 
     Raises:
+        ArgumentTypeError: not an explanation.
         ArgumentError: there is no picture for such shapes, or no such row.
         And whatever that function raises.
 
@@ -39,6 +41,7 @@ def plot(explanation: Explanation, *, row: int = 0, **options: Any) -> Figure:
         >>> len(igfast.viz.plot(explanation).axes)
         1
     """
+    check_explanation(explanation)
     kind = kind_of(explanation)
     if kind == "text":
         return text_figure(tokens_of(explanation, row=row, **options))
@@ -54,8 +57,13 @@ def kind_of(explanation: Explanation) -> str:
     if not isinstance(attributions, Tensor) or not isinstance(inputs, Tensor):
         raise ArgumentError("the explanation has several tensors; draw one of them with a function of igfast.viz")
     if attributions.shape != inputs.shape:
+        if attributions.dim() == 3:
+            raise ArgumentError(
+                "a picture of a text's attributions at a layer needs feature_names with its tokens: [tokens] for one"
+            )
         raise ArgumentError(
-            "a picture of a layer's attributions needs feature_names with the tokens of each text: [tokens] for one"
+            f"there is no picture for a layer's attributions of shape {tuple(attributions.shape)}; igfast.viz.image "
+            "draws maps that are interpolated to a picture's size"
         )
     if inputs.dim() == 4 and inputs.shape[1] in (1, 3):
         return "image"

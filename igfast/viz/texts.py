@@ -19,13 +19,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.text import Text
 
-_SPECIAL = re.compile(r"^(\[[A-Z]+\d*\]|</?s>|<(pad|unk|mask|bos|eos|cls|sep)>|<\|[a-z_]+\|>)$")
+_SPECIAL = re.compile(
+    r"^(\[[A-Z]+\d*\]|\[/[A-Z]+\]|</?s>|<</?SYS>>|<0x0A>|<(pad|unk|mask|bos|eos|cls|sep)>|<[a-z]+(_[a-z0-9]+)+>"
+    "|<[|\uff5c][^<>|\uff5c]+[|\uff5c]>)$"
+)  # of BERT, Llama 2, T5, Gemma, and those between bars: GPT, Llama 3, Cohere, Qwen, DeepSeek
 _STARTS = ("Ġ", "▁", "Ċ")
 _PIECE = re.compile(r"##\w")  # the mark of BERT's tokenizer; "###" is a text's own
 # Letters of scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese.
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 _CONTROL = re.compile(r"[\x00-\x20\x7f-\x9f]")
 _CONTROL_BUT_SPACES = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_NOTHING = 1e-6  # of the largest score
 _MOST_COLOUR = 0.72  # of the full colour, so that black text on it can be read
 _NEUTRAL = (0.93, 0.93, 0.93)
 _VISIBLE = (*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1))
@@ -68,14 +72,14 @@ def tokens_of(
 
     Args:
         explanation: an `igfast.Explanation` of token embeddings, or attributions, (tokens,) or (tokens, dimensions).
-        tokens: the tokens as the tokenizer writes them; None takes the explanation's feature names. Attributions beyond
-            the last token, of padding, are left out.
+        tokens: the tokens as the tokenizer writes them; None takes the explanation's feature names. There may be fewer
+            than places where padding follows the text, if that has no attributions.
         row: the example.
         title: what was attributed; None says it for an explanation.
         join_pieces: join pieces of words as BERT ("##ing"), GPT ("Ġthe") and SentencePiece ("▁the") write them.
 
     Raises:
-        ArgumentError: no tokens, or more tokens than attributions.
+        ArgumentError: no tokens, more tokens than attributions, or fewer and the rest is not zero.
         InputError: not attributions of one text.
 
     Example:
@@ -98,6 +102,11 @@ def tokens_of(
         raise ArgumentError("tokens are needed: pass them, or feature_names to explain")
     if len(tokens) > len(scores):
         raise ArgumentError(f"there are {len(tokens)} tokens for {len(scores)} attributions")
+    if np.abs(scores[len(tokens) :]).max(initial=0) > _NOTHING * largest(scores):
+        raise ArgumentError(
+            f"there are {len(tokens)} tokens for {len(scores)} attributions, and those beyond the last token are not "
+            "zero. Pass a token for each place, also for padding: before the text, it would shift the tokens"
+        )
     special = [bool(_SPECIAL.match(token)) for token in tokens]
     pieces = list(zip(tokens, scores[: len(tokens)].tolist(), special, strict=True))
     words = _joined(pieces) if join_pieces else pieces

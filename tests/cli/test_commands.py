@@ -180,7 +180,7 @@ def test_pixels_of_more_than_8_bits_are_not_cut_off(dtype, mode, tmp_path, capsy
         (["text", "a", "--model", "tests.cli.factories:network"], "must return a model and a tokenizer"),
         (["text", "a", "--model", "tests.cli.factories:text", "--baseline", "unknown"], "no unk_token_id"),
         (["table", "missing.csv", "--model", "tests.cli.factories:table", "--out", "o.csv"], "there is no file"),
-        (["report", "missing"], "there is no file missing"),
+        (["report", "missing"], "there is no file or folder missing"),
         (["report", "x.png"], "x.png is not a whole file in safetensors' format"),
         (["diagnose", "missing.png", *MODEL], "an image cannot be read"),
         (["demo", "x"], "the demo is photograph, text or llm; got 'x'"),

@@ -75,7 +75,7 @@ def test_a_layer():
     torch.testing.assert_close(explanation.deltas, delta)
     torch.testing.assert_close(explanation.predictions, net(ids)[:, 1].detach())
     torch.testing.assert_close(explanation.baseline_predictions, net(torch.zeros_like(ids))[:, 1].detach())
-    assert explanation.meta["layer"] == "Embedding"
+    assert explanation.meta["layer"].endswith("(Embedding)")
     assert explanation.feature_names == (("a", "b", "c"), ("d", "e"))
 
 

@@ -225,8 +225,10 @@ def test_words_are_joined_from_pieces():
 
 
 def test_padding_is_left_out_and_dimensions_are_summed():
-    tokens = viz.tokens_of(torch.ones(5, 3), ["a", "b"])
+    tokens = viz.tokens_of(torch.tensor([1.0, 1, 0, 0, 0])[:, None].expand(5, 3), ["a", "b"])
     assert tokens.scores == (3.0, 3.0)
+    with pytest.raises(igfast.ArgumentError, match="those beyond the last token are not zero"):
+        viz.tokens_of([0.0, 0.0, 1.0, 2.0], ["a", "b"])  # padding on the left
     with pytest.raises(igfast.ArgumentError, match="3 tokens for 2 attributions"):
         viz.tokens_of([1.0, 2.0], ["a", "b", "c"])
     with pytest.raises(igfast.ArgumentError, match="tokens are needed"):
