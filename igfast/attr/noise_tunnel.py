@@ -14,7 +14,7 @@ from captum.log import log_usage
 from torch import Tensor
 
 from igfast.errors import ArgumentError, LayerError, warn
-from igfast.memory.recovery import is_out_of_memory
+from igfast.interrupts import must_pass
 from igfast.model.call_inputs import in_dtype_of_baselines
 from igfast.model.partial import FromLayer, Selector
 from igfast.model.state import undisturbed
@@ -223,7 +223,7 @@ class OfLayer(_Sampled):
                     if not all(are_rows(each, among, rows, n_rows) for among, each in pairs):
                         return False
             except Exception as error:  # a model may raise anything for rows that it was not given
-                if is_out_of_memory(error):
+                if must_pass(error):
                     raise
                 return False
         return True

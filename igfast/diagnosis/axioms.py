@@ -17,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from igfast.attr import IntegratedGradients
 from igfast.diagnosis.result import Finding
 from igfast.diagnosis.subject import Subject
+from igfast.interrupts import is_interrupt
 from igfast.model.forward import copied
 
 _FEATURES = 8  # that are tried, the ones that differ most from the baseline
@@ -122,13 +123,17 @@ def check_invariance(subject: Subject, n_steps: int) -> Finding:
     try:
         equivalent, n_changed = _simplified(subject.model)
     except Exception as failure:  # copying and folding run code of the user's
+        if is_interrupt(failure):
+            raise
         text = f"The model cannot be copied to fold its layers ({type(failure).__name__})."
         return Finding("invariance", "skipped", text, {})
     try:
         other = Subject(equivalent, one.inputs, one.baselines, one.target, one.args)
         before, after = one.output(one.inputs), other.output(other.inputs)
         apart = float((before - after).abs().max() / before.abs().max().clamp_min(1e-30))
-    except Exception:  # layers that follow each other by name need not follow each other in the model
+    except Exception as failure:  # layers that follow each other by name need not follow each other in the model
+        if is_interrupt(failure):
+            raise
         apart, n_changed = float("inf"), 0
     if not n_changed and apart == 0:
         return Finding("invariance", "skipped", "No batch norm to fold and no linear layers to merge.", {})

@@ -13,6 +13,7 @@ from igfast.diagnosis.completeness import along_path, check_completeness, check_
 from igfast.diagnosis.result import Diagnosis, Finding
 from igfast.diagnosis.subject import Subject
 from igfast.errors import ArgumentError
+from igfast.interrupts import is_interrupt
 from igfast.model.state import buffers_restored
 from igfast.rng import random_state_kept
 
@@ -109,6 +110,8 @@ def _tried(name: str, subject: Subject, n_steps: int) -> Finding:
     try:
         return _AXIOMS[name](subject, n_steps)
     except Exception as error:  # a model may raise anything for other inputs, or for more rows
+        if is_interrupt(error):
+            raise
         said = f"{type(error).__name__}: {error}".splitlines()[0]
         return Finding(name, "skipped", f"The model does not take the check's inputs ({said}).", {})
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from igfast.diagnosis.result import Finding
 from igfast.diagnosis.subject import PLACES, Subject
 from igfast.errors import IgfastError
+from igfast.interrupts import is_interrupt
 from igfast.model.independence import distance
 from igfast.model.modules import parts_behind
 from igfast.model.probabilities import are_probabilities
@@ -124,6 +125,8 @@ def check_rows(subject: Subject, output: Tensor) -> Finding:
     try:
         alone = one.output(one.inputs)
     except Exception as error:  # a model may raise anything for one example alone
+        if is_interrupt(error):
+            raise
         text = f"The model does not take one example alone ({type(error).__name__}), so examples depend on each other."
         return Finding("rows", "look", text, {})
     if alone.dim() == output.dim() - 1:  # the model drops the dimension of a single example

@@ -14,6 +14,7 @@ from igfast.attr import IntegratedGradients, LayerIntegratedGradients
 from igfast.errors import ArgumentTypeError, InputError
 from igfast.explanation.explain import tensors_of
 from igfast.model.forward import copied
+from igfast.model.hooks import hooked
 from igfast.model.modules import modules_behind, parts_behind
 from igfast.request.inputs import as_tuple, describe, one_for_each
 from igfast.request.model_inputs import AtLayer, parse_model_inputs
@@ -94,13 +95,13 @@ class Subject:
         """Returns the embedding layers whose values differ between inputs and baselines; those of positions do not."""
         layers = [part for part in parts_behind(self.model) if isinstance(part, (nn.Embedding, nn.EmbeddingBag))]
         seen: dict[int, list[Tensor]] = {id(layer): [] for layer in layers}
-        hooks = [layer.register_forward_hook(lambda part, _, value: seen[id(part)].append(value)) for layer in layers]
-        try:
+
+        def keep(part: nn.Module, _: Any, value: Tensor) -> None:
+            seen[id(part)].append(value)
+
+        with hooked(layers, [keep] * len(layers)):
             for side in (self.inputs, self.baselines):
                 self.output(side)
-        finally:
-            for hook in hooks:
-                hook.remove()
         return [layer for layer in layers if len(seen[id(layer)]) == 2 and not torch.equal(*seen[id(layer)])]
 
     def output(self, inputs: tuple[Tensor, ...]) -> Any:

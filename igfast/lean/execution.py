@@ -16,18 +16,18 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from igfast.errors import LeanError, warn
+from igfast.interrupts import must_pass
 from igfast.lean.lending import acting
 from igfast.lean.recompute import NotRecomputableError, OfLeaves, Tape, repeated_blocks
 from igfast.lean.rerun import rerun, rerun_modules
 from igfast.memory.offload import Offload
-from igfast.memory.recovery import is_out_of_memory
 from igfast.ops._load import kernels_loaded
 from igfast.rng import random_state
 
 _Result = TypeVar("_Result")
-# Modes that lean operators need not pass through: igfast's own, and the default device, for new tensors alone.
 _CALLED_BY_FUNCTIONAL = ("batch_norm", "max_pool1d", "max_pool2d", "max_pool3d", "relu", "relu_")
 """What functions of torch.nn.functional call by these names of torch, and lean operators stand for."""
+# Modes that lean operators need not pass through: igfast's own, and the default device, for new tensors alone.
 _HARMLESS_MODES = {"LeanMode", "ConvolutionWatch", "NoFastPath", "AllocationWatch", "DeviceContext"}
 
 
@@ -180,7 +180,7 @@ class Execution:
                 return result
             raise NotImplementedError(self._refusals[0])  # the model caught it
         except Exception as error:  # a model may raise any type
-            if is_out_of_memory(error):
+            if must_pass(error):
                 raise
             failure = error.with_traceback(None)  # the traceback's frames keep activations alive
         before.restore()

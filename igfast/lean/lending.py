@@ -50,15 +50,15 @@ def _borrow(module: nn.Module) -> None:
 
 def _give_back(module: nn.Module) -> None:
     with _lock:
-        _borrowers[module] -= 1
-        if _borrowers[module] > 0:
+        if _borrowers[module] > 1:
+            _borrowers[module] -= 1
             return
-        del _borrowers[module]
-        own = _own_forwards.pop(module)
+        own = _own_forwards.get(module)
         if own is None:
-            del module.__dict__["forward"]
+            module.__dict__.pop("forward", None)
         else:
             module.__dict__["forward"] = own
+        del _borrowers[module], _own_forwards[module]
 
 
 def own_forward(module: nn.Module) -> Callable[..., Any] | None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch._C import _len_torch_dispatch_stack
-from torch.overrides import TorchFunctionMode
 
+from igfast.function_mode import FunctionMode
 from igfast.lean import activations, batch_norm, convolution, linear, pooling
 from igfast.lean.handlers import Plain
 
@@ -25,7 +25,7 @@ _ORDINARY = frozenset({torch.Tensor, torch.nn.Parameter})
 _DIFFERENTIATES = frozenset({torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward})
 
 
-class LeanMode(TorchFunctionMode):
+class LeanMode(FunctionMode):
     """Replaces calls by lean operators while the mode is active in a thread.
 
     Args:
@@ -59,7 +59,8 @@ class LeanMode(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if torch.compiler.is_compiling():  # a function inside the model, which would be cut into pieces here
+        # A function inside the model that is being compiled would be cut into pieces here.
+        if torch.compiler.is_compiling() or not self.is_active:
             return func(*args, **(kwargs or {}))
         handler = _TABLE.get(func)
         if handler is None:

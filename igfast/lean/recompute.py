@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from igfast.interrupts import must_pass
 from igfast.lean.lending import acting, own_forward
-from igfast.memory.recovery import is_out_of_memory
 from igfast.rng import RandomState, random_state
 
 _SAME = 1e3  # times epsilon: a kernel that also prepares a gradient may round differently
@@ -203,7 +203,7 @@ def _failures() -> Iterator[None]:
     except (NotRecomputableError, NotImplementedError, Warning):
         raise
     except Exception as error:  # a model may raise anything
-        if is_out_of_memory(error):
+        if must_pass(error):
             raise
         raise NotRecomputableError(f"{type(error).__name__}: {error}") from error
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from igfast.errors import ArgumentError, OutputError, OutputTypeError
 from igfast.llm import scores
+from igfast.model.hooks import hooked
 from igfast.model.independence import is_autocast, multiplies_in_tf32, rounds_to_tf32
 from igfast.model.modules import is_igfasts
 from igfast.request.inputs import describe
@@ -259,8 +260,5 @@ def _head_keeps(head: nn.Module | None, n_positions: int) -> Iterator[None]:
             return None
         return (args[0][:, -n_positions:], *args[1:])
 
-    handle = head.register_forward_pre_hook(last)
-    try:
+    with hooked([head], [last], before=True):
         yield
-    finally:
-        handle.remove()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -88,11 +89,35 @@ def _host_scope(device: torch.device, use: MemoryUse, is_explicit: bool) -> Iter
     pool = importlib.import_module("igfast._C") if kernels_loaded() else None
     if pool is not None and is_explicit:
         pool.empty_host_pool()  # free pages of an earlier call would count against the budget
-    if pool is None or not pool.enter_host_pool():
+    if pool is None:
         with _unlimited_scope(device, use, is_explicit):
             yield
         return
-    began, held, before = time.monotonic(), pool.host_pool_bytes(), pool.host_pool_bytes_in_use()
+    outer, was_paused = pool.set_host_pool_limit(-1), pool.pause_host_pool(False)
+    began, is_inside = time.monotonic(), False
+    try:
+        is_inside = pool.enter_host_pool()
+        with _in_pool(pool, use, is_explicit) if is_inside else _unlimited_scope(device, use, is_explicit):
+            yield
+    finally:  # in steps of one call, as an interrupt may come between any two
+        try:
+            pool.set_host_pool_limit(outer)
+        finally:
+            try:
+                pool.pause_host_pool(was_paused)
+            finally:
+                users = pool.leave_host_pool() if is_inside else 1
+        seconds = time.monotonic() - began
+        if is_inside and seconds > _TRIM_AFTER_SECONDS:
+            give_back_freed_blocks()
+        elif users == 0:
+            pool.empty_host_pool(kept=0 if seconds > _RETURN_ALL_AFTER_SECONDS else _KEPT_BYTES)
+
+
+@contextmanager
+def _in_pool(pool: Any, use: MemoryUse, is_explicit: bool) -> Iterator[None]:
+    """Sets this thread's limit in the pool, which the caller puts back, and counts what the block takes."""
+    held, before = pool.host_pool_bytes(), pool.host_pool_bytes_in_use()
     highest, reserved = before, 0
 
     def restart_peak() -> None:
@@ -124,19 +149,15 @@ def _host_scope(device: torch.device, use: MemoryUse, is_explicit: bool) -> Iter
     use.peak = lambda: max(pool.host_pool_peak() - held, highest - before, pool.host_pool_peak_in_use() - before)
     if use.allowed is not None and is_explicit:
         use.for_tensors = use.allowed - min(use.allowed // 8, _UNCOUNTED_BYTES)
-    outer = pool.set_host_pool_limit(-1 if use.for_tensors is None else held + use.for_tensors)
+    pool.set_host_pool_limit(-1 if use.for_tensors is None else held + use.for_tensors)
     try:
         yield
     finally:
-        peak, of_tensors = use.peak(), use.peak_of_tensors()
-        use.peak, use.peak_of_tensors = lambda: peak, lambda: of_tensors
-        pool.set_host_pool_limit(outer)
-        pool.count_in_host_pool(-reserved)
-        users, seconds = pool.leave_host_pool(), time.monotonic() - began
-        if seconds > _TRIM_AFTER_SECONDS:
-            give_back_freed_blocks()
-        elif users == 0:
-            pool.empty_host_pool(kept=0 if seconds > _RETURN_ALL_AFTER_SECONDS else _KEPT_BYTES)
+        try:
+            peak, of_tensors = use.peak(), use.peak_of_tensors()
+            use.peak, use.peak_of_tensors = lambda: peak, lambda: of_tensors
+        finally:
+            pool.count_in_host_pool(-reserved)
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+
+from igfast.function_mode import FunctionMode
 
 _TRANSPOSED = frozenset({torch.conv_transpose2d, torch.conv_transpose3d})
 _CONVOLUTIONS = _TRANSPOSED | {torch.conv2d, torch.conv3d}
@@ -35,7 +36,7 @@ def in_channels_last(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=CHANNELS_LAST[x.dim()]).copy_(x)
 
 
-class ConvolutionWatch(TorchFunctionMode):
+class ConvolutionWatch(FunctionMode):
     """Watches a forward pass for convolutions that gain from channels-last images.
 
     Attributes:

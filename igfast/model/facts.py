@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from igfast.errors import IgfastError, InputError
+from igfast.interrupts import is_interrupt, must_pass
 from igfast.lean.execution import why_no_modes
 from igfast.memory.offload import storage_of
 from igfast.memory.recovery import free_memory, is_out_of_memory
@@ -211,7 +212,7 @@ def discover(evaluator: ForwardFunction) -> tuple[Facts, Any]:
         with random_state_kept(evaluator.inputs.device), nullcontext() if compiled or why_no_modes() else watch:
             output = evaluator.own_output()
     except Exception as error:
-        if why_whole and not is_out_of_memory(error) and not isinstance(error, IgfastError):
+        if why_whole and not must_pass(error) and not isinstance(error, IgfastError):
             raise InputError(f"{why_whole}, and forward_func does not take that: {error}") from error
         if not is_out_of_memory(error):
             raise
@@ -253,7 +254,9 @@ def plain_bytes(evaluator: ForwardFunction, limit: int) -> int:
     try:
         with random_state_kept(evaluator.inputs.device), hooks:
             evaluator.output_with_graph(evaluator.inputs.x, evaluator.all_examples())
-    except Exception:  # a model may raise anything, also where hooks are in place
+    except Exception as error:  # a model may raise anything, also where hooks are in place
+        if is_interrupt(error):
+            raise
         return UNKNOWN
     return sum(kept.values())
 
@@ -270,6 +273,8 @@ def _takes_channels_last(evaluator: ForwardFunction, output: Any) -> bool:
         with random_state_kept(evaluator.inputs.device):
             other = evaluator.comparable(evaluator.output(images, evaluator.all_examples()))
     except Exception as error:  # a model may raise anything for another layout: `view` does
+        if is_interrupt(error):
+            raise
         if is_out_of_memory(error):
             free_memory(evaluator.inputs.device)
         return False
@@ -289,7 +294,9 @@ def _dimension_restored(evaluator: ForwardFunction, output: Any) -> Any:
     try:
         with random_state_kept(evaluator.inputs.device):
             of_two = evaluator.output(twice, torch.zeros(2, dtype=torch.int64, device=evaluator.inputs.device))
-    except Exception:  # a model may raise anything for two rows
+    except Exception as error:  # a model may raise anything for two rows
+        if is_interrupt(error):
+            raise
         return output
     pairs = zip(values, of_two if evaluator.gives_layers_values else (of_two,), strict=True)
     found = tuple(value.unsqueeze(0) if _drops(value, two) else value for value, two in pairs)

@@ -9,15 +9,15 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
+from igfast.function_mode import FunctionMode
 from igfast.lean.execution import why_no_modes
 from igfast.model.modules import parts_behind, why_compiled
 
 _MODULES = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 
 
-class NoFastPath(TorchFunctionMode):
+class NoFastPath(FunctionMode):
     """A mode that changes nothing: while any is active, the modules do not take the fast path in this thread."""
 
     def __torch_function__(

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._C import _len_torch_function_stack
 
 from igfast.errors import ArgumentTypeError, IgfastError, InputError, InputTypeError, OutputError, TargetError
+from igfast.interrupts import must_pass
 from igfast.lean import Execution
 from igfast.memory.recovery import free_memory, is_out_of_memory
 from igfast.model.fast_path import NoFastPath, has_fast_path
@@ -120,7 +121,7 @@ class ForwardFunction:
                 with torch.no_grad(), self._as_with_graph():
                     return call(tuple(map(copied, points)))
             except Exception as error:  # models that differentiate may raise anything here
-                if isinstance(error, IgfastError) or is_out_of_memory(error):
+                if isinstance(error, IgfastError) or must_pass(error):
                     raise
         with torch.enable_grad():
             output = call(tuple(copied(point).requires_grad_() for point in points))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from igfast import ops
 from igfast.errors import IgfastError
+from igfast.interrupts import must_pass
 from igfast.memory.recovery import is_out_of_memory
 from igfast.model.forward import ForwardFunction
 from igfast.model.independence import RowsDependError, are_apart, distance, rounding, worth_a_closer_look
@@ -111,7 +112,7 @@ class Guard:
                     steady = distance(again, together, together) <= rounding((together, *x))
                     raise RowsDependError(_DEPENDS if steady else _CHANGES)
         except Exception as error:
-            if isinstance(error, (IgfastError, RowsDependError, Warning)) or is_out_of_memory(error):
+            if isinstance(error, (IgfastError, RowsDependError, Warning)) or must_pass(error):
                 raise
             raise RowsDependError(f"forward_func does not take {n_rows} of the examples alone") from error
         finally:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from igfast.errors import IgfastError, OutputError, SelectorError, SelectorTypeError
-from igfast.memory.recovery import is_out_of_memory
+from igfast.interrupts import must_pass
 from igfast.model.forward import ForwardFunction, copied
 from igfast.model.tap import LayerTap, Values
 from igfast.request.inputs import describe
@@ -151,7 +151,7 @@ class ToLayer(ForwardFunction):
             try:  # with copies, as the model may work in place before it fails
                 values = self._read(tuple(x.clone() for x in inputs), args(), stops=True)
             except Exception as error:  # a model that differentiates may raise anything
-                if isinstance(error, (IgfastError, Warning)) or is_out_of_memory(error):
+                if isinstance(error, (IgfastError, Warning)) or must_pass(error):
                     raise
             else:
                 self._stops = True

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch._C import _len_torch_function_stack
-from torch.overrides import _pop_mode
+from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils.hooks import RemovableHandle
 
 from igfast.model.modules import is_igfasts, parts_behind
@@ -30,14 +30,15 @@ _HOOKS = (
 
 @dataclass
 class _Saved:
-    """The buffers of a module without its parts, and how many calls are to leave them as they are.
+    """The buffers of a module without its parts, and the calls that are to leave them as they are.
 
     Attributes:
         buffers: for each buffer its name, the tensor, a copy of its values, and the tensor's version.
+        calls: a token for each running call.
     """
 
     buffers: list[tuple[str, torch.Tensor, torch.Tensor, int]]
-    n_calls: int = 0
+    calls: set[object]
 
 
 _saved: dict[int, _Saved] = {}  # by the id of the module, which running calls keep alive
@@ -52,24 +53,38 @@ def buffers_restored(forward_func: Callable[..., Any]) -> Iterator[None]:
     Only modules in training mode are looked at. Where several threads attribute one model, the last thread puts back
     what the first one found. Random draws (dropout) are not undone, because averaging several calls relies on them.
     """
-    with ExitStack() as stack:
-        for part in parts_behind(forward_func):
-            if getattr(part, "training", False) and part._buffers:  # frozen TorchScript has no mode
-                _keep(part)
-                stack.callback(_release, part)
+    call = object()
+    parts = [
+        part
+        for part in parts_behind(forward_func)
+        if getattr(part, "training", False) and part._buffers  # frozen TorchScript has no mode
+    ]
+    try:
+        for part in parts:
+            _keep(part, call)
         yield
+    finally:
+        try:
+            _put_back_after(parts, call)
+        except BaseException:  # Ctrl-C, say: nothing would do the rest later
+            _put_back_after(parts, call)
+            raise
 
 
 @contextmanager
 def undisturbed(forward_func: Callable[..., Any]) -> Iterator[None]:
     """Leaves the caller's inference mode, in which nothing can be differentiated; puts modes and buffers back."""
-    n_modes = _len_torch_function_stack()
+    modes = _get_current_function_mode_stack()
     try:
         with torch.inference_mode(False), torch.no_grad(), buffers_restored(forward_func):
             yield
-    finally:  # of modes that an interrupt, just as they were entered, would leave behind
-        for _ in range(_len_torch_function_stack() - n_modes):
-            _pop_mode()
+    finally:
+        # An interrupt, just as a mode is entered or PyTorch has taken it off for one call, leaves others than before.
+        if _get_current_function_mode_stack() != modes:
+            while _len_torch_function_stack():
+                _pop_mode()
+            for mode in modes:
+                _push_mode(mode)
 
 
 @contextmanager
@@ -89,17 +104,17 @@ def failure_leaves_no_hooks(forward_func: Callable[..., Any]) -> Iterator[None]:
         raise
 
 
-def _keep(part: nn.Module) -> None:
+def _keep(part: nn.Module, call: object) -> None:
     with _saved_lock:
-        if id(part) not in _saved:
-            _saved[id(part)] = _Saved(
-                [
-                    (name, buffer, buffer.clone(), buffer._version)
-                    for name, buffer in part._buffers.items()
-                    if buffer is not None and not _is_passing(buffer)
-                ]
-            )
-        _saved[id(part)].n_calls += 1
+        if id(part) in _saved:
+            _saved[id(part)].calls.add(call)
+            return
+        buffers = [
+            (name, buffer, buffer.clone(), buffer._version)
+            for name, buffer in part._buffers.items()
+            if buffer is not None and not _is_passing(buffer)
+        ]
+        _saved[id(part)] = _Saved(buffers, {call})
 
 
 def _is_passing(buffer: torch.Tensor) -> bool:
@@ -107,15 +122,19 @@ def _is_passing(buffer: torch.Tensor) -> bool:
     return nn.parameter.is_lazy(buffer) or buffer.is_inference() or buffer.is_meta
 
 
-def _release(part: nn.Module) -> None:
+def _put_back_after(parts: list[nn.Module], call: object) -> None:
+    """Puts the buffers of modules back of which this was the last call; goes on where it was interrupted."""
     with _saved_lock, torch.no_grad():
-        saved = _saved[id(part)]
-        saved.n_calls -= 1
-        if saved.n_calls == 0:
-            del _saved[id(part)]
-            for name, buffer, value, version in saved.buffers:
-                part._buffers[name] = buffer
-                _put_back(buffer, value, version)
+        for part in parts:
+            saved = _saved.get(id(part))
+            if saved is None or call not in saved.calls:
+                continue
+            if saved.calls == {call}:
+                for name, buffer, value, version in saved.buffers:
+                    part._buffers[name] = buffer
+                    _put_back(buffer, value, version)
+                del _saved[id(part)]
+            saved.calls.discard(call)
 
 
 def _put_back(buffer: torch.Tensor, value: torch.Tensor, version: int) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel.scatter_gather import scatter
 
 from igfast.errors import LayerError
+from igfast.model.hooks import hooked
 from igfast.request.inputs import describe
 
 Values = tuple[Tensor, ...]
@@ -54,21 +55,12 @@ class LayerTap:
     @contextmanager
     def attached(self) -> Iterator[LayerTap]:
         """Hooks the layers for the block, and removes the hooks afterwards, whatever happens."""
-        handles: list[Any] = []
-        try:
-            for index, layer in enumerate(self._layers):
-                if self._at_input:
-                    handles.append(
-                        layer.register_forward_pre_hook(lambda _, args, index=index: self._respond(index, args))
-                    )
-                else:
-                    handles.append(
-                        layer.register_forward_hook(lambda _, _args, out, index=index: self._respond(index, out))
-                    )
+
+        def hook_of(index: int) -> Callable[..., Any]:
+            return lambda _, *values: self._respond(index, values[-1])  # what goes in, or comes out
+
+        with hooked(self._layers, list(map(hook_of, range(len(self._layers)))), before=self._at_input):
             yield self
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def read(self, call: Callable[[], Any], stops: bool = False) -> tuple[list[Values], Any]:
         """Runs the forward pass `call`; returns what each layer took in or gave out, and the output.

@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 
 from igfast import ops
 from igfast.errors import IgfastError, warn
+from igfast.interrupts import must_pass
 from igfast.lean import Execution, why_not_lean
-from igfast.memory.recovery import is_out_of_memory
 from igfast.memory.scope import MemoryUse
 from igfast.model.channels_last import may_be_channels_last
 from igfast.model.facts import Facts, discover, key_of, plain_bytes, remembered
@@ -372,7 +372,7 @@ class _RefusesLayoutError(RowsDependError):
 
 def _refusal(error: Exception, plan: ChunkPlan) -> RowsDependError | None:
     """Returns why a model that took the caller's own call refuses a chunk; None for errors with other causes."""
-    if isinstance(error, (RowsDependError, IgfastError, Warning)) or is_out_of_memory(error):
+    if isinstance(error, (RowsDependError, IgfastError, Warning)) or must_pass(error):
         return None  # a warning is an error where the user has it so
     if plan.channels_last:  # the model may call `view` on its input
         return _RefusesLayoutError()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from igfast.errors import ArgumentError, LayerError, warn
-from igfast.memory.recovery import is_out_of_memory
+from igfast.interrupts import must_pass
 from igfast.memory.scope import MemoryUse
 from igfast.model.forward import ForwardFunction, copied
 from igfast.model.independence import distance
@@ -144,7 +144,7 @@ def _are_side_by_side(evaluator: FromLayer) -> bool:
         together = evaluator.output(ends, example)
         apart = [evaluator.output(tuple(e[i : i + 1] for e in ends), example[:1]) for i in range(2)]
     except Exception as error:  # a model may raise anything for rows that it was not given
-        if is_out_of_memory(error):
+        if must_pass(error):
             raise
         return False
     outputs = torch.cat([evaluator.comparable(one) for one in apart])
