@@ -13,7 +13,7 @@ MODULES = {
 # From the top down: a package imports those after it, and itself.
 ORDER = (
     *("cli", "alibi", "diagnosis", "viz", "baselines", "patching", "llm", "attr", "explanation", "run", "model"),
-    *("request", "lean", "memory", "rng", "ops", "packages", "errors"),
+    *("request", "lean", "interrupts", "memory", "function_mode", "rng", "ops", "packages", "errors"),
 )
 BESIDE = {"alibi", "diagnosis", "viz", "baselines"}  # stand side by side: none imports another
 

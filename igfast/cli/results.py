@@ -15,6 +15,7 @@ import igfast
 from igfast.cli.images import pixels_in
 from igfast.errors import CommandError, ExplanationFileError
 from igfast.explanation import Explanation
+from igfast.viz.figures import rows_of
 
 _KEYS: dict[str, Callable[[Explanation], float]] = {
     "name": lambda _: 0.0,
@@ -44,7 +45,7 @@ def folder_page(folder: Path, page: Path, title: str, sort: str) -> tuple[str, i
     for file in files:
         try:
             explanation = Explanation.load(file)
-            keys[file] = _KEYS[sort](explanation), len(explanation.predictions)
+            keys[file] = _KEYS[sort](explanation), rows_of(explanation)
         except ExplanationFileError as error:
             print(error, file=sys.stderr)
     if not keys:
@@ -55,11 +56,11 @@ def folder_page(folder: Path, page: Path, title: str, sort: str) -> tuple[str, i
         for file in shown:
             yield _as_shown(Explanation.load(file))
 
-    names = {file: str(file.relative_to(folder).with_suffix("")) for file in shown}
-    titles = [
-        names[f] if n == 1 else f"{names[f]}, {i}" for f in shown for i, n in enumerate([keys[f][1]] * keys[f][1])
-    ]
-    links = [_beside(file, page) for file in shown for _ in range(keys[file][1])]
+    titles, links = [], []
+    for file in shown:
+        name, n_examples = str(file.relative_to(folder).with_suffix("")), keys[file][1]
+        titles += [name] if n_examples == 1 else [f"{name}, {number}" for number in range(n_examples)]
+        links += [_beside(file, page)] * n_examples
     return igfast.viz.gallery(loaded(), titles=titles, links=links, title=title), len(files) - len(keys)
 
 

@@ -69,8 +69,7 @@ class Explanation:
         """Returns the attributions as a DataFrame: a row for each example, and a column for each feature.
 
         Columns have the feature names, or numbers. Tokens have the sums over the embedding's dimensions, and columns
-        with their places. Of several inputs or layers, the columns stand side by side, under
-        the number of the input.
+        with their places. Of several inputs or layers, the columns stand side by side, under the number of each.
 
         Raises:
             InputError: attributions with more dimensions, as of images.

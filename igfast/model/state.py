@@ -98,7 +98,7 @@ def failure_leaves_no_hooks(forward_func: Callable[..., Any]) -> Iterator[None]:
         yield
     except BaseException:
         for part in parts_behind(forward_func):
-            for hooks in (getattr(part, name) for name in _HOOKS):
+            for hooks in (getattr(part, name, None) or {} for name in _HOOKS):  # TorchScript may lack some
                 for number in [n for n, hook in list(hooks.items()) if n >= first_new and not is_igfasts(hook)]:
                     hooks.pop(number, None)
         raise
