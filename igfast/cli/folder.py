@@ -37,6 +37,12 @@ class Job:
     picture: Path
 
 
+def files_in(folder: Path) -> list[Path]:
+    """Returns the files below a folder in the order of their names, without hidden ones."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+
+
 def jobs_of(paths: Sequence[Path], out: Path, endings: Sequence[str]) -> list[Job]:
     """Returns the jobs for files and folders; of folders, all files but hidden ones and those in `out`.
 
@@ -52,11 +58,9 @@ def jobs_of(paths: Sequence[Path], out: Path, endings: Sequence[str]) -> list[Jo
             raise CommandError(f"there is no file or folder {path}")
         if path.is_dir() and (path.resolve() == out.resolve() or out.resolve() in path.resolve().parents):
             raise CommandError(f"--out must be another folder than that of the files; got {out}")
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        for file in files:
+        for file in files_in(path) if path.is_dir() else [path]:
             relative = file.relative_to(path) if path.is_dir() else Path(file.name)
-            hidden = any(part.startswith(".") for part in relative.parts)
-            if not path.is_dir() or not (hidden or out.resolve() in file.resolve().parents):
+            if not path.is_dir() or out.resolve() not in file.resolve().parents:
                 found.setdefault(file.resolve(), relative)
     if not found:
         raise CommandError(f"there is no file in {', '.join(map(str, paths))}; {', '.join(endings)} are explained")

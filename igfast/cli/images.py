@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import igfast
+from igfast.cli.folder import files_in
 from igfast.cli.models import check_target, digest, digest_of_state, numbers_of, target_of
 from igfast.errors import CommandError
 from igfast.explanation import Explanation
@@ -134,7 +135,7 @@ def images_in(paths: Sequence[Path]) -> list[Path]:
     """Returns image files, and those in folders; raises CommandError if a folder has none."""
     found: list[Path] = []
     for path in paths:
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS) if path.is_dir() else [path]
+        files = [f for f in files_in(path) if f.suffix.lower() in ENDINGS] if path.is_dir() else [path]
         if not files:
             raise CommandError(f"there is no image in {path}; {', '.join(ENDINGS)} are read")
         found += files

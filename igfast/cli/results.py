@@ -12,6 +12,7 @@ from urllib.parse import quote
 import torch
 
 import igfast
+from igfast.cli.folder import files_in
 from igfast.cli.images import pixels_in
 from igfast.errors import CommandError, ExplanationFileError
 from igfast.explanation import Explanation
@@ -40,7 +41,7 @@ def folder_page(folder: Path, page: Path, title: str, sort: str) -> tuple[str, i
     """
     if sort not in _KEYS:
         raise CommandError(f"--sort must be one of {', '.join(_KEYS)}; got {sort!r}")
-    files = [file for file in sorted(folder.rglob("*.safetensors")) if not file.name.startswith(".")]
+    files = [file for file in files_in(folder) if file.suffix == ".safetensors"]
     keys: dict[Path, tuple[float, int]] = {}
     for file in files:
         try:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from igfast.errors import ArgumentError, ArgumentTypeError, ConvergenceWarning, InputTypeError, warn
-from igfast.explanation.result import Explanation
+from igfast.explanation.result import Explanation, classes_of
 from igfast.model.modules import device_of, floating_dtype, modules_behind
 from igfast.request.model_inputs import AtLayer
 from igfast.request.several_baselines import Baselines
@@ -79,7 +79,7 @@ class Explains:
             feature_names = list(map(str, bound["inputs"].columns))
         given = tensors_of(self.forward_func, bound)
         names = _checked_names(feature_names, given["inputs"])
-        target_names = _names_by_class(target_names)
+        class_names = _names_by_class(target_names)
         asks_delta = "return_convergence_delta" in inspect.signature(self.attribute).parameters
         asked = {"return_convergence_delta": True} if asks_delta else {}
         attributions, *delta, report = self.attribute(**given, **asked, return_report=True)
@@ -105,7 +105,7 @@ class Explains:
             report=replace(report, ends=None),  # they are the predictions
             meta=self._igfast_meta(given),
             feature_names=names,
-            target_names=_of_classes(target_names, given.get("target")),
+            target_names={c: class_names[c] for c in classes_of(given.get("target")) if c in class_names} or None,
         )
 
     def _igfast_bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -132,7 +132,9 @@ class Explains:
             "model": _name_of(self.forward_func),
             "averaged_over": given["baselines"].n_each if isinstance(given["baselines"], Baselines) else None,
             "baselines_at_layer": isinstance(given["baselines"], AtLayer),
-            "layer": ", ".join(_layer_name(layer, self.forward_func) for layer in as_list(layers)),
+            "layer": ", ".join(
+                _layer_name(layer, self.forward_func) for layer in (layers if isinstance(layers, list) else [layers])
+            ),
             "versions": {name: version(name) for name in ("igfast", "torch", "captum")},
         }
 
@@ -198,11 +200,6 @@ def _detached(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else type(value)(map(_detached, value))
 
 
-def as_list(value: Any) -> list[Any]:
-    """Returns a list as it is, and anything else as a list of one."""
-    return value if isinstance(value, list) else [value]
-
-
 def _layer_name(layer: nn.Module, forward_func: Any) -> str:
     """Returns a layer's name in its model, and its class; the class alone where the model is not seen."""
     for module in modules_behind(_unwrapped(forward_func)):
@@ -256,9 +253,3 @@ def _names_by_class(names: Any) -> dict[int, str]:
     if not found or not is_fit:
         raise ArgumentError(f"target_names must be a list of texts, or a dict from numbers to texts; got {names!r}")
     return found
-
-
-def _of_classes(names: Mapping[int, str], target: Any) -> dict[int, str] | None:
-    """Returns the names of the classes that a target names."""
-    classes = target.flatten().tolist() if isinstance(target, Tensor) else as_list(target)
-    return {int(c): names[int(c)] for c in classes if isinstance(c, int) and int(c) in names} or None

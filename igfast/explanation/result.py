@@ -270,11 +270,16 @@ def target_of(explanation: Explanation, row: int, n_rows: int) -> Any:
     return int(target) if isinstance(target, Tensor) else target
 
 
+def classes_of(target: Any) -> list[int]:
+    """Returns the numbers of the classes in a target, each once; none for places of several indices."""
+    given = target.flatten().tolist() if isinstance(target, Tensor) else target
+    listed = given if isinstance(given, list) else [given]
+    return list(dict.fromkeys(int(c) for c in listed if isinstance(c, int)))
+
+
 def named_target(target: Any, names: Mapping[int, str] | None) -> str:
     """Returns a target as text, with the names of its classes that are known."""
-    given = target.flatten().tolist() if isinstance(target, Tensor) else target
-    classes = dict.fromkeys(c for c in (given if isinstance(given, list) else [given]) if isinstance(c, int))
-    known = ", ".join(names[c] for c in classes if c in names) if names else ""
+    known = ", ".join(names[c] for c in classes_of(target) if c in names) if names else ""
     return f"{_short(target)} ({_short(known)})" if known else _short(target)
 
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 from torch import Tensor
 
-from igfast.errors import ArgumentError, InputError
+from igfast.errors import ArgumentError
 from igfast.explanation import Explanation
 from igfast.viz.figures import check_explanation, described_target, rows_of
-from igfast.viz.page import address_of, rendered
-from igfast.viz.plot import kind_of, plot
-from igfast.viz.texts import text_html, tokens_of
+from igfast.viz.page import SIGNS, pictures_of, rendered
 
 _DPI = 70  # of the small pictures
 
@@ -86,20 +83,4 @@ def _cards(
         check_explanation(explanation)
         for row in range(rows_of(explanation)):
             target = described_target(explanation, row)
-            try:
-                yield target, *_drawn(explanation, row, target, picture)
-            except (ArgumentError, InputError) as error:
-                yield target, (), f"<p>No picture: {escape(str(error))}.</p>"
-
-
-def _drawn(
-    explanation: Explanation, row: int, target: str, picture: Callable[[Tensor], Any] | None
-) -> tuple[tuple[tuple[str, str], ...], str]:
-    kind = kind_of(explanation)
-    if kind == "text":
-        return (), text_html(tokens_of(explanation, row=row, title=""))
-    options: dict[str, Any] = {"row": row, "title": ""}
-    if kind == "image":
-        options |= {"panels": ["overlay"], "picture": picture and picture(explanation.inputs[row])}
-    figure = plot(explanation, **options)
-    return ((address_of(figure, _DPI), f"Green speaks for, red against {target}"),), ""
+            yield target, *pictures_of(explanation, row, {"overlay": SIGNS}, picture, _DPI)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_EXAMPLES = 50
+SIGNS = "Green speaks for, red against"
 _PANELS = {
     "input": "The image for",
-    "overlay": "Green speaks for, red against",
+    "overlay": SIGNS,
     "outlines": "Outlines of what speaks most for and against",
 }
 
@@ -114,30 +115,39 @@ def _values(
 
 
 def _example(explanation: Explanation, row: int, picture: Callable[[Tensor], Any] | None) -> _Example:
-    target = described_target(explanation, row)
-    title = f"Example {row}: {target}"
+    title = f"Example {row}: {described_target(explanation, row)}"
+    return _Example(title, *pictures_of(explanation, row, _PANELS, picture))
+
+
+def pictures_of(
+    explanation: Explanation,
+    row: int,
+    panels: Mapping[str, str],
+    picture: Callable[[Tensor], Any] | None,
+    dpi: int = 110,
+) -> tuple[tuple[tuple[str, str], ...], str]:
+    """Returns the pictures of an example, as data addresses with what they show, and HTML: a text's words in colour.
+
+    Of an image, there is a picture for each of the panels. Where there is none, the HTML says why.
+    """
     try:
-        return _drawn(explanation, row, title, target, picture)
+        kind = kind_of(explanation)
+        if kind == "text":
+            return (), text_html(tokens_of(explanation, row=row, title=""))
+        if kind == "image":
+            shown = picture(explanation.inputs[row]) if picture is not None else None
+            figures = [plot(explanation, row=row, title="", picture=shown, panels=[panel]) for panel in panels]
+            said = list(panels.values())
+        else:
+            figures, said = [plot(explanation, row=row, title="")], [SIGNS]
     except (ArgumentError, InputError) as error:
-        return _Example(title, (), f"<p>No picture: {escape(str(error))}.</p>")
+        return (), f"<p>No picture: {escape(str(error))}.</p>"
+    target = described_target(explanation, row)
+    addresses = [_address(figure, dpi) for figure in figures]
+    return tuple((address, f"{what} {target}") for address, what in zip(addresses, said, strict=True)), ""
 
 
-def _drawn(
-    explanation: Explanation, row: int, title: str, target: str, picture: Callable[[Tensor], Any] | None
-) -> _Example:
-    kind = kind_of(explanation)
-    if kind == "text":
-        return _Example(title, (), text_html(tokens_of(explanation, row=row, title="")))
-    if kind == "image":
-        shown = picture(explanation.inputs[row]) if picture is not None else None
-        figures = [plot(explanation, row=row, title="", picture=shown, panels=[panel]) for panel in _PANELS]
-        pictures = [(figure, f"{what} {target}") for figure, what in zip(figures, _PANELS.values(), strict=True)]
-    else:
-        pictures = [(plot(explanation, row=row, title=""), f"Green speaks for, red against {target}")]
-    return _Example(title, tuple((address_of(figure), what) for figure, what in pictures), "")
-
-
-def address_of(figure: Figure, dpi: int = 110) -> str:
+def _address(figure: Figure, dpi: int) -> str:
     """Returns a figure as the address of a PNG that holds the picture itself."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=dpi, format="png")
